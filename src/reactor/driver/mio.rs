@@ -1,0 +1,1 @@
+//! The readiness driver: epoll or kqueue, through mio.

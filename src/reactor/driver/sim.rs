@@ -1,0 +1,3 @@
+//! The simulated driver.
+
+pub(crate) struct SimSocket;

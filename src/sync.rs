@@ -1,0 +1,1 @@
+//! Atomics and locks, from std or, under `cfg(loom)`, from loom.

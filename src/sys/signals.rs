@@ -1,0 +1,1 @@
+//! Signal dispositions, saved and restored.

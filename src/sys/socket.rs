@@ -1,0 +1,3 @@
+//! Sockets: the one door to socket2.
+
+pub(crate) struct Socket;
