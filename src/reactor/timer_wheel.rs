@@ -1,1 +1,553 @@
-//! Deadlines.
+//! Deadlines: which of a shard's timers are due, and how long the loop may sleep. Does not read the clock,
+//! and never runs or drops what a timer carries: it hands values back.
+//!
+//! A hierarchical wheel (Varghese & Lauck 1987, scheme 7) of 1 ms ticks. The first level has a slot per tick
+//! for the next 1,023 ticks, so timers up to a second away never move; six more levels of 64 slots reach
+//! beyond what 64 bits of nanoseconds can say. A timer's tick is its deadline rounded up.
+//!
+//! The wheel only sorts timers into ticks. When a tick comes up, its timers move to a small heap, `near`,
+//! which orders them by exact deadline. So what fires, and in which order, is exact to the nanosecond; the
+//! tick decides only how long a sleeping loop may lie in: see [`TimerWheel::next_deadline`].
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::{Duration, Instant};
+
+/// The timers of one shard, each carrying a `T`.
+///
+/// `insert`, `cancel` and `reset` are O(1) for timers beyond the current tick, and O(log n) in the number of
+/// timers of the current tick. Nothing is allocated per timer once the table has grown; a timer takes
+/// 32 bytes + `Option<T>`. The table does not shrink.
+///
+/// # Order
+/// Timers fire by deadline, and those with one deadline in the order in which they were armed (inserted or
+/// last reset). A deadline that has already passed when it is armed counts as the time of the latest
+/// [`begin_expiry`](Self::begin_expiry), so it comes after all that were due before it: no stream of late
+/// timers can starve the others.
+pub(crate) struct TimerWheel<T> {
+    start: Instant,
+    /// What the current pass may fire: what comes before this.
+    pass: Rank,
+    /// The tick that holds `pass.deadline_ns`: the wheel turns no further.
+    pass_tick: u64,
+    /// All timers of this tick and earlier are in `near`, all others in the lists. At most `pass_tick`.
+    current_tick: u64,
+    /// Never later than the first tick after `current_tick` at which a list has to be emptied.
+    next_event_tick: u64,
+    next_sequence: u64,
+    /// Timers of the current tick. Cancelling leaves an entry behind, told from a live one by its sequence.
+    near: BinaryHeap<Reverse<Near>>,
+    stale_near: usize,
+    lists: Lists,
+    slots: Slots<T>,
+}
+
+/// Names one timer for ever: once the timer has fired or was cancelled, its key finds nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TimerKey {
+    index: u32,
+    generation: u32,
+}
+
+/// `now + delay`, or about a century from `now` if that is sooner: nobody waits that long, and no arithmetic
+/// on the result overflows.
+pub(crate) fn deadline_after(now: Instant, delay: Duration) -> Instant {
+    saturating_add(now, delay.min(CENTURY))
+}
+
+impl<T> TimerWheel<T> {
+    /// A wheel whose time begins at `start`; deadlines before that count as `start`.
+    pub(crate) fn new(start: Instant) -> Self {
+        TimerWheel {
+            start,
+            pass: Rank { deadline_ns: 0, sequence: 0 },
+            pass_tick: 0,
+            current_tick: 0,
+            next_event_tick: u64::MAX,
+            next_sequence: 0,
+            near: BinaryHeap::new(),
+            stale_near: 0,
+            lists: Lists::new(),
+            slots: Slots::new(),
+        }
+    }
+
+    /// Arms a timer. A `deadline` in the past is due in the next pass, one beyond about 584 years never.
+    ///
+    /// # Panics
+    /// Panics at 2^32 - 1 timers.
+    pub(crate) fn insert(&mut self, deadline: Instant, value: T) -> TimerKey {
+        let rank = self.next_rank(deadline);
+        let index = self.slots.take_vacant();
+        let slot = self.slots.get_mut(index);
+        slot.value = Some(value);
+        slot.rank = rank;
+        let key = TimerKey { index, generation: slot.generation };
+        self.place(index, rank);
+        key
+    }
+
+    /// Disarms a timer and gives its value back, to be dropped where no borrow is held. `None` if it has
+    /// fired or was cancelled. Works as well on a timer that is due and waits for its turn in a pass.
+    pub(crate) fn cancel(&mut self, key: TimerKey) -> Option<T> {
+        self.slots.find(key)?;
+        self.unplace(key.index);
+        self.slots.vacate(key.index)
+    }
+
+    /// Gives a timer another deadline, earlier or later, as if it had been inserted anew under the same key:
+    /// a timer that is reset while it waits for its turn in a pass leaves that pass. False if it has fired or
+    /// was cancelled.
+    pub(crate) fn reset(&mut self, key: TimerKey, deadline: Instant) -> bool {
+        let Some(slot) = self.slots.find(key) else { return false };
+        let old_list = slot.list;
+        let rank = self.next_rank(deadline);
+        let tick = rank.tick();
+        // An idle timeout is pushed on with every message, mostly by less than its list is wide.
+        let stays = tick > self.current_tick && list_of(tick, self.current_tick).0 == old_list;
+        if !stays {
+            self.unplace(key.index);
+        }
+        self.slots.get_mut(key.index).rank = rank;
+        if !stays {
+            self.place(key.index, rank);
+        }
+        true
+    }
+
+    /// When the timer is due. `None` if it has fired or was cancelled.
+    pub(crate) fn deadline(&self, key: TimerKey) -> Option<Instant> {
+        self.slots.find(key).map(|slot| self.instant(slot.rank.deadline_ns))
+    }
+
+    /// Whether the timer is still to fire.
+    pub(crate) fn contains(&self, key: TimerKey) -> bool {
+        self.slots.find(key).is_some()
+    }
+
+    /// How many timers are still to fire.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.occupied
+    }
+
+    /// All timers still to fire, in firing order. For introspection: walks the whole table.
+    pub(crate) fn deadlines(&self) -> Vec<(TimerKey, Instant)> {
+        let in_order = self.slots.in_firing_order();
+        in_order.into_iter().map(|(rank, key)| (key, self.instant(rank.deadline_ns))).collect()
+    }
+
+    /// How long the loop may sleep; `None` for ever.
+    ///
+    /// Never later than the earliest deadline rounded up to the tick, and not in the future while a timer is
+    /// due. Exact (rounded up) for deadlines up to a second away. For later ones it may be sooner, when the
+    /// timer has to move to a finer level; such wake-ups with nothing to fire number at most 1 for a delay up
+    /// to 64 s, 2 up to 69 min, 3 up to 3 days, 4 up to 6 months and 6 for any delay, and timers close
+    /// together share them.
+    pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
+        if let Some(near) = self.first_near() {
+            let due = near.rank.deadline_ns <= self.pass.deadline_ns;
+            let wake_ns = if due { near.rank.deadline_ns } else { tick_ns(near.rank.tick()) };
+            return Some(self.instant(wake_ns));
+        }
+        self.next_event_tick = self.lists.next_event_tick(self.current_tick);
+        (self.next_event_tick != u64::MAX).then(|| self.instant(tick_ns(self.next_event_tick)))
+    }
+
+    /// Begins a pass: from now on [`pop_expired`](Self::pop_expired) yields the timers that are armed at this
+    /// moment and whose deadline is `now` or earlier. What is armed later, a zero delay included, waits for
+    /// the next pass. What an unfinished pass has left comes first in this one. `now` never goes back.
+    pub(crate) fn begin_expiry(&mut self, now: Instant) {
+        // The clamp keeps "never" out of reach.
+        let now_ns = self.nanoseconds(now).min(NEVER_NS - 1).max(self.pass.deadline_ns);
+        self.pass = Rank { deadline_ns: now_ns, sequence: self.next_sequence };
+        self.pass_tick = self.pass.tick();
+    }
+
+    /// Takes the next timer of the pass; `None` when the pass is over. The work of one call is bounded by the
+    /// timers of one tick and of the coarse lists that open with it, also after a long stall.
+    pub(crate) fn pop_expired(&mut self) -> Option<T> {
+        let near = self.first_near()?;
+        // All that was armed since the pass began ranks behind it: later deadline, or the same and a later
+        // sequence. So the first one that may not fire ends the pass.
+        if near.rank >= self.pass {
+            return None;
+        }
+        self.near.pop();
+        self.slots.vacate(near.index)
+    }
+
+    /// Disarms every timer and gives the values back, in firing order.
+    pub(crate) fn drain_all(&mut self) -> Vec<T> {
+        let in_order = self.slots.in_firing_order();
+        self.lists = Lists::new();
+        self.near.clear();
+        self.stale_near = 0;
+        in_order.into_iter().filter_map(|(_, key)| self.slots.vacate(key.index)).collect()
+    }
+
+    /// The least timer, provided it belongs to a tick that the pass has reached.
+    #[inline]
+    fn first_near(&mut self) -> Option<Near> {
+        loop {
+            match self.near.peek() {
+                Some(&Reverse(near)) if self.slots.is_live(near) => return Some(near),
+                Some(_) => {
+                    self.near.pop();
+                    self.stale_near -= 1;
+                }
+                None if self.pass_tick < self.next_event_tick => {
+                    self.current_tick = self.pass_tick;
+                    return None;
+                }
+                None => self.turn_wheel(),
+            }
+        }
+    }
+
+    /// Goes on to the next tick that has something in its list, or to the end of the pass.
+    fn turn_wheel(&mut self) {
+        self.next_event_tick = self.lists.next_event_tick(self.current_tick);
+        if self.pass_tick < self.next_event_tick {
+            return;
+        }
+        self.current_tick = self.next_event_tick;
+        for level in 0..LEVELS {
+            if self.current_tick.trailing_zeros() < shift(level) {
+                break;
+            }
+            // What is placed below lands in `near` or in a list of a finer level that lies ahead.
+            let mut index = self.lists.take(list_at(level, self.current_tick));
+            while index != NO_SLOT {
+                let slot = self.slots.get(index);
+                let (next, rank) = (slot.next, slot.rank);
+                self.place(index, rank);
+                index = next;
+            }
+        }
+    }
+
+    #[inline]
+    fn next_rank(&mut self, deadline: Instant) -> Rank {
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        Rank { deadline_ns: self.nanoseconds(deadline).max(self.pass.deadline_ns), sequence }
+    }
+
+    #[inline]
+    fn place(&mut self, index: u32, rank: Rank) {
+        let tick = rank.tick();
+        if tick <= self.current_tick {
+            self.slots.get_mut(index).list = NEAR;
+            self.near.push(Reverse(Near { rank, index }));
+            return;
+        }
+        let (list, event_tick) = list_of(tick, self.current_tick);
+        self.next_event_tick = self.next_event_tick.min(event_tick);
+        let next = self.lists.push(list, index);
+        let slot = self.slots.get_mut(index);
+        slot.list = list;
+        slot.next = next;
+        slot.previous = NO_SLOT;
+        if next != NO_SLOT {
+            self.slots.get_mut(next).previous = index;
+        }
+    }
+
+    #[inline]
+    fn unplace(&mut self, index: u32) {
+        let slot = self.slots.get_mut(index);
+        let (list, next, previous) = (slot.list, slot.next, slot.previous);
+        if list == NEAR {
+            slot.rank.sequence = STALE;
+            self.note_stale();
+            return;
+        }
+        if next != NO_SLOT {
+            self.slots.get_mut(next).previous = previous;
+        }
+        if previous != NO_SLOT {
+            self.slots.get_mut(previous).next = next;
+        } else {
+            self.lists.set_first(list, next);
+        }
+    }
+
+    /// Keeps what cancelled timers leave in `near` below what the live ones take.
+    fn note_stale(&mut self) {
+        self.stale_near += 1;
+        if self.stale_near > STALE_KEPT && self.stale_near > self.near.len() / 2 {
+            let slots = &self.slots;
+            self.near.retain(|Reverse(near)| slots.is_live(*near));
+            self.stale_near = 0;
+        }
+    }
+
+    #[inline]
+    fn nanoseconds(&self, instant: Instant) -> u64 {
+        u64::try_from(instant.saturating_duration_since(self.start).as_nanos()).unwrap_or(NEVER_NS)
+    }
+
+    fn instant(&self, nanoseconds: u64) -> Instant {
+        saturating_add(self.start, Duration::from_nanos(nanoseconds))
+    }
+}
+
+/// The firing order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    deadline_ns: u64,
+    sequence: u64,
+}
+
+impl Rank {
+    #[inline]
+    fn tick(self) -> u64 {
+        self.deadline_ns.div_ceil(TICK_NS)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Near {
+    rank: Rank,
+    index: u32,
+}
+
+/// The heads of the wheel's lists, finest level first, and one bit for each that is not empty.
+struct Lists {
+    first: [u32; LISTS],
+    occupied: [u64; LISTS / 64],
+}
+
+impl Lists {
+    fn new() -> Self {
+        Lists { first: [NO_SLOT; LISTS], occupied: [0; LISTS / 64] }
+    }
+
+    /// Puts a slot in front and returns the one that was there.
+    #[inline]
+    fn push(&mut self, list: u32, index: u32) -> u32 {
+        self.occupied[list as usize / 64] |= 1 << (list % 64);
+        std::mem::replace(&mut self.first[list as usize], index)
+    }
+
+    #[inline]
+    fn set_first(&mut self, list: u32, index: u32) {
+        self.first[list as usize] = index;
+        if index == NO_SLOT {
+            self.occupied[list as usize / 64] &= !(1 << (list % 64));
+        }
+    }
+
+    fn take(&mut self, list: u32) -> u32 {
+        let first = self.first[list as usize];
+        self.set_first(list, NO_SLOT);
+        first
+    }
+
+    /// The first tick after `current_tick` at which a list has to be emptied, `u64::MAX` if all are empty. A
+    /// level's list for the present is always empty, so every bit found lies ahead, less than a round away.
+    fn next_event_tick(&self, current_tick: u64) -> u64 {
+        let fine = self.next_occupied_tick(current_tick).unwrap_or(u64::MAX);
+        (1..LEVELS).fold(fine, |earliest, level| {
+            let after = (current_tick >> shift(level)) + 1;
+            let occupied =
+                self.occupied[FINE_LISTS / 64 + level as usize - 1].rotate_right(after as u32 % 64);
+            if occupied == 0 {
+                return earliest;
+            }
+            earliest.min((after + u64::from(occupied.trailing_zeros())) << shift(level))
+        })
+    }
+
+    fn next_occupied_tick(&self, current_tick: u64) -> Option<u64> {
+        let from = (current_tick + 1) as usize % FINE_LISTS;
+        let from_bit = !0 << (from % 64);
+        // The word where the search begins comes up twice: its upper part first, its lower part last.
+        for step in 0..=FINE_LISTS / 64 {
+            let word = (from / 64 + step) % (FINE_LISTS / 64);
+            let part = match step {
+                0 => from_bit,
+                LAST_STEP => !from_bit,
+                _ => !0,
+            };
+            let occupied = self.occupied[word] & part;
+            if occupied != 0 {
+                let list = word * 64 + occupied.trailing_zeros() as usize;
+                return Some(current_tick + 1 + (list.wrapping_sub(from) % FINE_LISTS) as u64);
+            }
+        }
+        None
+    }
+}
+
+/// Where a timer of `tick` belongs as seen from `current_tick`, which is earlier, and the tick at which that
+/// list has to be emptied.
+#[inline]
+fn list_of(tick: u64, current_tick: u64) -> (u32, u64) {
+    if tick - current_tick < FINE_LISTS as u64 {
+        return (list_at(0, tick), tick);
+    }
+    let mut level = 1;
+    // Ends: at the coarsest level no two ticks are 64 lists apart.
+    while (tick >> shift(level)) - (current_tick >> shift(level)) >= 64 {
+        level += 1;
+    }
+    (list_at(level, tick), tick >> shift(level) << shift(level))
+}
+
+#[inline]
+fn list_at(level: u32, tick: u64) -> u32 {
+    match level {
+        0 => tick as u32 % FINE_LISTS as u32,
+        _ => FINE_LISTS as u32 + (level - 1) * 64 + (tick >> shift(level)) as u32 % 64,
+    }
+}
+
+/// A level's lists are 2^shift ticks wide.
+#[inline]
+const fn shift(level: u32) -> u32 {
+    match level {
+        0 => 0,
+        _ => FINE_LISTS.trailing_zeros() + (level - 1) * 6,
+    }
+}
+
+/// The table of timers. Pages, because growing one vector would stop the shard to copy a million timers.
+struct Slots<T> {
+    pages: Vec<Box<[Slot<T>; PAGE_SLOTS]>>,
+    vacant: u32,
+    occupied: usize,
+}
+
+struct Slot<T> {
+    value: Option<T>,
+    rank: Rank,
+    /// The next in the list, or the next vacant slot.
+    next: u32,
+    previous: u32,
+    generation: u32,
+    list: u32,
+}
+
+impl<T> Slots<T> {
+    fn new() -> Self {
+        Slots { pages: Vec::new(), vacant: NO_SLOT, occupied: 0 }
+    }
+
+    #[inline]
+    fn get(&self, index: u32) -> &Slot<T> {
+        &self.pages[index as usize / PAGE_SLOTS][index as usize % PAGE_SLOTS]
+    }
+
+    #[inline]
+    fn get_mut(&mut self, index: u32) -> &mut Slot<T> {
+        &mut self.pages[index as usize / PAGE_SLOTS][index as usize % PAGE_SLOTS]
+    }
+
+    #[inline]
+    fn find(&self, key: TimerKey) -> Option<&Slot<T>> {
+        let slot = self.pages.get(key.index as usize / PAGE_SLOTS)?.get(key.index as usize % PAGE_SLOTS)?;
+        (slot.generation == key.generation && slot.value.is_some()).then_some(slot)
+    }
+
+    /// Whether the slot is still armed as it was when `near` was made: every arming has its own sequence.
+    #[inline]
+    fn is_live(&self, near: Near) -> bool {
+        self.get(near.index).rank.sequence == near.rank.sequence
+    }
+
+    #[inline]
+    fn take_vacant(&mut self) -> u32 {
+        if self.vacant == NO_SLOT {
+            self.grow();
+        }
+        let index = self.vacant;
+        self.vacant = self.get(index).next;
+        self.occupied += 1;
+        index
+    }
+
+    /// Takes the value out and makes its key find nothing any more.
+    #[inline]
+    fn vacate(&mut self, index: u32) -> Option<T> {
+        let vacant = self.vacant;
+        let slot = self.get_mut(index);
+        let value = slot.value.take();
+        slot.next = vacant;
+        // A slot that has used up its generations is left unused: a key is never given out twice.
+        let next_generation = slot.generation.checked_add(1);
+        if let Some(generation) = next_generation {
+            slot.generation = generation;
+            self.vacant = index;
+        }
+        self.occupied -= 1;
+        value
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let first = self.pages.len() * PAGE_SLOTS;
+        assert!(first + PAGE_SLOTS <= NO_SLOT as usize, "more than 2^32 timers");
+        let first = first as u32;
+        let last = first + PAGE_SLOTS as u32 - 1;
+        let page: Box<[Slot<T>]> = (first..=last)
+            .map(|index| Slot {
+                value: None,
+                rank: Rank { deadline_ns: 0, sequence: STALE },
+                next: if index == last { NO_SLOT } else { index + 1 },
+                previous: NO_SLOT,
+                generation: 0,
+                list: NEAR,
+            })
+            .collect();
+        let Ok(page) = page.try_into() else { unreachable!("the range is as long as a page") };
+        self.pages.push(page);
+        self.vacant = first;
+    }
+
+    fn in_firing_order(&self) -> Vec<(Rank, TimerKey)> {
+        let slots = self.pages.iter().flat_map(|page| page.iter()).enumerate();
+        let mut armed: Vec<_> = slots
+            .filter(|(_, slot)| slot.value.is_some())
+            .map(|(index, slot)| (slot.rank, TimerKey { index: index as u32, generation: slot.generation }))
+            .collect();
+        armed.sort_unstable_by_key(|(rank, _)| *rank);
+        armed
+    }
+}
+
+/// `instant + duration`, or as far in that direction as the platform's `Instant` can say.
+fn saturating_add(instant: Instant, duration: Duration) -> Instant {
+    let halved = std::iter::successors(Some(duration), |duration| Some(*duration / 2));
+    halved
+        .map_while(|step| (!step.is_zero()).then_some(step))
+        .find_map(|step| instant.checked_add(step))
+        .unwrap_or(instant)
+}
+
+const TICK_NS: u64 = 1_000_000;
+/// About 584 years after the wheel's start.
+const NEVER_NS: u64 = u64::MAX;
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+const FINE_LISTS: usize = 1024;
+const LEVELS: u32 = 7;
+const LISTS: usize = FINE_LISTS + (LEVELS as usize - 1) * 64;
+const LAST_STEP: usize = FINE_LISTS / 64;
+const _: () = assert!(
+    NEVER_NS.div_ceil(TICK_NS) >> shift(LEVELS - 1) < 64,
+    "the coarsest level reaches every tick there is"
+);
+
+const PAGE_SLOTS: usize = 256;
+const NO_SLOT: u32 = u32::MAX;
+/// In place of a list: the timer is in the heap of the current tick.
+const NEAR: u32 = u32::MAX;
+/// A sequence no arming ever has.
+const STALE: u64 = u64::MAX;
+const STALE_KEPT: usize = 64;
+
+#[inline]
+fn tick_ns(tick: u64) -> u64 {
+    tick.saturating_mul(TICK_NS)
+}
