@@ -5,8 +5,8 @@
 //! for the next 1,023 ticks, so timers up to a second away never move; six more levels of 64 slots reach
 //! beyond what 64 bits of nanoseconds can say. A timer's tick is its deadline rounded up.
 //!
-//! The wheel only sorts timers into ticks. When a tick comes up, its timers move to a small heap, `near`,
-//! which orders them by exact deadline. So what fires, and in which order, is exact to the nanosecond; the
+//! The wheel only sorts timers into ticks. When a tick comes up, its list is sorted by exact deadline; what is
+//! armed for that tick afterwards goes to a small heap beside it. So what fires, and in which order, is exact to the nanosecond; the
 //! tick decides only how long a sleeping loop may lie in: see [`TimerWheel::next_deadline`].
 
 use std::cmp::Reverse;
@@ -30,14 +30,18 @@ pub(crate) struct TimerWheel<T> {
     pass: Rank,
     /// The tick that holds `pass.deadline_ns`: the wheel turns no further.
     pass_tick: u64,
-    /// All timers of this tick and earlier are in `near`, all others in the lists. At most `pass_tick`.
+    /// All timers of this tick and earlier are in `sorted` and `added`, all others in the lists. At most
+    /// `pass_tick`.
     current_tick: u64,
     /// Never later than the first tick after `current_tick` at which a list has to be emptied.
     next_event_tick: u64,
     next_sequence: u64,
-    /// Timers of the current tick. Cancelling leaves an entry behind, told from a live one by its sequence.
-    near: BinaryHeap<Reverse<Near>>,
-    stale_near: usize,
+    /// The timers that the lists held for the current tick, the first to fire at the end. Cancelling leaves an
+    /// entry behind, here and in `added`, told from a live one by its sequence.
+    sorted: Vec<Near>,
+    /// The timers armed for the current tick since it began.
+    added: BinaryHeap<Reverse<Near>>,
+    stale: usize,
     lists: Lists,
     slots: Slots<T>,
 }
@@ -65,8 +69,9 @@ impl<T> TimerWheel<T> {
             current_tick: 0,
             next_event_tick: u64::MAX,
             next_sequence: 0,
-            near: BinaryHeap::new(),
-            stale_near: 0,
+            sorted: Vec::new(),
+            added: BinaryHeap::new(),
+            stale: 0,
             lists: Lists::new(),
             slots: Slots::new(),
         }
@@ -76,6 +81,7 @@ impl<T> TimerWheel<T> {
     ///
     /// # Panics
     /// Panics at 2^32 - 1 timers.
+    #[inline]
     pub(crate) fn insert(&mut self, deadline: Instant, value: T) -> TimerKey {
         let rank = self.next_rank(deadline);
         let index = self.slots.take_vacant();
@@ -89,6 +95,7 @@ impl<T> TimerWheel<T> {
 
     /// Disarms a timer and gives its value back, to be dropped where no borrow is held. `None` if it has
     /// fired or was cancelled. Works as well on a timer that is due and waits for its turn in a pass.
+    #[inline]
     pub(crate) fn cancel(&mut self, key: TimerKey) -> Option<T> {
         self.slots.find(key)?;
         self.unplace(key.index);
@@ -172,7 +179,7 @@ impl<T> TimerWheel<T> {
         if near.rank >= self.pass {
             return None;
         }
-        self.near.pop();
+        self.pop_near(near);
         self.slots.vacate(near.index)
     }
 
@@ -180,8 +187,9 @@ impl<T> TimerWheel<T> {
     pub(crate) fn drain_all(&mut self) -> Vec<T> {
         let in_order = self.slots.in_firing_order();
         self.lists = Lists::new();
-        self.near.clear();
-        self.stale_near = 0;
+        self.sorted.clear();
+        self.added.clear();
+        self.stale = 0;
         in_order.into_iter().filter_map(|(_, key)| self.slots.vacate(key.index)).collect()
     }
 
@@ -189,18 +197,33 @@ impl<T> TimerWheel<T> {
     #[inline]
     fn first_near(&mut self) -> Option<Near> {
         loop {
-            match self.near.peek() {
-                Some(&Reverse(near)) if self.slots.is_live(near) => return Some(near),
-                Some(_) => {
-                    self.near.pop();
-                    self.stale_near -= 1;
-                }
-                None if self.pass_tick < self.next_event_tick => {
+            let near = match (self.sorted.last(), self.added.peek()) {
+                (Some(&sorted), Some(&Reverse(added))) => sorted.min(added),
+                (Some(&near), None) | (None, Some(&Reverse(near))) => near,
+                (None, None) if self.pass_tick < self.next_event_tick => {
                     self.current_tick = self.pass_tick;
                     return None;
                 }
-                None => self.turn_wheel(),
+                (None, None) => {
+                    self.turn_wheel();
+                    continue;
+                }
+            };
+            if self.slots.is_live(near) {
+                return Some(near);
             }
+            self.pop_near(near);
+            self.stale -= 1;
+        }
+    }
+
+    /// Removes the least entry, which is `near`.
+    #[inline]
+    fn pop_near(&mut self, near: Near) {
+        if self.sorted.last() == Some(&near) {
+            self.sorted.pop();
+        } else {
+            self.added.pop();
         }
     }
 
@@ -215,15 +238,22 @@ impl<T> TimerWheel<T> {
             if self.current_tick.trailing_zeros() < shift(level) {
                 break;
             }
-            // What is placed below lands in `near` or in a list of a finer level that lies ahead.
+            // What is not for this tick lands in a list of a finer level that lies ahead.
             let mut index = self.lists.take(list_at(level, self.current_tick));
             while index != NO_SLOT {
                 let slot = self.slots.get(index);
                 let (next, rank) = (slot.next, slot.rank);
-                self.place(index, rank);
+                if rank.tick() <= self.current_tick {
+                    self.slots.get_mut(index).list = NEAR;
+                    self.sorted.push(Near { rank, index });
+                } else {
+                    self.place(index, rank);
+                }
                 index = next;
             }
         }
+        // Lists are last in, first out: timers of one deadline are in this order already.
+        self.sorted.sort_unstable_by(|one, other| other.cmp(one));
     }
 
     #[inline]
@@ -233,12 +263,12 @@ impl<T> TimerWheel<T> {
         Rank { deadline_ns: self.nanoseconds(deadline).max(self.pass.deadline_ns), sequence }
     }
 
-    #[inline]
+    #[inline(always)]
     fn place(&mut self, index: u32, rank: Rank) {
         let tick = rank.tick();
         if tick <= self.current_tick {
             self.slots.get_mut(index).list = NEAR;
-            self.near.push(Reverse(Near { rank, index }));
+            self.added.push(Reverse(Near { rank, index }));
             return;
         }
         let (list, event_tick) = list_of(tick, self.current_tick);
@@ -253,7 +283,7 @@ impl<T> TimerWheel<T> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn unplace(&mut self, index: u32) {
         let slot = self.slots.get_mut(index);
         let (list, next, previous) = (slot.list, slot.next, slot.previous);
@@ -272,13 +302,15 @@ impl<T> TimerWheel<T> {
         }
     }
 
-    /// Keeps what cancelled timers leave in `near` below what the live ones take.
+    /// Keeps what cancelled timers leave in the current tick below what the live ones take.
+    #[inline(never)]
     fn note_stale(&mut self) {
-        self.stale_near += 1;
-        if self.stale_near > STALE_KEPT && self.stale_near > self.near.len() / 2 {
+        self.stale += 1;
+        if self.stale > STALE_KEPT && self.stale > (self.sorted.len() + self.added.len()) / 2 {
             let slots = &self.slots;
-            self.near.retain(|Reverse(near)| slots.is_live(*near));
-            self.stale_near = 0;
+            self.sorted.retain(|near| slots.is_live(*near));
+            self.added.retain(|Reverse(near)| slots.is_live(*near));
+            self.stale = 0;
         }
     }
 
@@ -541,7 +573,7 @@ const _: () = assert!(
 
 const PAGE_SLOTS: usize = 256;
 const NO_SLOT: u32 = u32::MAX;
-/// In place of a list: the timer is in the heap of the current tick.
+/// In place of a list: the timer is among those of the current tick.
 const NEAR: u32 = u32::MAX;
 /// A sequence no arming ever has.
 const STALE: u64 = u64::MAX;
@@ -875,9 +907,9 @@ mod tests {
             assert_eq!(wheel.cancel(key), Some(number));
             assert!(wheel.reset(kept, start));
         }
-        assert!(wheel.near.len() < 4 * STALE_KEPT, "{} entries for one timer", wheel.near.len());
+        assert!(wheel.added.len() < 4 * STALE_KEPT, "{} entries for one timer", wheel.added.len());
         assert_eq!(expire(&mut wheel, start), [0]);
-        assert_eq!((wheel.near.len(), wheel.stale_near), (0, 0));
+        assert_eq!((wheel.added.len(), wheel.stale), (0, 0));
     }
 
     #[test]
