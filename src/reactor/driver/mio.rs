@@ -936,7 +936,6 @@ const _: () = assert!(size_of::<usize>() >= size_of::<u64>(), "a token fits the 
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
 
@@ -960,12 +959,7 @@ mod tests {
     }
 
     fn any_port() -> ListenSpec {
-        ListenSpec {
-            addr: "127.0.0.1:0".parse().unwrap(),
-            backlog: 128,
-            join: false,
-            accepts_per_turn: 32,
-        }
+        ListenSpec { addr: "127.0.0.1:0".parse().unwrap(), backlog: 128, join: false, accepts_per_turn: 32 }
     }
 
     impl Bench {
@@ -981,7 +975,8 @@ mod tests {
         fn until<T>(&mut self, what: &str, mut wanted: impl FnMut(&Event) -> Option<T>) -> T {
             let deadline = Instant::now() + PATIENCE;
             loop {
-                let found = self.told.iter().enumerate().find_map(|(index, event)| Some((index, wanted(event)?)));
+                let found =
+                    self.told.iter().enumerate().find_map(|(index, event)| Some((index, wanted(event)?)));
                 if let Some((index, value)) = found {
                     self.told.remove(index);
                     return value;
@@ -1103,5 +1098,596 @@ mod tests {
         let mut answer = [0; 4];
         peer.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"pong");
+    }
+
+    #[test]
+    fn bytes_come_before_the_fin_that_followed_them() {
+        let mut bench = bench();
+        for round in 0..20 {
+            let (token, mut peer) = bench.pair();
+            let sent: Vec<u8> = (0..100_000).map(|index| (index * 31 + round) as u8).collect();
+            peer.write_all(&sent).unwrap();
+            drop(peer);
+            assert!(bench.received(token, sent.len()) == sent, "round {round}");
+            assert_eq!(bench.names().iter().filter(|name| **name != "PeerFinished").count(), 0);
+            assert_eq!(bench.peer_finished(), token);
+            bench.settle();
+            assert_eq!(bench.names(), [""; 0], "nothing follows the FIN");
+            bench.driver.close(token, CloseKind::Orderly);
+        }
+    }
+
+    #[test]
+    fn an_edge_for_a_source_closed_in_the_same_batch_is_dropped() {
+        let mut bench = bench();
+        let (first, mut first_peer) = bench.pair();
+        let (second, mut second_peer) = bench.pair();
+        bench.settle();
+        first_peer.write_all(b"1").unwrap();
+        second_peer.write_all(b"2").unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while bench.driver.ready.len() < 2 && Instant::now() < deadline {
+            bench.driver.wait(Some(Duration::from_millis(50))).unwrap();
+        }
+        let Some(Event::Received { token, .. }) = bench.driver.next() else { panic!("both have bytes") };
+        let other = if token == first { second } else { first };
+        bench.driver.close(other, CloseKind::Orderly);
+        let (newcomer, _newcomer_peer) = detached_pair();
+        let newcomer = bench.driver.adopt(newcomer).unwrap();
+        assert_eq!(newcomer.index(), other.index(), "the slot is used again");
+        bench.driver.receive(newcomer, true);
+        assert!(bench.driver.next().is_none(), "the old edge means nothing to the new source");
+    }
+
+    /// A connected socket on its way to a driver, and its peer.
+    fn detached_pair() -> (DetachedSocket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = peer(listener.local_addr().unwrap());
+        let (socket, _) = listener.accept().unwrap();
+        (DetachedSocket::Os(Socket::from(std::os::fd::OwnedFd::from(socket))), peer)
+    }
+
+    #[test]
+    fn full_reads_stop_on_their_budget_and_go_on_without_sleeping() {
+        let mut bench = bench_with(DriverConfig { read_buffer_bytes: 1024, ..DriverConfig::default() });
+        let (token, mut peer) = bench.pair();
+        bench.settle();
+        bench.driver.receive(token, false);
+        let sent: Vec<u8> = (0..10_500).map(|index| (index / 7) as u8).collect();
+        peer.write_all(&sent).unwrap();
+        wait_for_bytes(&bench.driver, token, sent.len());
+        bench.settle();
+        bench.driver.receive(token, true);
+        let mut received = Vec::new();
+        let begin = Instant::now();
+        for expected in [4, 4, 3, 0] {
+            bench.turn(if expected == 0 { Duration::ZERO } else { PATIENCE });
+            assert_eq!(bench.told.len(), expected);
+            for event in bench.told.drain(..) {
+                let Event::Received { bytes, .. } = event else { panic!("only bytes were sent") };
+                received.extend_from_slice(&bytes);
+            }
+        }
+        assert!(begin.elapsed() < PATIENCE, "work was carried: no wait slept");
+        assert!(received == sent);
+    }
+
+    /// Until the kernel has `count` bytes for `token`.
+    fn wait_for_bytes(driver: &MioDriver, token: Token, count: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        let socket = driver.sources.get(token).unwrap().socket();
+        while rustix::io::ioctl_fionread(socket).unwrap() < count as u64 {
+            assert!(Instant::now() < deadline, "the bytes never came");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn what_a_turn_leaves_is_there_in_the_next_one() {
+        let mut bench = bench();
+        let pairs: Vec<_> = (0..8).map(|_| bench.pair()).collect();
+        bench.settle();
+        for (_, peer) in &pairs {
+            (&*peer).write_all(b"x").unwrap();
+        }
+        let mut seen = Vec::new();
+        let deadline = Instant::now() + PATIENCE;
+        while seen.len() < pairs.len() {
+            assert!(Instant::now() < deadline, "only {seen:?}");
+            bench.driver.wait(Some(Duration::from_millis(50))).unwrap();
+            // A shard that is out of time fetches one event only.
+            if let Some(Event::Received { token, .. }) = bench.driver.next() {
+                seen.push(token);
+            }
+        }
+        seen.sort();
+        let mut expected: Vec<_> = pairs.iter().map(|(token, _)| *token).collect();
+        expected.sort();
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn nothing_is_read_while_receiving_is_off_and_nothing_is_lost() {
+        let mut bench = bench();
+        let (token, mut peer) = bench.pair();
+        bench.driver.receive(token, false);
+        peer.write_all(b"kept ").unwrap();
+        wait_for_bytes(&bench.driver, token, 5);
+        bench.settle();
+        assert_eq!(bench.names(), [""; 0]);
+        peer.write_all(b"back").unwrap();
+        peer.shutdown(Shutdown::Write).unwrap();
+        bench.settle();
+        assert_eq!(bench.names(), [""; 0], "not even the FIN, which is behind bytes");
+        bench.driver.receive(token, true);
+        assert_eq!(bench.received(token, 9), b"kept back");
+        assert_eq!(bench.peer_finished(), token);
+    }
+
+    #[test]
+    fn pausing_between_two_reads_of_one_turn_holds_the_rest_back() {
+        let mut bench = bench_with(DriverConfig { read_buffer_bytes: 4, ..DriverConfig::default() });
+        let (token, mut peer) = bench.pair();
+        peer.write_all(b"12345678901234").unwrap();
+        wait_for_bytes(&bench.driver, token, 14);
+        let mut received = Vec::new();
+        let deadline = Instant::now() + PATIENCE;
+        while received.len() < 14 {
+            assert!(Instant::now() < deadline, "stopped after {received:?}");
+            bench.driver.wait(Some(Duration::from_millis(50))).unwrap();
+            if let Some(Event::Received { bytes, .. }) = bench.driver.next() {
+                received.extend_from_slice(&bytes);
+                bench.driver.receive(token, false);
+                assert!(bench.driver.next().is_none(), "paused: the rest stays in the kernel");
+                bench.driver.receive(token, true);
+                assert!(bench.driver.next().is_none(), "resumed: the rest is the next turn's");
+            }
+        }
+        assert_eq!(received, b"12345678901234");
+    }
+
+    #[test]
+    fn a_reset_is_told_while_receiving_is_off_and_ends_all_events() {
+        for unread in [&b""[..], b"never read"] {
+            let mut bench = bench();
+            let (token, mut peer) = bench.pair();
+            bench.driver.receive(token, false);
+            peer.write_all(unread).unwrap();
+            bench.settle();
+            reset(peer);
+            let (failed, error) = bench.failed();
+            assert_eq!((failed, error.kind()), (token, io::ErrorKind::ConnectionReset));
+            bench.driver.receive(token, true);
+            bench.settle();
+            assert_eq!(bench.names(), [""; 0], "a failed source is silent");
+            assert_eq!(bench.driver.census().connections, 1, "and open until closed");
+        }
+    }
+
+    #[test]
+    fn a_reset_comes_after_the_bytes_that_arrived_before_it() {
+        let mut bench = bench();
+        let (token, mut peer) = bench.pair();
+        peer.write_all(b"last words").unwrap();
+        wait_for_bytes(&bench.driver, token, 10);
+        reset(peer);
+        assert_eq!(bench.received(token, 10), b"last words");
+        let (failed, error) = bench.failed();
+        assert_eq!((failed, error.kind()), (token, io::ErrorKind::ConnectionReset));
+    }
+
+    #[test]
+    fn a_reset_after_the_fin_is_told_as_well() {
+        let mut bench = bench();
+        let (token, peer) = bench.pair();
+        drop(peer);
+        assert_eq!(bench.peer_finished(), token);
+        assert_eq!(bench.driver.try_send(token, b"to nobody").unwrap(), 9);
+        let (failed, error) = bench.failed();
+        assert_eq!((failed, error.kind()), (token, io::ErrorKind::BrokenPipe));
+        assert_eq!(bench.driver.try_send(token, b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn a_short_send_is_followed_by_sent_and_a_full_one_is_not() {
+        let mut bench = bench();
+        let (token, mut peer) = bench.pair();
+        assert_eq!(bench.driver.try_send(token, b"all of it").unwrap(), 9);
+        bench.settle();
+        assert_eq!(bench.names(), [""; 0]);
+        peer.read_exact(&mut [0; 9]).unwrap();
+
+        let block: Vec<u8> = (0..1_000_000).map(|index| (index / 3) as u8).collect();
+        let mut taken = 0;
+        // What fits into the kernel's buffers first; then what the peer makes room for.
+        loop {
+            let sent_bytes = bench.driver.try_send(token, &block[taken % block.len()..]).unwrap();
+            taken += sent_bytes;
+            if sent_bytes == 0 {
+                break;
+            }
+        }
+        bench.settle();
+        assert_eq!(bench.names(), [""; 0], "the peer has read nothing");
+        let mut read = vec![0; taken];
+        peer.read_exact(&mut read).unwrap();
+        assert!(read.iter().enumerate().all(|(index, byte)| *byte == block[index % block.len()]));
+        assert_eq!(bench.sent(), token);
+        bench.settle();
+        assert_eq!(bench.names(), [""; 0], "told once");
+    }
+
+    #[test]
+    fn queued_output_goes_out_in_order_across_many_short_sends() {
+        let mut bench = bench();
+        let (token, mut peer) = bench.pair();
+        let mut output = Output::new();
+        let mut expected = Vec::new();
+        for index in 0..600_usize {
+            let piece: Vec<u8> = (0..20_000 - index * 7).map(|offset| (index + offset) as u8).collect();
+            output.push(&piece);
+            expected.extend(piece);
+        }
+        let reader = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            peer.read_to_end(&mut bytes).unwrap();
+            bytes
+        });
+        let mut blocked = 0;
+        while bench.driver.submit(token, &mut output).unwrap() == Submitted::Blocked {
+            blocked += 1;
+            assert_eq!(bench.sent(), token);
+        }
+        assert!(output.is_empty() && blocked > 0, "11 MB do not fit into a socket");
+        bench.driver.shutdown_write(token).unwrap();
+        assert!(reader.join().unwrap() == expected);
+        assert_eq!(bench.peer_finished(), token);
+    }
+
+    #[test]
+    fn bytes_behind_urgent_data_are_not_forgotten() {
+        let mut bench = bench();
+        let (token, mut peer) = bench.pair();
+        bench.settle();
+        bench.driver.receive(token, false);
+        peer.write_all(b"before ").unwrap();
+        rustix::net::send(&peer, b"!", rustix::net::SendFlags::OOB).unwrap();
+        peer.write_all(b"after").unwrap();
+        wait_for_bytes(&bench.driver, token, 7);
+        bench.settle();
+        bench.driver.receive(token, true);
+        assert_eq!(bench.received(token, 12), b"before after", "the urgent byte itself is ignored");
+        peer.write_all(b".").unwrap();
+        assert_eq!(bench.received(token, 1), b".");
+    }
+
+    #[test]
+    fn accepting_is_capped_per_turn_and_nobody_is_lost() {
+        let mut bench = bench();
+        let (listener, addr) =
+            bench.driver.listen(&ListenSpec { accepts_per_turn: 2, ..any_port() }).unwrap();
+        let _peers: Vec<_> = (0..5).map(|_| peer(addr)).collect();
+        bench.settle();
+        assert_eq!(bench.names(), [""; 0], "not switched on yet");
+        bench.driver.accept(listener, true);
+        let mut per_turn = Vec::new();
+        while per_turn.iter().sum::<usize>() < 5 {
+            bench.turn(PATIENCE);
+            per_turn.push(bench.told.drain(..).count());
+        }
+        assert_eq!(per_turn, [2, 2, 1]);
+    }
+
+    #[test]
+    fn a_connection_that_came_while_accepting_was_off_is_accepted_later() {
+        let mut bench = bench();
+        let (listener, addr) = bench.listener();
+        let _first = peer(addr);
+        bench.accepted();
+        bench.driver.accept(listener, false);
+        let second = peer(addr);
+        bench.settle();
+        assert_eq!(bench.names(), [""; 0]);
+        bench.driver.accept(listener, true);
+        bench.until("Accepted", |event| match event {
+            Event::Accepted { peer, .. } => (*peer == second.local_addr().unwrap()).then_some(()),
+            _ => None,
+        });
+    }
+
+    #[test]
+    fn accepted_connections_have_nodelay_and_keepalive() {
+        let mut bench = bench();
+        let (token, _peer) = bench.pair();
+        let socket = bench.driver.sources.get(token).unwrap().socket();
+        use rustix::net::sockopt;
+        assert!(sockopt::tcp_nodelay(socket).unwrap());
+        assert!(sockopt::socket_keepalive(socket).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(socket).unwrap(), Duration::from_secs(60));
+        assert_eq!(sockopt::tcp_keepintvl(socket).unwrap(), Duration::from_secs(10));
+        assert_eq!(sockopt::tcp_keepcnt(socket).unwrap(), 6);
+        assert_eq!(sockopt::tcp_user_timeout(socket).unwrap(), 90_000);
+        bench.driver.set_option(token, SocketOption::NoDelay(false)).unwrap();
+        bench.driver.set_option(token, SocketOption::KeepAlive(false)).unwrap();
+        let socket = bench.driver.sources.get(token).unwrap().socket();
+        assert!(!sockopt::tcp_nodelay(socket).unwrap());
+        assert!(!sockopt::socket_keepalive(socket).unwrap());
+    }
+
+    #[test]
+    fn a_member_that_closes_after_its_queue_was_accepted_resets_nobody() {
+        for host in ["127.0.0.1:0", "[::1]:0"] {
+            let mut leaving = bench();
+            let mut staying = bench();
+            let spec = ListenSpec { addr: host.parse().unwrap(), ..any_port() };
+            let (first, addr) = leaving.driver.listen(&spec).unwrap();
+            leaving.driver.share_port(first).unwrap();
+            let (second, _) = staying.driver.listen(&ListenSpec { addr, join: true, ..spec }).unwrap();
+            let mut peers: Vec<_> = (0..60).map(|_| peer(addr)).collect();
+            for peer in &mut peers {
+                peer.write_all(b"?").unwrap();
+            }
+
+            leaving.driver.refuse_handshakes(first).unwrap();
+            let taken = leaving.driver.accept_queue(first);
+            leaving.driver.close(first, CloseKind::Orderly);
+            staying.driver.accept(second, true);
+
+            let mut of_leaving = Vec::new();
+            for (bench, count, tokens) in
+                [(&mut leaving, taken, &mut of_leaving), (&mut staying, 60 - taken, &mut Vec::new())]
+            {
+                for _ in 0..count {
+                    let token = bench.accepted();
+                    bench.driver.receive(token, true);
+                    assert_eq!(bench.received(token, 1), b"?");
+                    assert_eq!(bench.driver.try_send(token, b"!").unwrap(), 1);
+                    tokens.push(token);
+                }
+            }
+            for peer in &mut peers {
+                let mut answer = [0];
+                peer.read_exact(&mut answer).unwrap();
+            }
+            assert!(taken > 0 && taken < 60, "both members had their share: {taken} of 60");
+            assert_eq!(of_leaving.len(), taken);
+        }
+    }
+
+    #[test]
+    fn out_of_descriptors_nobody_is_lost_and_nothing_spins() {
+        // The limit is the process's, and other tests run in this one: do it in a child.
+        const IN_CHILD: &str = "SHARDWISE_TEST_OUT_OF_DESCRIPTORS";
+        if std::env::var_os(IN_CHILD).is_none() {
+            let module = module_path!().split_once("::").unwrap().1;
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .arg("--exact")
+                .arg(format!("{module}::out_of_descriptors_nobody_is_lost_and_nothing_spins"))
+                .env(IN_CHILD, "1")
+                .output()
+                .unwrap();
+            let told = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && told.contains("1 passed"), "{told}");
+            return;
+        }
+        let mut bench = bench();
+        let (listener, addr) = bench.driver.listen(&any_port()).unwrap();
+        let mut peers: Vec<_> = (0..3).map(|_| peer(addr)).collect();
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        let mut limit = getrlimit(Resource::Nofile);
+        limit.current = Some(64);
+        setrlimit(Resource::Nofile, limit).unwrap();
+        let mut ballast: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+
+        bench.driver.accept(listener, true);
+        let begin = Instant::now();
+        for _ in 0..6 {
+            // One turn makes one futile call at most, and sleeps until the retry.
+            bench.turn(PATIENCE);
+        }
+        assert!(begin.elapsed() >= Duration::from_millis(450), "six tries in {:?}", begin.elapsed());
+        assert_eq!(bench.names(), ["AcceptFailed"], "told once a second");
+        bench.told.clear();
+
+        // Freed behind the driver's back: the retry finds out.
+        ballast.pop();
+        let first = bench.accepted();
+        bench.settle();
+        // Closed by the driver: it tries again at once. The third is served after the second.
+        bench.driver.close(first, CloseKind::Orderly);
+        let second = bench.accepted();
+        bench.driver.close(second, CloseKind::Orderly);
+        let third = bench.accepted();
+        bench.told.clear();
+        for _ in 0..2 {
+            bench.turn(Duration::from_millis(120));
+        }
+        assert_eq!(bench.names(), [""; 0], "still none free, but nobody waits");
+        assert_eq!(bench.driver.try_send(third, b"!").unwrap(), 1);
+        let answers: Vec<_> = peers.iter_mut().map(|peer| peer.read(&mut [0; 2]).unwrap()).collect();
+        assert_eq!(answers, [0, 0, 1]);
+    }
+
+    #[test]
+    fn a_connection_is_made_and_what_came_with_it_is_received() {
+        let mut bench = bench();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let bind_addr = Some("127.0.0.2:0".parse().unwrap());
+        let token = bench.driver.connect(&ConnectSpec { addr, bind_addr }).unwrap();
+        assert_eq!(bench.driver.try_send(token, b"early").unwrap_err().kind(), io::ErrorKind::NotConnected);
+        let (mut peer, from) = listener.accept().unwrap();
+        assert_eq!(from.ip().to_string(), "127.0.0.2");
+        peer.write_all(b"welcome").unwrap();
+        wait_for_bytes(&bench.driver, token, 7);
+        assert_eq!(bench.connected(), token);
+        assert_eq!(bench.driver.local_addr(token).unwrap(), from);
+        assert_eq!(bench.driver.peer_addr(token).unwrap(), addr);
+        bench.driver.receive(token, true);
+        assert_eq!(bench.received(token, 7), b"welcome");
+    }
+
+    #[test]
+    fn a_refused_connection_fails_by_event_and_stays_silent() {
+        let mut bench = bench();
+        let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let token = bench.driver.connect(&ConnectSpec { addr: unused, bind_addr: None }).unwrap();
+        let (failed, error) = bench.failed();
+        assert_eq!((failed, error.kind()), (token, io::ErrorKind::ConnectionRefused));
+        bench.settle();
+        assert_eq!(bench.names(), [""; 0]);
+        bench.driver.close(token, CloseKind::Orderly);
+        assert_eq!(bench.driver.census(), Census::default());
+    }
+
+    #[test]
+    fn a_connection_to_itself_is_a_refusal() {
+        let mut bench = bench();
+        let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let token = bench.driver.connect(&ConnectSpec { addr, bind_addr: Some(addr) }).unwrap();
+        let reason = bench.until("Failed", |event| match event {
+            Event::Failed { token: failed, error } if *failed == token => Some(error.to_string()),
+            _ => None,
+        });
+        assert_eq!(reason, format!("connected to itself: nobody listens at {addr}"));
+    }
+
+    #[test]
+    fn a_released_connection_goes_on_under_another_driver() {
+        let mut old_home = bench();
+        let mut new_home = bench();
+        let (token, mut peer) = old_home.pair();
+        old_home.driver.receive(token, false);
+        peer.write_all(b"on the way").unwrap();
+        wait_for_bytes(&old_home.driver, token, 10);
+        old_home.settle();
+        let detached = old_home.driver.release(token).unwrap();
+        let moved = new_home.driver.adopt(detached).unwrap();
+        assert!(old_home.driver.release(token).is_none());
+        new_home.driver.receive(moved, true);
+        assert_eq!(new_home.received(moved, 10), b"on the way");
+        peer.write_all(b"more").unwrap();
+        assert_eq!(new_home.received(moved, 4), b"more");
+        old_home.settle();
+        assert_eq!(old_home.names(), [""; 0], "the old home hears no more of it");
+        assert_eq!(old_home.driver.census(), Census::default());
+    }
+
+    #[test]
+    fn discarding_counts_up_to_its_limit_and_sees_the_fin() {
+        let mut bench = bench();
+        let (token, mut peer) = bench.pair();
+        bench.driver.receive(token, false);
+        assert_eq!(bench.driver.discard(token, 100).unwrap(), Discarded::Waiting { bytes: 0 });
+        peer.write_all(&[7; 150]).unwrap();
+        peer.shutdown(Shutdown::Write).unwrap();
+        wait_for_bytes(&bench.driver, token, 150);
+        assert_eq!(bench.driver.discard(token, 100).unwrap(), Discarded::Waiting { bytes: 100 });
+        let deadline = Instant::now() + PATIENCE;
+        while bench.driver.discard(token, 100).unwrap() != Discarded::PeerFinished {
+            assert!(Instant::now() < deadline, "the FIN was never seen");
+        }
+        bench.driver.receive(token, true);
+        bench.settle();
+        assert_eq!(bench.names(), [""; 0], "the FIN was told by the discarding");
+    }
+
+    #[test]
+    fn an_orderly_close_sends_fin_and_the_other_kind_a_reset() {
+        let mut bench = bench();
+        let (token, mut peer) = bench.pair();
+        bench.driver.close(token, CloseKind::Orderly);
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+        let (token, mut peer) = bench.pair();
+        bench.driver.close(token, CloseKind::Reset);
+        assert_eq!(peer.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn a_token_whose_source_is_gone_is_harmless() {
+        let mut bench = bench();
+        let (token, _peer) = bench.pair();
+        bench.driver.close(token, CloseKind::Orderly);
+        let driver = &mut bench.driver;
+        driver.close(token, CloseKind::Reset);
+        driver.receive(token, true);
+        driver.accept(token, true);
+        assert_eq!(driver.accept_queue(token), 0);
+        assert!(driver.release(token).is_none());
+        let refusals = [
+            driver.try_send(token, b"x").map(drop),
+            driver.submit(token, &mut Output::new()).map(drop),
+            driver.shutdown_write(token),
+            driver.discard(token, 1).map(drop),
+            driver.share_port(token),
+            driver.refuse_handshakes(token),
+            driver.set_option(token, SocketOption::NoDelay(true)),
+            driver.local_addr(token).map(drop),
+            driver.peer_addr(token).map(drop),
+        ];
+        for refusal in refusals {
+            assert_eq!(refusal.unwrap_err().kind(), io::ErrorKind::NotConnected);
+        }
+        assert_eq!(driver.census(), Census::default());
+    }
+
+    #[test]
+    fn a_wake_ends_the_wait_it_meets_or_the_next_one() {
+        let mut driver = MioDriver::new(DriverConfig::default()).unwrap();
+        let waker = driver.waker();
+        waker.wake();
+        driver.wait(None).unwrap();
+        let from_elsewhere = Arc::clone(&waker);
+        let other = std::thread::spawn(move || from_elsewhere.wake());
+        driver.wait(None).unwrap();
+        other.join().unwrap();
+        assert!(driver.next().is_none(), "a wake is no event");
+        drop(driver);
+        waker.wake();
+        assert_eq!(Arc::strong_count(&waker), 1, "the eventfd lives for the handle alone now");
+    }
+
+    #[test]
+    fn a_timeout_below_a_millisecond_sleeps_and_zero_does_not() {
+        let mut driver = MioDriver::new(DriverConfig::default()).unwrap();
+        let timeout = Duration::from_micros(300);
+        let begin = Instant::now();
+        driver.wait(Some(timeout)).unwrap();
+        assert!(begin.elapsed() >= timeout);
+        assert!(driver.now() >= begin + timeout, "the clock was read at the end");
+        let before = driver.now();
+        driver.wait(Some(Duration::ZERO)).unwrap();
+        assert!(driver.now() > before && driver.read_clock() >= before);
+    }
+
+    #[test]
+    fn leases_are_counted_until_they_are_dropped() {
+        let mut bench = bench();
+        let (token, mut peer) = bench.pair();
+        peer.write_all(b"x").unwrap();
+        assert_eq!(bench.received(token, 1), b"x");
+        assert_eq!(bench.driver.census(), Census { listeners: 0, connections: 1, leases: 0 });
+        peer.write_all(b"y").unwrap();
+        while bench.told.is_empty() {
+            bench.turn(PATIENCE);
+        }
+        assert_eq!(bench.driver.census().leases, 1);
+        bench.told.clear();
+        assert_eq!(bench.driver.census().leases, 0);
+        bench.driver.close(token, CloseKind::Orderly);
+    }
+
+    #[test]
+    fn random_bits_do_not_repeat() {
+        let mut driver = MioDriver::new(DriverConfig::default()).unwrap();
+        let mut other = MioDriver::new(DriverConfig::default()).unwrap();
+        let bits: std::collections::HashSet<_> =
+            (0..100).flat_map(|_| [driver.random(), other.random()]).collect();
+        assert_eq!(bits.len(), 200);
+    }
+
+    #[test]
+    fn a_connection_is_small() {
+        assert!(size_of::<Source>() <= 16, "{}", size_of::<Source>());
     }
 }
