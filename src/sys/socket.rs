@@ -54,8 +54,8 @@ impl Socket {
         SockRef::from(&self.fd).set_reuse_port(true)
     }
 
-    /// Turns new handshakes away: the kernel drops their first segment, and a peer that repeats it finds another
-    /// member or, once this one is closed, a refusal. What is queued or half-done still arrives.
+    /// Turns new handshakes away: the kernel drops their first segment, and a peer that repeats it (after a
+    /// second) finds another member or a refusal once this one is closed. What is queued or half-done still arrives.
     pub(crate) fn refuse_handshakes(&self) -> io::Result<()> {
         let program = linux::DROP_NEW_HANDSHAKES
             .map(|step| SockFilter::new(step.code, step.jump_if_true, step.jump_if_false, step.operand));
@@ -216,3 +216,140 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 6;
 const UNANSWERED_MAX: Duration = Duration::from_secs(90);
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    use super::*;
+
+    const LOCALHOSTS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
+
+    fn listen(addr: SocketAddr, role: ListenerRole) -> io::Result<Socket> {
+        Socket::bind_listener(addr, 64, role)
+    }
+
+    /// Whether `socket` becomes ready for `flags` within `milliseconds`.
+    fn becomes(socket: &Socket, flags: PollFlags, milliseconds: i64) -> bool {
+        let timeout = Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 };
+        poll(&mut [PollFd::new(socket, flags)], Some(&timeout)).unwrap() > 0
+    }
+
+    #[test]
+    fn an_address_in_use_is_told_even_while_it_is_shared() {
+        for host in LOCALHOSTS {
+            let first = listen(host.parse().unwrap(), ListenerRole::First).unwrap();
+            let addr = first.local_addr().unwrap();
+            let in_use = |role| listen(addr, role).unwrap_err().kind() == io::ErrorKind::AddrInUse;
+            assert!(in_use(ListenerRole::Joiner), "not shared yet");
+            first.share_port().unwrap();
+            let joiner = listen(addr, ListenerRole::Joiner).unwrap();
+            assert_eq!(joiner.local_addr().unwrap(), addr);
+            assert!(in_use(ListenerRole::First), "a second server");
+        }
+    }
+
+    #[test]
+    fn both_families_can_have_the_same_port() {
+        // The port was free for the one family; another test may take it for the other, so try a few.
+        let both = (0..20).any(|_| {
+            let v6 = listen("[::]:0".parse().unwrap(), ListenerRole::First).unwrap();
+            let port = v6.local_addr().unwrap().port();
+            listen(SocketAddr::from(([0, 0, 0, 0], port)), ListenerRole::First).is_ok()
+        });
+        assert!(both, "an IPv6 listener leaves IPv4 alone");
+    }
+
+    #[test]
+    fn a_listener_that_refuses_handshakes_still_hands_out_its_queue() {
+        for host in LOCALHOSTS {
+            let listener = listen(host.parse().unwrap(), ListenerRole::First).unwrap();
+            let addr = listener.local_addr().unwrap();
+            let mut queued = TcpStream::connect(addr).unwrap();
+            listener.refuse_handshakes().unwrap();
+            let late = Socket::connect(addr, None).unwrap();
+            assert!(!becomes(&late, PollFlags::OUT, 30), "neither connected nor refused");
+
+            assert!(listener.has_waiting_peer());
+            let (accepted, peer) = listener.accept().unwrap();
+            assert_eq!(peer, queued.local_addr().unwrap());
+            assert!(!listener.has_waiting_peer());
+            assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            queued.write_all(b"alive").unwrap();
+            assert!(becomes(&accepted, PollFlags::IN, 10_000));
+            let mut bytes = [0; 8];
+            assert_eq!(accepted.recv(&mut bytes).unwrap(), 5);
+            assert_eq!(accepted.send(b"too").unwrap(), 3);
+            queued.read_exact(&mut bytes[..3]).unwrap();
+            assert_eq!(&bytes[..3], b"too");
+        }
+    }
+
+    #[test]
+    fn a_member_that_refuses_handshakes_leaves_the_others_alone() {
+        for host in LOCALHOSTS {
+            let leaving = listen(host.parse().unwrap(), ListenerRole::First).unwrap();
+            leaving.share_port().unwrap();
+            let addr = leaving.local_addr().unwrap();
+            let staying = listen(addr, ListenerRole::Joiner).unwrap();
+            leaving.refuse_handshakes().unwrap();
+            // The kernel spreads them by a hash of the ports: 32 all meet one member once in two billion runs.
+            let attempts: Vec<_> = (0..32).map(|_| Socket::connect(addr, None).unwrap()).collect();
+            let connected = attempts.iter().filter(|attempt| becomes(attempt, PollFlags::OUT, 5)).count();
+            assert!(connected > 0 && connected < 32, "{connected} of 32 met the member that stays");
+            let accepted = std::iter::from_fn(|| staying.accept().ok()).count();
+            assert_eq!(accepted, connected);
+            assert!(!leaving.has_waiting_peer());
+        }
+    }
+
+    #[test]
+    fn a_connection_leaves_the_choice_of_its_port_to_connect() {
+        for (host, source) in LOCALHOSTS.into_iter().zip(["127.0.0.3:0", "[::1]:0"]) {
+            let listener = listen(host.parse().unwrap(), ListenerRole::First).unwrap();
+            let source: SocketAddr = source.parse().unwrap();
+            let socket = Socket::connect(listener.local_addr().unwrap(), Some(source)).unwrap();
+            assert!(becomes(&socket, PollFlags::OUT, 10_000));
+            assert!(socket.take_error().unwrap().is_none());
+            assert_eq!(socket.local_addr().unwrap().ip(), source.ip());
+
+            let bound = socket2::Socket::new(Domain::for_address(source), stream_type(), None).unwrap();
+            linux::set_bind_address_no_port(bound.as_fd()).unwrap();
+            bound.bind(&source.into()).unwrap();
+            assert_eq!(bound.local_addr().unwrap().as_socket().unwrap().port(), 0, "none chosen yet");
+        }
+    }
+
+    #[test]
+    fn a_vectored_send_keeps_its_order_and_a_peer_that_is_gone_is_an_error() {
+        let listener = listen("127.0.0.1:0".parse().unwrap(), ListenerRole::First).unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        let slices = [IoSlice::new(b"one "), IoSlice::new(b""), IoSlice::new(b"two")];
+        assert_eq!(socket.send_vectored(&slices).unwrap(), 7);
+        let mut bytes = [0; 7];
+        peer.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"one two");
+        assert_eq!(socket.recv(&mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        socket.shutdown_write().unwrap();
+        assert_eq!(peer.read(&mut bytes).unwrap(), 0);
+        for sent in [socket.send(b"x"), socket.send_vectored(&slices)] {
+            assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::BrokenPipe, "and no SIGPIPE");
+        }
+    }
+
+    #[test]
+    fn a_foreign_descriptor_becomes_one_of_ours() {
+        let listener = listen("127.0.0.1:0".parse().unwrap(), ListenerRole::First).unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = Socket::from(OwnedFd::from(peer));
+        rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()).unwrap();
+        socket.make_nonblocking().unwrap();
+        assert_eq!(socket.recv(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(rustix::io::fcntl_getfd(&socket).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        drop(OwnedFd::from(socket));
+    }
+}

@@ -1530,7 +1530,7 @@ mod tests {
     #[test]
     fn a_refused_connection_fails_by_event_and_stays_silent() {
         let mut bench = bench();
-        let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let unused = unused_addr();
         let token = bench.driver.connect(&ConnectSpec { addr: unused, bind_addr: None }).unwrap();
         let (failed, error) = bench.failed();
         assert_eq!((failed, error.kind()), (token, io::ErrorKind::ConnectionRefused));
@@ -1540,10 +1540,15 @@ mod tests {
         assert_eq!(bench.driver.census(), Census::default());
     }
 
+    /// Nobody listens there: the host address is these tests' own, and the kernel spreads the ports it picks.
+    fn unused_addr() -> SocketAddr {
+        TcpListener::bind("127.99.0.1:0").unwrap().local_addr().unwrap()
+    }
+
     #[test]
     fn a_connection_to_itself_is_a_refusal() {
         let mut bench = bench();
-        let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let addr = unused_addr();
         let token = bench.driver.connect(&ConnectSpec { addr, bind_addr: Some(addr) }).unwrap();
         let reason = bench.until("Failed", |event| match event {
             Event::Failed { token: failed, error } if *failed == token => Some(error.to_string()),
