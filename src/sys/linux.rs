@@ -1,1 +1,56 @@
 //! Linux calls that no library wraps for us.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Leaves the choice of the local port to `connect`, which may then use one port for several destinations.
+/// Without it a `bind` to port 0 takes a port of its own, and a source address ends after some 28,000 connections.
+pub(crate) fn set_bind_address_no_port(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is open for as long as it is borrowed, and the kernel only reads
+    // `size_of::<c_int>()` bytes from `on`, which lives until the call returns.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// One instruction of a classic BPF program.
+#[derive(Clone, Copy)]
+pub(crate) struct BpfInstruction {
+    pub(crate) code: u16,
+    pub(crate) jump_if_true: u8,
+    pub(crate) jump_if_false: u8,
+    pub(crate) operand: u32,
+}
+
+/// A socket filter that drops TCP segments which ask for a new connection (SYN without ACK) and passes all
+/// others. On a TCP listener a filter sees a segment from its TCP header on, over IPv4 and IPv6 alike.
+///
+/// Accepted sockets inherit it, where it changes nothing: an established connection has no use for such a segment.
+pub(crate) const DROP_NEW_HANDSHAKES: [BpfInstruction; 5] = [
+    // The flags are the byte at offset 13 of the header (RFC 9293 §3.1).
+    bpf(BPF_LOAD_BYTE, 0, 0, 13),
+    bpf(BPF_AND, 0, 0, TCP_SYN | TCP_ACK),
+    bpf(BPF_JUMP_IF_EQUAL, 0, 1, TCP_SYN),
+    bpf(BPF_RETURN, 0, 0, 0),
+    bpf(BPF_RETURN, 0, 0, u32::MAX),
+];
+
+const fn bpf(code: u16, jump_if_true: u8, jump_if_false: u8, operand: u32) -> BpfInstruction {
+    BpfInstruction { code, jump_if_true, jump_if_false, operand }
+}
+
+const TCP_SYN: u32 = 0x02;
+const TCP_ACK: u32 = 0x10;
+
+const BPF_LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
+const BPF_AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
+const BPF_JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const BPF_RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;

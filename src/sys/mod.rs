@@ -1,5 +1,6 @@
 //! Sockets and raw calls: the only place, with the drivers, that talks to the kernel.
 
+#[allow(unsafe_code, reason = "setsockopt with options that no library wraps")]
 pub(crate) mod linux;
 pub(crate) mod signals;
 pub(crate) mod socket;

@@ -96,6 +96,21 @@ pub(crate) trait Driver {
     fn census(&self) -> Census;
 }
 
+/// The sizes of a driver. `Default` is what a shard uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DriverConfig {
+    /// Bytes of one read buffer. Larger than the common message: a read that fills it costs a second one.
+    pub(crate) read_buffer_bytes: usize,
+    /// Readiness events taken from the kernel by one `wait`.
+    pub(crate) events_per_wait: usize,
+}
+
+impl Default for DriverConfig {
+    fn default() -> Self {
+        DriverConfig { read_buffer_bytes: 64 * 1024, events_per_wait: 1024 }
+    }
+}
+
 /// Which kernel interface a driver sits on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
