@@ -108,7 +108,10 @@ impl Driver for SimDriver {
 
     fn adopt(&mut self, socket: DetachedSocket) -> io::Result<Token> {
         let DetachedSocket::Sim(mut socket) = socket else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket of the kernel, not of this world"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a socket of the kernel, not of this world",
+            ));
         };
         if !socket.world.is(&self.world) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket of another world"));

@@ -172,7 +172,8 @@ impl Network {
             addr.set_port(self.free_listen_port()?);
         }
         // As with SO_REUSEPORT: all who hold the address must share it, and the newcomer must ask to.
-        let taken = self.groups.iter().any(|(held, group)| overlap(*held, addr) && !(spec.join && group.shared));
+        let taken =
+            self.groups.iter().any(|(held, group)| overlap(*held, addr) && !(spec.join && group.shared));
         if taken {
             return Err(Errno::ADDRINUSE.into());
         }
@@ -187,8 +188,7 @@ impl Network {
             queue: VecDeque::new(),
             taken: VecDeque::new(),
         })));
-        let group =
-            self.groups.entry(addr).or_insert(Group { members: Vec::new(), shared: spec.join });
+        let group = self.groups.entry(addr).or_insert(Group { members: Vec::new(), shared: spec.join });
         group.members.push((shard, token));
         Ok((token, addr))
     }
@@ -315,7 +315,8 @@ impl Network {
             return;
         }
         // What has come may already be on its way to the shard.
-        stream.late = !on && self.ends[&stream.end].arrived > 0 && self.chance.hits(self.options.faults.late_received);
+        stream.late =
+            !on && self.ends[&stream.end].arrived > 0 && self.chance.hits(self.options.faults.late_received);
         self.shards[shard].mark_ready(token);
     }
 
@@ -356,7 +357,12 @@ impl Network {
         Ok(count)
     }
 
-    pub(super) fn submit(&mut self, shard: usize, token: Token, output: &mut Output) -> io::Result<Submitted> {
+    pub(super) fn submit(
+        &mut self,
+        shard: usize,
+        token: Token,
+        output: &mut Output,
+    ) -> io::Result<Submitted> {
         self.writer(shard, token)?;
         while !output.is_empty() {
             let mut slices = [io::IoSlice::new(&[]); SLICES];
@@ -393,7 +399,12 @@ impl Network {
         Ok(())
     }
 
-    pub(super) fn discard(&mut self, shard: usize, token: Token, limit_bytes: usize) -> io::Result<Discarded> {
+    pub(super) fn discard(
+        &mut self,
+        shard: usize,
+        token: Token,
+        limit_bytes: usize,
+    ) -> io::Result<Discarded> {
         let stream = self.shards[shard].stream(token).filter(|stream| stream.announced);
         let id = stream.ok_or(Errno::NOTCONN)?.end;
         let count = self.ends[&id].arrived.min(limit_bytes);
@@ -661,7 +672,8 @@ impl Network {
     fn deliver_ack(&mut self, server: EndId) {
         let Some(end) = self.ends.get(&server) else { return };
         let Owner::Listener { shard, token } = end.owner else { return };
-        let listener = self.shards[shard].listener_mut(token).expect("a closing listener closes what waits in it");
+        let listener =
+            self.shards[shard].listener_mut(token).expect("a closing listener closes what waits in it");
         listener.handshaking.retain(|waiting| *waiting != server);
         listener.queue.push_back(server);
         self.shards[shard].mark_ready(token);
@@ -725,7 +737,9 @@ impl Network {
 
     fn is_wanted(&self, packet: &Packet) -> bool {
         match packet {
-            Packet::Syn { client: end, .. } | Packet::Refusal { client: end, .. } => self.ends.contains_key(end),
+            Packet::Syn { client: end, .. } | Packet::Refusal { client: end, .. } => {
+                self.ends.contains_key(end)
+            }
             Packet::Ack { server: end } | Packet::Fin { to: end } | Packet::Reset { to: end } => {
                 self.ends.contains_key(end)
             }
