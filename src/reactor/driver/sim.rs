@@ -1,3 +1,232 @@
-//! The simulated driver.
+//! The simulated driver: an in-memory network and a virtual clock. Drivers of one [`World`] are stepped by a
+//! runner, on one thread; this file adapts the world to the [`Driver`] trait and decides nothing.
+//!
+//! What it does as Linux does, and what a real driver may do at any time but seldom does:
+//! * bytes that had arrived before a reset are received before `Failed` while receiving is on; with receiving off
+//!   `Failed` comes at once and they are lost;
+//! * a reset may destroy bytes that are still under way ([`Faults::lossy_reset`]);
+//! * closing a listener resets what waits at it, also what `accept_queue` has taken and `next` has not yet told;
+//! * `PeerFinished` is told only while receiving is on; `discard` counts as telling;
+//! * a dropped handshake is tried again after 1, 2, 4, ... seconds, and fails with `TimedOut` after the seventh;
+//! * a failed connect or a reset connection has no `peer_addr` any more.
 
-pub(crate) struct SimSocket;
+mod chance;
+mod events;
+mod network;
+mod options;
+mod sources;
+mod world;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use self::events::ReadBuffers;
+use self::network::{EndId, Phase};
+pub(crate) use self::options::{Faults, SimOptions};
+pub(crate) use self::world::{AcceptFault, World, WorldCensus};
+use super::{
+    Census, CloseKind, ConnectSpec, DetachedSocket, Discarded, Driver, DriverKind, Event, ListenSpec,
+    SocketOption, Submitted,
+};
+use crate::reactor::buffer::Output;
+use crate::reactor::token::Token;
+use crate::reactor::waker::DriverWaker;
+
+/// One shard's view of a [`World`]. Dropping it closes all its sources, as the end of a process does.
+pub(crate) struct SimDriver {
+    world: World,
+    shard: usize,
+    buffers: ReadBuffers,
+    now: Instant,
+    waker: Arc<sources::WokenFlag>,
+}
+
+/// A connected socket that no driver holds. Dropping it closes the connection.
+pub(crate) struct SimSocket {
+    world: World,
+    /// `Some` until adopted.
+    end: Option<EndId>,
+}
+
+impl SimDriver {
+    fn new(world: World, shard: usize, options: &SimOptions) -> Self {
+        let waker = world.with(|network| Arc::clone(&network.shards[shard].waker));
+        let now = world.now();
+        SimDriver { world, shard, buffers: ReadBuffers::new(options), now, waker }
+    }
+}
+
+impl Driver for SimDriver {
+    fn kind(&self) -> DriverKind {
+        DriverKind::Sim
+    }
+
+    fn waker(&self) -> DriverWaker {
+        Arc::clone(&self.waker) as DriverWaker
+    }
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn read_clock(&mut self) -> Instant {
+        self.now = self.world.now();
+        self.now
+    }
+
+    fn random(&mut self) -> u64 {
+        self.world.with(|network| network.shards[self.shard].chance.bits())
+    }
+
+    fn listen(&mut self, spec: &ListenSpec) -> io::Result<(Token, SocketAddr)> {
+        self.world.with(|network| network.listen(self.shard, spec))
+    }
+
+    fn share_port(&mut self, listener: Token) -> io::Result<()> {
+        self.world.with(|network| network.share_port(self.shard, listener))
+    }
+
+    fn accept(&mut self, listener: Token, on: bool) {
+        self.world.with(|network| network.accept(self.shard, listener, on));
+    }
+
+    fn refuse_handshakes(&mut self, listener: Token) -> io::Result<()> {
+        self.world.with(|network| network.refuse_handshakes(self.shard, listener))
+    }
+
+    fn accept_queue(&mut self, listener: Token) -> usize {
+        self.world.with(|network| network.accept_queue(self.shard, listener))
+    }
+
+    fn connect(&mut self, spec: &ConnectSpec) -> io::Result<Token> {
+        self.world.with(|network| network.connect(self.shard, spec))
+    }
+
+    fn adopt(&mut self, socket: DetachedSocket) -> io::Result<Token> {
+        let DetachedSocket::Sim(mut socket) = socket else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a socket of the kernel, not of this world",
+            ));
+        };
+        if !socket.world.is(&self.world) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a socket of another world"));
+        }
+        let end = socket.end.take().expect("a socket has its end until it is adopted");
+        Ok(self.world.with(|network| network.adopt(self.shard, end)))
+    }
+
+    fn release(&mut self, token: Token) -> Option<DetachedSocket> {
+        let end = self.world.with(|network| network.release(self.shard, token))?;
+        Some(DetachedSocket::Sim(SimSocket { world: self.world.clone(), end: Some(end) }))
+    }
+
+    fn receive(&mut self, token: Token, on: bool) {
+        self.world.with(|network| network.receive(self.shard, token, on));
+    }
+
+    fn try_send(&mut self, token: Token, bytes: &[u8]) -> io::Result<usize> {
+        self.world.with(|network| network.send(self.shard, token, bytes))
+    }
+
+    fn submit(&mut self, token: Token, output: &mut Output) -> io::Result<Submitted> {
+        self.world.with(|network| network.submit(self.shard, token, output))
+    }
+
+    fn shutdown_write(&mut self, token: Token) -> io::Result<()> {
+        self.world.with(|network| network.shutdown_write(self.shard, token))
+    }
+
+    fn close(&mut self, token: Token, kind: CloseKind) {
+        self.world.with(|network| network.close(self.shard, token, kind));
+    }
+
+    fn discard(&mut self, token: Token, limit_bytes: usize) -> io::Result<Discarded> {
+        self.world.with(|network| network.discard(self.shard, token, limit_bytes))
+    }
+
+    fn local_addr(&self, token: Token) -> io::Result<SocketAddr> {
+        self.world.with(|network| {
+            let side = &network.shards[self.shard];
+            if let Some(listener) = side.listener(token) {
+                return Ok(listener.addr);
+            }
+            let stream = side.stream(token).ok_or(Errno::NOTCONN)?;
+            Ok(network.ends[&stream.end].local)
+        })
+    }
+
+    fn peer_addr(&self, token: Token) -> io::Result<SocketAddr> {
+        self.world.with(|network| {
+            let stream = network.shards[self.shard].stream(token).ok_or(Errno::NOTCONN)?;
+            let end = &network.ends[&stream.end];
+            if end.phase == Phase::Open { Ok(end.remote) } else { Err(Errno::NOTCONN.into()) }
+        })
+    }
+
+    fn set_option(&mut self, token: Token, _option: SocketOption) -> io::Result<()> {
+        // No option changes what a simulated connection does.
+        self.world.with(|network| match network.shards[self.shard].stream(token) {
+            Some(_) => Ok(()),
+            None => Err(Errno::NOTCONN.into()),
+        })
+    }
+
+    fn wait(&mut self, _timeout: Option<Duration>) -> io::Result<()> {
+        // Never sleeps: when this shard is due again is the runner's knowledge.
+        self.waker.take();
+        let clock = self.world.with(|network| {
+            network.begin_turn(self.shard);
+            network.clock
+        });
+        self.now = self.world.instant(clock);
+        Ok(())
+    }
+
+    fn next(&mut self) -> Option<Event> {
+        self.world.with(|network| network.next_event(self.shard, &self.buffers))
+    }
+
+    fn census(&self) -> Census {
+        self.world.with(|network| {
+            let side = &network.shards[self.shard];
+            Census {
+                listeners: side.listeners,
+                connections: side.sources.len() - side.listeners,
+                leases: self.buffers.on_loan(),
+            }
+        })
+    }
+}
+
+impl Drop for SimDriver {
+    fn drop(&mut self) {
+        self.world.with(|network| {
+            for token in network.shards[self.shard].sources.tokens() {
+                network.close(self.shard, token, CloseKind::Orderly);
+            }
+            let side = &mut network.shards[self.shard];
+            side.ready.clear();
+            side.batch.clear();
+            side.driven = false;
+        });
+    }
+}
+
+impl Drop for SimSocket {
+    fn drop(&mut self) {
+        if let Some(end) = self.end.take() {
+            self.world.with(|network| network.close_end(end, CloseKind::Orderly));
+        }
+    }
+}
+
+/// How long a listener that failed to accept stays paused.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests;
