@@ -1,1 +1,14 @@
-//! Futures on a shard.
+//! Futures on a shard: when a task is polled, and where it may be dropped. Knows nothing of shards.
+//! The one door to async-task.
+
+#[allow(unsafe_code, reason = "async-task's unchecked spawn: the checked one pays for a thread id per poll")]
+mod executor;
+mod join;
+#[allow(unsafe_code, reason = "a sleeping future is dropped in place when its executor closes")]
+mod task;
+
+pub use executor::yield_now;
+pub(crate) use executor::{Entered, Executor, Remote, RemoteTask};
+pub use join::{JoinError, JoinHandle, PanicPayload};
+#[cfg(test)]
+#[allow(unsafe_code)]

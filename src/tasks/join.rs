@@ -1,0 +1,196 @@
+//! How the end of a task is awaited, and what can have become of it.
+
+use std::any::Any;
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use async_task::FallibleTask;
+
+use super::executor::{Home, Metadata, drop_payload};
+use crate::reactor::token::Token;
+
+/// A spawned task, seen by whoever spawned it: a future of its result.
+///
+/// Dropping the handle detaches the task, which goes on; its result is then dropped where the task ran.
+///
+/// # Cancel safety
+/// Polling by reference (`(&mut handle).await`) is cancel safe: the result waits. Once it was taken, the handle
+/// yields [`JoinError::Cancelled`].
+///
+/// # Threads
+/// `!Send`: a handle stays on the shard of its task.
+#[must_use = "dropping the handle detaches the task; await it, or say `drop`"]
+pub struct JoinHandle<T> {
+    home: Rc<Home>,
+    token: Token,
+    /// `None` once the result was taken, or if there never was a task.
+    task: Option<FallibleTask<Result<T, JoinError>, Metadata>>,
+}
+
+/// Why a task has no result.
+pub enum JoinError {
+    /// It was cancelled, or its shard stopped.
+    Cancelled,
+    /// Its future panicked; here is what the panic carried.
+    Panicked(PanicPayload),
+}
+
+/// What a panic carried, made `Sync`. A destructor of it that panics is contained.
+pub struct PanicPayload {
+    /// `None` only while being dropped. The mutex is what makes a payload `Sync` that need not be.
+    payload: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+impl<T> JoinHandle<T> {
+    pub(super) fn new(
+        home: Rc<Home>,
+        token: Token,
+        task: FallibleTask<Result<T, JoinError>, Metadata>,
+    ) -> Self {
+        JoinHandle { home, token, task: Some(task) }
+    }
+
+    pub(super) fn cancelled(home: Rc<Home>) -> Self {
+        JoinHandle { home, token: Token::from_bits(u64::MAX), task: None }
+    }
+
+    /// Has the task's future dropped, on its shard and before it would be polled again. A task that finishes
+    /// first keeps its result; else the handle yields [`JoinError::Cancelled`].
+    pub fn cancel(&self) {
+        self.home.cancel(self.token);
+    }
+
+    /// Whether the task's future is gone: it returned, panicked, or was dropped.
+    pub fn is_finished(&self) -> bool {
+        !self.home.is_live(self.token)
+    }
+}
+
+impl<T> Future for JoinHandle<T> {
+    type Output = Result<T, JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.home.watch(self.token, context.waker()) {
+            return Poll::Pending;
+        }
+        let Some(task) = &mut self.task else { return Poll::Ready(Err(JoinError::Cancelled)) };
+        // A future that was dropped in place leaves a task that async-task takes for a sleeping one.
+        let result = if task.is_finished() {
+            match Pin::new(task).poll(context) {
+                Poll::Ready(result) => result.unwrap_or(Err(JoinError::Cancelled)),
+                Poll::Pending => return Poll::Pending,
+            }
+        } else {
+            Err(JoinError::Cancelled)
+        };
+        self.release();
+        Poll::Ready(result)
+    }
+}
+
+impl<T> JoinHandle<T> {
+    fn release(&mut self) {
+        if let Some(task) = self.task.take() {
+            // Dropping it instead would cancel the task.
+            task.detach();
+        }
+    }
+}
+
+impl<T> Unpin for JoinHandle<T> {}
+
+impl<T> Drop for JoinHandle<T> {
+    fn drop(&mut self) {
+        self.home.detach(self.token);
+        self.release();
+    }
+}
+
+impl<T> fmt::Debug for JoinHandle<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("JoinHandle").field("is_finished", &self.is_finished()).finish_non_exhaustive()
+    }
+}
+
+impl JoinError {
+    pub(super) fn panicked(payload: Box<dyn Any + Send>) -> Self {
+        JoinError::Panicked(PanicPayload { payload: Mutex::new(Some(payload)) })
+    }
+
+    /// Whether the task was cancelled, or its shard stopped.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, JoinError::Cancelled)
+    }
+
+    /// What the task's panic carried, if it panicked.
+    pub fn into_panic(self) -> Option<PanicPayload> {
+        match self {
+            JoinError::Cancelled => None,
+            JoinError::Panicked(payload) => Some(payload),
+        }
+    }
+}
+
+impl PanicPayload {
+    /// The text of the panic, or a stand-in if it carried something else.
+    pub fn message(&self) -> String {
+        let payload = self.payload.lock().unwrap_or_else(PoisonError::into_inner);
+        payload.as_deref().map_or("", message_of).to_owned()
+    }
+
+    /// What the panic carried, as for [`std::panic::resume_unwind`].
+    pub fn into_inner(self) -> Box<dyn Any + Send> {
+        let mut payload = self.payload.lock().unwrap_or_else(PoisonError::into_inner);
+        payload.take().expect("a payload is there until it is dropped")
+    }
+}
+
+impl Drop for PanicPayload {
+    fn drop(&mut self) {
+        if let Some(payload) = self.payload.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            drop_payload(payload);
+        }
+    }
+}
+
+impl fmt::Display for JoinError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            JoinError::Cancelled => formatter.write_str("the task was cancelled"),
+            JoinError::Panicked(payload) => write!(formatter, "the task panicked: {}", payload.message()),
+        }
+    }
+}
+
+impl fmt::Debug for JoinError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            JoinError::Cancelled => formatter.write_str("Cancelled"),
+            JoinError::Panicked(payload) => formatter.debug_tuple("Panicked").field(payload).finish(),
+        }
+    }
+}
+
+impl fmt::Debug for PanicPayload {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:?}", self.message())
+    }
+}
+
+impl Error for JoinError {}
+
+/// The text of a panic, as `panic!` leaves it.
+pub(super) fn message_of(payload: &(dyn Any + Send)) -> &str {
+    if let Some(text) = payload.downcast_ref::<&'static str>() {
+        text
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text
+    } else {
+        "(a panic that carried no text)"
+    }
+}
