@@ -1,1 +1,174 @@
-//! config
+//! Every limit of a runtime, with its unit, its default and the reason for it. Decides nothing.
+
+use std::time::Duration;
+
+/// Limits and times of a runtime. All finite by default: "unlimited" has to be written out.
+///
+/// ```
+/// use shardwise::Config;
+/// use std::time::Duration;
+///
+/// let mut config = Config::default();
+/// config.drain_timeout = Duration::from_secs(5);
+/// config.watermarks.high_bytes = 256 * 1024;
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Size of a read buffer, in bytes; 64 KiB. A shard owns one, and more only while a task holds received
+    /// bytes. It should be larger than the common message: a full read costs another system call.
+    pub read_buffer_bytes: usize,
+    /// What a protocol may leave unread of its input, in bytes; 1 MiB. Beyond it the connection is closed with
+    /// [`CloseReason::InputTooLong`](crate::CloseReason::InputTooLong).
+    pub input_bytes_max: usize,
+    /// When a connection's output pauses and resumes its writer, and when it refuses more.
+    pub watermarks: Watermarks,
+    /// Finished handshakes that may wait at a listener, per shard; 4,096, which is also the kernel's own cap
+    /// (`net.core.somaxconn`) by default.
+    pub backlog: u32,
+    /// Connections accepted per listener and turn; 32. Bounded, since in a reconnect storm endless accepting
+    /// starves the open connections until they time out and reconnect too.
+    pub accepts_per_turn: usize,
+    /// Messages from other shards and threads run per turn; 1,024.
+    pub messages_per_turn: usize,
+    /// Events dispatched per turn; 1,024.
+    pub events_per_turn: usize,
+    /// Timers fired per turn; 256. After a long stall they fire in slices, so that I/O goes on between them.
+    pub timers_per_turn: usize,
+    /// Tasks polled per turn; 128, or until [`Config::task_time_per_turn`] is used up.
+    pub tasks_per_turn: usize,
+    /// How long tasks may be polled in one turn; 0.5 ms.
+    pub task_time_per_turn: Duration,
+    /// How long a connection may have output that the peer does not take; 30 s. The deadline starts anew with
+    /// every byte taken.
+    pub write_timeout: Duration,
+    /// After we have closed, how long the peer may take to close too; 5 s. Meanwhile what it sends is read and
+    /// thrown away: closing at once would reset the connection and destroy the answer on its way.
+    pub linger_timeout: Duration,
+    /// How many bytes are thrown away for it at the most; 64 KiB.
+    pub linger_bytes_max: usize,
+    /// How long an outgoing connection may take to be established; 5 s.
+    pub connect_timeout: Duration,
+    /// From `stop` until the connections that are still open are aborted; 30 s.
+    pub drain_timeout: Duration,
+    /// While a listener that is open to the network closes: how long handshakes that are under way may take;
+    /// 100 ms. Loopback listeners need none.
+    pub handshake_grace: Duration,
+    /// How long an awake shard looks for messages before it sleeps; 50 µs, about the price of a sleep and a wake.
+    /// Only a shard that waits for replies, or has lately been called, and that has a CPU to itself, does.
+    pub poll_before_park: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            read_buffer_bytes: 64 * 1024,
+            input_bytes_max: 1024 * 1024,
+            watermarks: Watermarks::default(),
+            backlog: 4096,
+            accepts_per_turn: 32,
+            messages_per_turn: 1024,
+            events_per_turn: 1024,
+            timers_per_turn: 256,
+            tasks_per_turn: 128,
+            task_time_per_turn: Duration::from_micros(500),
+            write_timeout: Duration::from_secs(30),
+            linger_timeout: Duration::from_secs(5),
+            linger_bytes_max: 64 * 1024,
+            connect_timeout: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(30),
+            handshake_grace: Duration::from_millis(100),
+            poll_before_park: Duration::from_micros(50),
+        }
+    }
+}
+
+impl Config {
+    /// Names the first setting that cannot work, and its range.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let at_least_one = [
+            ("read_buffer_bytes", self.read_buffer_bytes),
+            ("input_bytes_max", self.input_bytes_max),
+            ("accepts_per_turn", self.accepts_per_turn),
+            ("messages_per_turn", self.messages_per_turn),
+            ("events_per_turn", self.events_per_turn),
+            ("timers_per_turn", self.timers_per_turn),
+            ("tasks_per_turn", self.tasks_per_turn),
+        ];
+        for (setting, value) in at_least_one {
+            if value == 0 {
+                return Err(ConfigError { setting, range: "at least 1" });
+            }
+        }
+        if self.read_buffer_bytes > 1 << 30 {
+            return Err(ConfigError { setting: "read_buffer_bytes", range: "1 to 1 GiB" });
+        }
+        if self.backlog == 0 || self.backlog > i32::MAX as u32 {
+            return Err(ConfigError { setting: "backlog", range: "1 to 2147483647" });
+        }
+        self.watermarks.check()
+    }
+}
+
+/// When a connection's unsent output pauses and resumes whoever writes it, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watermarks {
+    /// Above this [`Protocol::write_paused`](crate::Protocol::write_paused) is called once; 64 KiB.
+    pub high_bytes: usize,
+    /// At or below this, after having been above high,
+    /// [`Protocol::write_resumed`](crate::Protocol::write_resumed) is called once; 16 KiB.
+    pub low_bytes: usize,
+    /// A write that would leave more than this unsent is refused whole, with
+    /// [`WriteError::Full`](crate::WriteError::Full); 1 MiB.
+    pub cap_bytes: usize,
+}
+
+impl Default for Watermarks {
+    fn default() -> Self {
+        Watermarks { high_bytes: 64 * 1024, low_bytes: 16 * 1024, cap_bytes: 1024 * 1024 }
+    }
+}
+
+impl Watermarks {
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.low_bytes > self.high_bytes || self.high_bytes > self.cap_bytes || self.cap_bytes == 0 {
+            return Err(ConfigError { setting: "watermarks", range: "low <= high <= cap, cap at least 1" });
+        }
+        Ok(())
+    }
+}
+
+/// A setting that cannot work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    setting: &'static str,
+    range: &'static str,
+}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "setting `{}` is out of range: it must be {}", self.setting, self.range)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_in_range() {
+        Config::default().check().unwrap();
+    }
+
+    #[test]
+    fn a_setting_out_of_range_is_named() {
+        let config = Config { tasks_per_turn: 0, ..Config::default() };
+        let message = config.check().unwrap_err().to_string();
+        assert_eq!(message, "setting `tasks_per_turn` is out of range: it must be at least 1");
+        let mut config = Config::default();
+        config.watermarks.low_bytes = config.watermarks.high_bytes + 1;
+        assert!(config.check().unwrap_err().to_string().contains("watermarks"));
+    }
+}

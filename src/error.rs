@@ -1,1 +1,369 @@
-//! error
+//! What can go wrong at each boundary. Errors say what, where and why; refusals give back what they were given.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::ShardId;
+use crate::config::ConfigError;
+
+/// What applications and their callbacks return: any error will do, and `?` works.
+pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Why a runtime did not start, or did not end cleanly.
+///
+/// Its `Debug` is its one-line `Display`, so that a `main` which returns it prints something readable.
+#[non_exhaustive]
+pub enum RunError {
+    /// A setting is out of range.
+    Config(ConfigError),
+    /// The shards cannot be placed as asked: no shard, a CPU that may not be used.
+    Placement(Box<dyn Error + Send + Sync>),
+    /// A shard's driver or thread could not be made, or its driver broke.
+    Os {
+        /// The shard.
+        shard: ShardId,
+        /// What was being done.
+        action: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// `App::prepare` returned an error.
+    Prepare(Box<dyn Error + Send + Sync>),
+    /// `App::start` returned an error: the first one, all shards were stopped for it.
+    Start {
+        /// The shard whose `start` failed.
+        shard: ShardId,
+        /// What it returned.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// `App::start` panicked, or a shard did.
+    Panicked {
+        /// The shard.
+        shard: ShardId,
+        /// The panic's message.
+        message: String,
+    },
+    /// The runtime was stopped before every shard had started.
+    Interrupted,
+    /// Connections were still open when the drain deadline passed or a second signal came; they were aborted.
+    Forced {
+        /// How many connections were aborted.
+        connections: usize,
+        /// The signal that asked for the stop, if one did.
+        signal: Option<i32>,
+    },
+    /// The signal handlers could not be installed.
+    Signals(io::Error),
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RunError::Config(error) => write!(formatter, "{error}"),
+            RunError::Placement(error) => write!(formatter, "{error}"),
+            RunError::Os { shard, action, source } => write!(formatter, "{shard}: {action}: {source}"),
+            RunError::Prepare(error) => write!(formatter, "prepare failed: {error}"),
+            RunError::Start { shard, source } => write!(formatter, "{shard} failed to start: {source}"),
+            RunError::Panicked { shard, message } => write!(formatter, "{shard} panicked: {message}"),
+            RunError::Interrupted => write!(formatter, "stopped before every shard had started"),
+            RunError::Forced { connections, .. } => {
+                write!(formatter, "stopped by force with {connections} connections still open")
+            }
+            RunError::Signals(error) => write!(formatter, "cannot install signal handlers: {error}"),
+        }
+    }
+}
+
+impl fmt::Debug for RunError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+impl Error for RunError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            RunError::Config(error) => Some(error),
+            RunError::Placement(error) | RunError::Prepare(error) => Some(&**error),
+            RunError::Start { source, .. } => Some(&**source),
+            RunError::Os { source, .. } | RunError::Signals(source) => Some(source),
+            RunError::Panicked { .. } | RunError::Interrupted | RunError::Forced { .. } => None,
+        }
+    }
+}
+
+/// The runtime, or the shard, is not running: it was never started, or was stopped already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotRunning;
+
+impl fmt::Display for NotRunning {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("not running")
+    }
+}
+
+impl Error for NotRunning {}
+
+/// Text that is no `ADDRESS:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidAddress {
+    pub(crate) text: String,
+}
+
+impl fmt::Display for InvalidAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "`{}` is not an address such as 127.0.0.1:7000 or [::1]:7000", self.text)
+    }
+}
+
+impl Error for InvalidAddress {}
+
+/// Why an address cannot be listened on.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ListenError {
+    /// The address is not one.
+    InvalidAddress(InvalidAddress),
+    /// Somebody listens there already: another process, or this shard.
+    AddressInUse {
+        /// The address.
+        addr: SocketAddr,
+    },
+    /// Anything else the operating system said: no permission, no such address here, …
+    Os {
+        /// The address.
+        addr: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The shard is stopping.
+    Stopping,
+}
+
+impl fmt::Display for ListenError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenError::InvalidAddress(error) => write!(formatter, "cannot listen: {error}"),
+            ListenError::AddressInUse { addr } => write!(formatter, "cannot listen on {addr}: address in use"),
+            ListenError::Os { addr, source } => write!(formatter, "cannot listen on {addr}: {source}"),
+            ListenError::Stopping => write!(formatter, "cannot listen: the shard is stopping"),
+        }
+    }
+}
+
+impl Error for ListenError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            ListenError::InvalidAddress(error) => Some(error),
+            ListenError::Os { source, .. } => Some(source),
+            ListenError::AddressInUse { .. } | ListenError::Stopping => None,
+        }
+    }
+}
+
+impl From<InvalidAddress> for ListenError {
+    fn from(error: InvalidAddress) -> Self {
+        ListenError::InvalidAddress(error)
+    }
+}
+
+/// Why a connection was not established.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The address is not one.
+    InvalidAddress(InvalidAddress),
+    /// The address to connect from cannot be used.
+    Bind {
+        /// The address to connect from.
+        addr: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Nobody listens there.
+    Refused {
+        /// The address aimed at.
+        addr: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// It took longer than it may.
+    TimedOut {
+        /// The address aimed at.
+        addr: SocketAddr,
+        /// How long it was tried.
+        after: Duration,
+    },
+    /// The caller gave up.
+    Cancelled,
+    /// The factory refused the connection.
+    NoProtocol,
+    /// The shard is stopping.
+    Stopping,
+    /// Anything else the operating system said: no route, no port left, …
+    Os {
+        /// The address aimed at.
+        addr: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConnectError::InvalidAddress(error) => write!(formatter, "cannot connect: {error}"),
+            ConnectError::Bind { addr, source } => write!(formatter, "cannot connect from {addr}: {source}"),
+            ConnectError::Refused { addr, .. } => write!(formatter, "cannot connect to {addr}: refused"),
+            ConnectError::TimedOut { addr, after } => {
+                write!(formatter, "cannot connect to {addr}: no answer after {after:?}")
+            }
+            ConnectError::Cancelled => write!(formatter, "connecting was cancelled"),
+            ConnectError::NoProtocol => write!(formatter, "the factory refused the connection"),
+            ConnectError::Stopping => write!(formatter, "cannot connect: the shard is stopping"),
+            ConnectError::Os { addr, source } => write!(formatter, "cannot connect to {addr}: {source}"),
+        }
+    }
+}
+
+impl Error for ConnectError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            ConnectError::InvalidAddress(error) => Some(error),
+            ConnectError::Bind { source, .. }
+            | ConnectError::Refused { source, .. }
+            | ConnectError::Os { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<InvalidAddress> for ConnectError {
+    fn from(error: InvalidAddress) -> Self {
+        ConnectError::InvalidAddress(error)
+    }
+}
+
+/// Why nothing was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The connection is closed or closing, or its write half was shut.
+    Closed,
+    /// More would be unsent than [`Watermarks::cap_bytes`](crate::Watermarks::cap_bytes) allows. The connection is
+    /// open, and nothing of this write was taken.
+    Full,
+}
+
+impl fmt::Display for WriteError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            WriteError::Closed => "the connection is closed for writing",
+            WriteError::Full => "the connection has too much unsent output",
+        })
+    }
+}
+
+impl Error for WriteError {}
+
+impl From<WriteError> for io::Error {
+    fn from(error: WriteError) -> Self {
+        let kind = match error {
+            WriteError::Closed => io::ErrorKind::BrokenPipe,
+            WriteError::Full => io::ErrorKind::WouldBlock,
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// We closed it; all output was handed to the kernel.
+    Closed,
+    /// The peer finished, and so did we.
+    PeerFinished,
+    /// We aborted it; unsent output is lost.
+    Aborted,
+    /// The connection went to another owner: another shard, or whoever detached it.
+    HandedOff,
+    /// The protocol left more of its input unread than it may.
+    InputTooLong {
+        /// The limit, in bytes.
+        limit_bytes: usize,
+    },
+    /// The peer took nothing of our output for too long.
+    WriteStalled {
+        /// How long, at the least.
+        after: Duration,
+    },
+    /// The deadline set for the connection has passed.
+    DeadlineReached,
+    /// A callback of the protocol returned an error.
+    Protocol(Box<dyn Error + Send + Sync>),
+    /// A callback of the protocol panicked, with this message.
+    Panicked(String),
+    /// The runtime stopped, and the connection had not ended by the drain deadline.
+    Stopped,
+    /// The connection broke.
+    Os {
+        /// The call that found it.
+        call: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+impl CloseReason {
+    /// Whether both sides ended it in order.
+    pub fn is_clean(&self) -> bool {
+        matches!(self, CloseReason::Closed | CloseReason::PeerFinished | CloseReason::HandedOff)
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CloseReason::Closed => write!(formatter, "closed"),
+            CloseReason::PeerFinished => write!(formatter, "the peer finished"),
+            CloseReason::Aborted => write!(formatter, "aborted"),
+            CloseReason::HandedOff => write!(formatter, "handed off"),
+            CloseReason::InputTooLong { limit_bytes } => {
+                write!(formatter, "more than {limit_bytes} bytes of input were left unread")
+            }
+            CloseReason::WriteStalled { after } => {
+                write!(formatter, "the peer took no output for {after:?}")
+            }
+            CloseReason::DeadlineReached => write!(formatter, "its deadline passed"),
+            CloseReason::Protocol(error) => write!(formatter, "the protocol failed: {error}"),
+            CloseReason::Panicked(message) => write!(formatter, "the protocol panicked: {message}"),
+            CloseReason::Stopped => write!(formatter, "still open at the drain deadline"),
+            CloseReason::Os { call, source } => write!(formatter, "{call}: {source}"),
+        }
+    }
+}
+
+impl Error for CloseReason {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            CloseReason::Os { source, .. } => Some(source),
+            CloseReason::Protocol(error) => Some(&**error),
+            _ => None,
+        }
+    }
+}
+
+/// The text of a panic's payload.
+pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
+    if let Some(text) = payload.downcast_ref::<&str>() {
+        (*text).to_string()
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "a value that is no text".to_string()
+    }
+}

@@ -1,6 +1,6 @@
-//! A sharded network runtime: one pinned reactor per CPU core.
-#![allow(dead_code, unused_imports)]
+#![doc = include_str!("../README.md")]
 
+#![allow(dead_code)]
 mod config;
 mod cross_shard;
 mod error;
@@ -15,4 +15,29 @@ mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use config::{Config, ConfigError, Watermarks};
+pub use cross_shard::{CallError, Panic, Route, Stopped};
+pub use error::{
+    CloseReason, ConnectError, InvalidAddress, ListenError, NotRunning, Result, RunError, WriteError,
+};
+pub use net::addr::ToAddr;
+pub use net::input::Input;
+pub use runtime::app::App;
+pub use runtime::running::Running;
+pub use runtime::{DriverKind, Runtime};
+pub use shard::Shard;
+pub use shard::handles::call::Call;
+pub use shard::handles::connecting::Connecting;
+pub use shard::handles::delayed_call::{DelayedCall, DelayedCallError};
+pub use shard::handles::handle::{Handle, ShardReport};
+pub use shard::handles::listener::{Closing, Listener};
+pub use shard::handles::tcp_stream::{Chunk, DetachedTcpStream, TcpStream};
+pub use shard::handles::transport::{Flow, ReadHold, Transport};
+pub use shard::interfaces::tcp::{ConnectOptions, ListenOptions};
+pub use shard::interfaces::time::{Elapsed, Interval, Sleep, Timeout, interval, sleep, timeout};
+pub use shard::layer::Layer;
+pub use shard::lifecycle::RuntimeState;
+pub use shard::placement::{CpuListError, parse_cpu_list};
+pub use shard::protocol::{Factory, Incoming, Protocol};
 pub use shard_id::ShardId;
+pub use tasks::{JoinError, JoinHandle, PanicPayload, yield_now};

@@ -1,1 +1,5 @@
-//! Bytes.
+//! Bytes: kernel ↔ bounded buffers. Knows neither messages nor shards, nor what the bytes mean.
+
+pub(crate) mod addr;
+pub(crate) mod connection;
+pub(crate) mod input;

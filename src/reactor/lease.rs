@@ -24,6 +24,12 @@ impl Lease {
         assert!(count <= self.len(), "advanced past the end of a lease");
         self.start += count as u32;
     }
+
+    /// Buffers of this lease's pool that are out now, this one included.
+    #[inline]
+    pub(crate) fn pool_on_loan(&self) -> usize {
+        self.pool.on_loan()
+    }
 }
 
 impl Deref for Lease {

@@ -1,1 +1,261 @@
-//! How many.
+//! How many: builds the shards, starts, pins, stops and joins them. Knows neither connections nor bytes.
+
+pub(crate) mod app;
+pub(crate) mod running;
+pub(crate) mod thread;
+
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use crate::ShardId;
+use crate::config::{Config, ConfigError};
+use crate::cross_shard::Mesh;
+use crate::error::RunError;
+use crate::reactor::waker::DriverWaker;
+use crate::shard::groups::Groups;
+use crate::shard::lifecycle::Lifecycle;
+use crate::shard::placement::{self, Host, Pin, Placement, PlacementRequest};
+use crate::shard::shared::Shared;
+use crate::shard::stats::ShardStats;
+use app::App;
+use running::Running;
+
+/// Builds a runtime: how many shards, where they run, which driver they use, what limits they have.
+///
+/// ```no_run
+/// use shardwise::{Input, Protocol, Result, Runtime, Shard, Transport};
+///
+/// struct Echo;
+/// impl Protocol for Echo {
+///     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+///         transport.write(input.take())?;
+///         Ok(())
+///     }
+/// }
+///
+/// fn main() -> shardwise::Result<()> {
+///     Runtime::new().shards(4).run(async |shard: Shard| {
+///         shard.listen_tcp("127.0.0.1:7000", || Echo)?;
+///         Ok(())
+///     })?;
+///     Ok(())
+/// }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a runtime does nothing until it is run"]
+pub struct Runtime {
+    request: PlacementRequest,
+    driver: DriverKind,
+    config: Config,
+}
+
+/// Which kernel interface the shards use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DriverKind {
+    /// The best there is here; the start-up block says which, and why.
+    #[default]
+    Auto,
+    /// epoll (kqueue on the BSDs and macOS), through mio.
+    Mio,
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Runtime::new()
+    }
+}
+
+impl Runtime {
+    /// One shard per CPU that this process may use, pinned to it.
+    pub fn new() -> Self {
+        Runtime {
+            request: PlacementRequest { shards: None, cpus: None, pin: Pin::Auto },
+            driver: DriverKind::Auto,
+            config: Config::default(),
+        }
+    }
+
+    /// How many shards, 1 to 256. More than there are CPUs share them.
+    pub fn shards(mut self, count: usize) -> Self {
+        self.request.shards = Some(count);
+        self
+    }
+
+    /// Which CPUs the shards run on, in the order of the shards. Without [`Runtime::shards`], one shard on each.
+    pub fn cpus(mut self, cpus: impl IntoIterator<Item = usize>) -> Self {
+        self.request.cpus = Some(cpus.into_iter().collect());
+        self
+    }
+
+    /// Whether each shard is pinned to its CPU. Unless said, it is where that makes sense; the start-up block says why
+    /// when it does not.
+    pub fn pin(mut self, on: bool) -> Self {
+        self.request.pin = if on { Pin::Always } else { Pin::Never };
+        self
+    }
+
+    /// Which kernel interface to use.
+    pub fn driver(mut self, kind: DriverKind) -> Self {
+        self.driver = kind;
+        self
+    }
+
+    /// Limits and times.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Runs `app` on every shard until it is stopped: by [`Handle::stop`](crate::Handle::stop), or by SIGINT or SIGTERM,
+    /// for which handlers are installed meanwhile. A second signal ends it at once. The calling thread only waits.
+    ///
+    /// # Errors
+    /// [`RunError`]: what kept the runtime from starting, naming the shard, or from ending in order.
+    pub fn run<A: App>(self, app: A) -> Result<(), RunError> {
+        running::run(self, app)
+    }
+
+    /// Starts `app` on every shard and returns when all of them have started. Installs no signal handlers.
+    ///
+    /// # Errors
+    /// [`RunError`]: what kept the runtime from starting, naming the shard. Nothing is left behind then.
+    pub fn start<A: App>(self, app: A) -> Result<Running, RunError> {
+        let running = self.launch(app)?;
+        running.wait_until_started()?;
+        Ok(running)
+    }
+
+    /// Starts all threads. Does not wait for `App::start`.
+    fn launch<A: App>(self, app: A) -> Result<Running, RunError> {
+        self.config.check().map_err(RunError::Config)?;
+        let host = Host::detect();
+        let placement = placement::plan(&self.request, &host).map_err(|error| RunError::Placement(error.into()))?;
+        self.announce(&placement);
+        let app = Arc::new(app);
+        let (ready, made) = mpsc::channel();
+        let mut threads = Vec::new();
+        let mut starters = Vec::new();
+        for (number, place) in placement.shards.iter().enumerate() {
+            let id = ShardId::new(number as u16);
+            let (go, goes) = mpsc::channel();
+            let seat = thread::Seat {
+                id,
+                cpu: place.cpu,
+                pin_required: self.request.pin == Pin::Always,
+                driver: self.driver,
+                config: self.config.clone(),
+                ready: ready.clone(),
+                goes,
+            };
+            let app = Arc::clone(&app);
+            let spawned = std::thread::Builder::new()
+                .name(format!("shard-{number}"))
+                .spawn(move || thread::run(seat, app))
+                .map_err(|source| RunError::Os { shard: id, action: "starting its thread", source });
+            match spawned {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    // The threads that run end when nobody tells them to go.
+                    drop(starters);
+                    join_all(threads);
+                    return Err(error);
+                }
+            }
+            starters.push(go);
+        }
+        drop(ready);
+        match self.gather(&placement, made) {
+            Ok(shared) => {
+                if let Err(error) = app.prepare(&crate::Handle::new(Arc::clone(&shared))) {
+                    drop(starters);
+                    join_all(threads);
+                    return Err(RunError::Prepare(error));
+                }
+                for starter in starters {
+                    // A thread that is gone has died of something worse, which joining it tells.
+                    let _ = starter.send(Arc::clone(&shared));
+                }
+                Ok(Running::new(shared, threads))
+            }
+            Err(error) => {
+                drop(starters);
+                join_all(threads);
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until every thread has made its driver, and joins them to one runtime.
+    fn gather(
+        &self,
+        placement: &Placement,
+        made: mpsc::Receiver<Result<thread::Made, RunError>>,
+    ) -> Result<Arc<Shared>, RunError> {
+        let count = placement.shards.len();
+        let mut wakers: Vec<Option<DriverWaker>> = (0..count).map(|_| None).collect();
+        let mut cpus = vec![None; count];
+        let mut first_error = None;
+        for outcome in made.iter().take(count) {
+            match outcome {
+                Ok(made) => {
+                    cpus[made.id.index()] = made.cpu;
+                    wakers[made.id.index()] = Some(made.waker);
+                }
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        if let Some(error) = first_error {
+            return Err(error);
+        }
+        let wakers: Option<Vec<_>> = wakers.into_iter().collect();
+        let wakers = wakers.expect("every thread reports once");
+        let alone = cpus.iter().all(Option::is_some) && !placement.oversubscribed;
+        Ok(new_shared(self.config.clone(), wakers, cpus, alone))
+    }
+
+    /// The start-up block.
+    fn announce(&self, placement: &Placement) {
+        let shards = placement.shards.len();
+        let cpus: Vec<_> = placement.shards.iter().map(|place| place.cpu).collect();
+        tracing::info!(shards, ?cpus, "placing shards");
+        for reason in &placement.reasons {
+            tracing::info!("{reason}");
+        }
+        let why = match self.driver {
+            DriverKind::Auto => "the only driver of this version for real networks",
+            DriverKind::Mio => "as asked",
+        };
+        tracing::info!(driver = "mio", why, "driver");
+        tracing::info!(policy = "reuseport", why = "the kernel spreads connections by their addresses", "accepting");
+        tracing::info!(limits = ?self.config, "limits");
+    }
+}
+
+/// What the shards of a new runtime share.
+pub(crate) fn new_shared(
+    config: Config,
+    wakers: Vec<DriverWaker>,
+    cpus: Vec<Option<usize>>,
+    may_poll: bool,
+) -> Arc<Shared> {
+    let count = wakers.len();
+    Arc::new(Shared {
+        config,
+        mesh: Mesh::new(wakers),
+        groups: Groups::default(),
+        lifecycle: Lifecycle::new(count),
+        stats: (0..count).map(|_| Arc::new(ShardStats::default())).collect(),
+        cpus: cpus.into(),
+        may_poll,
+    })
+}
+
+fn join_all(threads: Vec<std::thread::JoinHandle<()>>) {
+    for thread in threads {
+        // Its panic has been reported where it happened.
+        let _ = thread.join();
+    }
+}

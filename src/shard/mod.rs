@@ -1,1 +1,223 @@
-//! What.
+//! What: one shard. Its turn, its connections, and the interface set that applications see.
+
+pub(crate) mod connecting;
+pub(crate) mod connections;
+pub(crate) mod groups;
+pub(crate) mod handles;
+pub(crate) mod interfaces;
+pub(crate) mod layer;
+pub(crate) mod lifecycle;
+pub(crate) mod listening;
+pub(crate) mod placement;
+pub(crate) mod protocol;
+pub(crate) mod shared;
+pub(crate) mod stats;
+pub(crate) mod turn;
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use crate::ShardId;
+use crate::cross_shard::Endpoint;
+use crate::reactor::driver::Driver;
+use crate::reactor::registry::Registry;
+use crate::reactor::timer_wheel::TimerWheel;
+use crate::reactor::token::Token;
+use crate::tasks::{Executor, Remote, RemoteTask};
+use connecting::Attempts;
+use connections::Slot;
+use handles::delayed_call::DelayedCall;
+use lifecycle::ShardPhase;
+use listening::Listeners;
+use shared::Shared;
+use stats::ShardStats;
+use turn::Rest;
+
+/// One shard seen from its own thread: the interface set.
+///
+/// Cheap to clone. Everything here is local to the shard, so nothing locks; to reach another shard use
+/// [`Shard::call`] or [`Handle::call_from_thread`](crate::Handle::call_from_thread).
+///
+/// # Threads
+/// A `Shard` never leaves its thread:
+///
+/// ```compile_fail
+/// fn needs_send<T: Send>() {}
+/// needs_send::<shardwise::Shard>();
+/// ```
+#[derive(Clone)]
+pub struct Shard {
+    pub(crate) inner: Rc<Inner>,
+}
+
+/// All that one shard owns, a cell per part. No borrow is held while application code runs, and no application
+/// value is dropped under one.
+pub(crate) struct Inner {
+    pub(crate) id: ShardId,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) driver: RefCell<Box<dyn Driver>>,
+    pub(crate) endpoint: Endpoint<Shard>,
+    pub(crate) executor: Executor,
+    pub(crate) timers: RefCell<TimerWheel<Timer>>,
+    pub(crate) connections: RefCell<Registry<Slot>>,
+    pub(crate) listeners: Listeners,
+    pub(crate) attempts: Attempts,
+    /// Output of the connection whose callback runs now.
+    pub(crate) staged: RefCell<Vec<u8>>,
+    /// That connection.
+    pub(crate) active: Cell<Option<Token>>,
+    /// Whether its input has run dry: it was closed or paused in its own callback.
+    pub(crate) dry: Cell<bool>,
+    /// Connections written to, or closed, outside their own event.
+    pub(crate) unsettled: RefCell<Vec<Token>>,
+    /// Connections whose kept input, or FIN, may be delivered again.
+    pub(crate) resumed: RefCell<Vec<Token>>,
+    /// Connections that end with this turn.
+    pub(crate) ending: RefCell<Vec<Token>>,
+    /// The turn's clock.
+    pub(crate) now: Cell<Instant>,
+    pub(crate) phase: Cell<ShardPhase>,
+    /// Tasks of `serve_tcp` that have not finished.
+    pub(crate) serving: Cell<usize>,
+    /// Calls to be made once the runtime runs.
+    pub(crate) when_running: RefCell<Vec<Box<dyn FnOnce(&Shard)>>>,
+    pub(crate) drain_deadline: RefCell<Option<DelayedCall>>,
+    pub(crate) late_drain_planned: Cell<bool>,
+    pub(crate) port_zero_calls: Cell<usize>,
+    /// What the shard may do after its last turn: go on, or sleep until when.
+    pub(crate) rest: Cell<Rest>,
+    pub(crate) turning: Cell<bool>,
+    pub(crate) poll: turn::AdaptivePoll,
+    pub(crate) stats: Arc<ShardStats>,
+}
+
+/// What the timer wheel holds.
+pub(crate) enum Timer {
+    /// The application's.
+    Call(Box<dyn FnOnce(&Shard)>),
+    /// A sleeping task's.
+    Wake(Waker),
+    /// A connection's own deadline.
+    Deadline(Token),
+    /// A connection's guard against a peer that takes nothing, or never finishes.
+    Guard(Token),
+    /// An outgoing connection's.
+    Connect(Token),
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Shard>> = const { RefCell::new(None) };
+}
+
+/// Restores the shard that was current before.
+pub(crate) struct CurrentGuard {
+    previous: Option<Shard>,
+}
+
+impl Drop for CurrentGuard {
+    fn drop(&mut self) {
+        let previous = self.previous.take();
+        let left = CURRENT.try_with(|current| current.replace(previous));
+        drop(left);
+    }
+}
+
+impl Shard {
+    /// The shard whose callback or task runs now on this thread.
+    ///
+    /// # Panics
+    /// Panics where no shard is current; see [`Shard::try_current`].
+    pub fn current() -> Shard {
+        Shard::try_current().expect("no shard runs on this thread now")
+    }
+
+    /// The shard whose callback or task runs now on this thread, if any. Never panics, also not while the thread's
+    /// locals are being destroyed.
+    pub fn try_current() -> Option<Shard> {
+        CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
+    }
+
+    /// This shard's number.
+    pub fn id(&self) -> ShardId {
+        self.inner.id
+    }
+
+    /// How many shards the runtime has.
+    pub fn shards(&self) -> usize {
+        self.inner.shared.mesh.len()
+    }
+
+    /// A new shard, on the thread it will live on.
+    pub(crate) fn new(id: ShardId, shared: Arc<Shared>, driver: Box<dyn Driver>) -> Shard {
+        let now = driver.now();
+        let endpoint = shared.mesh.endpoint(id);
+        let executor = Executor::new(Arc::new(WayHome { id, shared: Arc::downgrade(&shared) }));
+        let bound = if shared.may_poll { shared.config.poll_before_park } else { Duration::ZERO };
+        let stats = Arc::clone(&shared.stats[id.index()]);
+        let inner = Inner {
+            id,
+            driver: RefCell::new(driver),
+            endpoint,
+            executor,
+            timers: RefCell::new(TimerWheel::new(now)),
+            connections: RefCell::new(Registry::new()),
+            listeners: Listeners::default(),
+            attempts: Attempts::default(),
+            staged: RefCell::default(),
+            active: Cell::new(None),
+            dry: Cell::new(false),
+            unsettled: RefCell::default(),
+            resumed: RefCell::default(),
+            ending: RefCell::default(),
+            now: Cell::new(now),
+            phase: Cell::new(ShardPhase::Starting),
+            when_running: RefCell::default(),
+            drain_deadline: RefCell::default(),
+            late_drain_planned: Cell::new(false),
+            serving: Cell::new(0),
+            port_zero_calls: Cell::new(0),
+            rest: Cell::new(Rest::None),
+            turning: Cell::new(false),
+            poll: turn::AdaptivePoll::new(bound),
+            stats,
+            shared,
+        };
+        Shard { inner: Rc::new(inner) }
+    }
+
+    /// Makes this shard current until the guard is dropped.
+    pub(crate) fn enter(&self) -> CurrentGuard {
+        let previous = CURRENT.with(|current| current.replace(Some(self.clone())));
+        CurrentGuard { previous }
+    }
+
+    pub(crate) fn same(&self, other: &Shard) -> bool {
+        Rc::ptr_eq(&self.inner, &other.inner)
+    }
+}
+
+
+/// How a task woken elsewhere comes back to its shard: as a message like any other.
+struct WayHome {
+    id: ShardId,
+    /// Weak, since wakers may be kept for ever by anybody.
+    shared: Weak<Shared>,
+}
+
+impl Remote for WayHome {
+    fn send_home(&self, task: RemoteTask) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        // Refused once the shard has stopped: the task is dropped here, its future was dropped at home.
+        let _ = shared.mesh.post(self.id, move |shard: &Shard| shard.inner.executor.accept(task));
+    }
+}
+
+impl fmt::Debug for Shard {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Shard({})", self.inner.id.index())
+    }
+}

@@ -33,7 +33,7 @@ use mio::{Events, Interest, Poll};
 use rustix::io::Errno;
 
 use super::{
-    Census, CloseKind, ConnectSpec, DetachedSocket, Discarded, Driver, DriverConfig, DriverKind, Event,
+    Census, CloseKind, ConnectSpec, DetachedSocket, Discarded, Driver, DriverConfig, KernelKind, Event,
     ListenSpec, SocketOption, Submitted,
 };
 use crate::reactor::buffer::Output;
@@ -341,8 +341,8 @@ impl MioDriver {
 }
 
 impl Driver for MioDriver {
-    fn kind(&self) -> DriverKind {
-        DriverKind::Mio
+    fn kind(&self) -> KernelKind {
+        KernelKind::Mio
     }
 
     fn waker(&self) -> DriverWaker {

@@ -19,7 +19,7 @@ use crate::sys::socket::Socket;
 /// The driver makes the tokens. A token whose source is gone is ignored by verbs without a result and answered
 /// with `NotConnected` by the others. No verb calls back: what happens is an [`Event`], fetched by `next`.
 pub(crate) trait Driver {
-    fn kind(&self) -> DriverKind;
+    fn kind(&self) -> KernelKind;
 
     /// Wakes this driver out of `wait`, from any thread, also after the driver is gone.
     fn waker(&self) -> DriverWaker;
@@ -88,6 +88,9 @@ pub(crate) trait Driver {
     /// once, while sources that stopped on their budget have more. Reads the clock at its end.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
 
+    /// Whether `next` has something to tell now.
+    fn has_ready(&self) -> bool;
+
     /// The next thing that happened. `None` ends the batch of this turn; a source that stopped on its budget then
     /// stays ready for the next one. One connection is read per call.
     fn next(&mut self) -> Option<Event>;
@@ -113,8 +116,7 @@ impl Default for DriverConfig {
 
 /// Which kernel interface a driver sits on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum DriverKind {
+pub(crate) enum KernelKind {
     /// epoll, through mio.
     Mio,
     /// The simulation: an in-memory network and a virtual clock.

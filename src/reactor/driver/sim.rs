@@ -29,7 +29,7 @@ use self::network::{EndId, Phase};
 pub(crate) use self::options::{Faults, SimOptions};
 pub(crate) use self::world::{AcceptFault, World, WorldCensus};
 use super::{
-    Census, CloseKind, ConnectSpec, DetachedSocket, Discarded, Driver, DriverKind, Event, ListenSpec,
+    Census, CloseKind, ConnectSpec, DetachedSocket, Discarded, Driver, KernelKind, Event, ListenSpec,
     SocketOption, Submitted,
 };
 use crate::reactor::buffer::Output;
@@ -61,8 +61,8 @@ impl SimDriver {
 }
 
 impl Driver for SimDriver {
-    fn kind(&self) -> DriverKind {
-        DriverKind::Sim
+    fn kind(&self) -> KernelKind {
+        KernelKind::Sim
     }
 
     fn waker(&self) -> DriverWaker {

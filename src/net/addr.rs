@@ -1,0 +1,78 @@
+//! Addresses as callers write them. Resolves no names.
+
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
+
+use crate::error::InvalidAddress;
+
+/// What [`Shard::listen_tcp`](crate::Shard::listen_tcp) and
+/// [`Shard::connect_tcp`](crate::Shard::connect_tcp) take as an address: a [`SocketAddr`], an `(IpAddr, port)`
+/// pair, or text such as `127.0.0.1:7000` and `[::1]:7000`.
+pub trait ToAddr {
+    /// The address.
+    ///
+    /// # Errors
+    /// [`InvalidAddress`], holding the text, when it is none.
+    fn to_addr(&self) -> Result<SocketAddr, InvalidAddress>;
+}
+
+impl ToAddr for SocketAddr {
+    fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
+        Ok(*self)
+    }
+}
+
+impl ToAddr for SocketAddrV4 {
+    fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
+        Ok((*self).into())
+    }
+}
+
+impl ToAddr for SocketAddrV6 {
+    fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
+        Ok((*self).into())
+    }
+}
+
+impl<I: Into<IpAddr> + Copy> ToAddr for (I, u16) {
+    fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
+        Ok(SocketAddr::new(self.0.into(), self.1))
+    }
+}
+
+impl ToAddr for str {
+    fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
+        self.parse().map_err(|_| InvalidAddress { text: self.to_string() })
+    }
+}
+
+impl ToAddr for String {
+    fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
+        self.as_str().to_addr()
+    }
+}
+
+impl<T: ToAddr + ?Sized> ToAddr for &T {
+    fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
+        (**self).to_addr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    #[test]
+    fn addresses_come_in_several_spellings() {
+        let expected: SocketAddr = "127.0.0.1:80".parse().unwrap();
+        assert_eq!("127.0.0.1:80".to_addr(), Ok(expected));
+        assert_eq!((Ipv4Addr::LOCALHOST, 80).to_addr(), Ok(expected));
+        assert_eq!(expected.to_addr(), Ok(expected));
+    }
+
+    #[test]
+    fn text_that_is_no_address_comes_back_in_the_error() {
+        let message = "localhost".to_addr().unwrap_err().to_string();
+        assert_eq!(message, "`localhost` is not an address such as 127.0.0.1:7000 or [::1]:7000");
+    }
+}

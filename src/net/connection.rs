@@ -1,0 +1,254 @@
+//! One connection's bytes: its two buffers, and how far each half has come. Decides nothing about protocols.
+
+use std::io;
+use std::net::SocketAddr;
+
+use crate::config::Watermarks;
+use crate::error::{CloseReason, WriteError};
+use crate::reactor::buffer::Output;
+use crate::reactor::driver::{CloseKind, Driver, Submitted};
+use crate::reactor::token::Token;
+
+/// Writes of this size and more go straight to the kernel when nothing waits before them: copying them first costs
+/// an eighth of the whole request at 16 KiB.
+const STRAIGHT_BYTES: usize = 8 * 1024;
+
+/// The bytes of one connection and the state of its halves. An idle one owns no memory beyond itself.
+pub(crate) struct Connection {
+    pub(crate) peer_addr: SocketAddr,
+    output: Output,
+    /// Received and not yet consumed by the application.
+    pub(crate) input: Vec<u8>,
+    pub(crate) phase: Phase,
+    pub(crate) read: ReadHalf,
+    pub(crate) write: WriteHalf,
+    /// How many wishes there are not to read: the protocol's own pause and every hold count one each.
+    pub(crate) read_holds: u16,
+    pub(crate) paused_by_protocol: bool,
+    /// Whether the driver has been told to receive.
+    receiving: bool,
+    /// Above the high watermark, and not yet back at low.
+    above_high: bool,
+    /// The last submit left something: the driver says `Sent` when there is room.
+    blocked: bool,
+}
+
+/// Where a connection is in its life.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    Open,
+    /// We have finished: what is queued goes out, then the connection ends for this reason.
+    Flushing(Box<CloseReason>),
+    /// To be closed at the end of the turn.
+    Ending(Box<CloseReason>, EndKind),
+    /// Closed for the application. The socket waits for the peer's FIN, so that no answer is destroyed on its way.
+    Lingering { discarded_bytes: usize },
+}
+
+/// How a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EndKind {
+    /// The socket is closed.
+    Close(CloseKind),
+    /// The socket waits for the peer's FIN first.
+    Linger,
+    /// The socket has gone elsewhere.
+    Released,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReadHalf {
+    Open,
+    /// FIN has come and waits behind input that has not been delivered.
+    FinishPending,
+    /// FIN has come, and the application knows.
+    Finished,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WriteHalf {
+    Open,
+    /// FIN goes out after the queued output.
+    Finishing,
+    /// FIN is out.
+    Finished,
+}
+
+/// What a flush has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flushed {
+    /// The kernel has it all.
+    All,
+    /// The kernel took some, and the rest waits.
+    Some,
+    /// The kernel took nothing, and the rest waits.
+    Nothing,
+}
+
+/// A crossing of a watermark that the writer has to be told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crossing {
+    Paused,
+    Resumed,
+}
+
+impl Connection {
+    pub(crate) fn new(peer_addr: SocketAddr) -> Self {
+        Connection {
+            peer_addr,
+            output: Output::new(),
+            input: Vec::new(),
+            phase: Phase::Open,
+            read: ReadHalf::Open,
+            write: WriteHalf::Open,
+            read_holds: 0,
+            paused_by_protocol: false,
+            receiving: false,
+            above_high: false,
+            blocked: false,
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open)
+    }
+
+    /// Whether the application may be given input now.
+    pub(crate) fn may_read(&self) -> bool {
+        self.is_open() && self.read_holds == 0
+    }
+
+    /// Bytes written and not taken by the kernel.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.output.len()
+    }
+
+    /// Whether output waits for the peer.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    pub(crate) fn has_output(&self) -> bool {
+        !self.output.is_empty()
+    }
+
+    /// Checks that `len` more bytes may be written while `staged` bytes wait to be flushed.
+    pub(crate) fn check_write(&self, staged: usize, len: usize, marks: &Watermarks) -> Result<(), WriteError> {
+        if !self.is_open() || self.write != WriteHalf::Open {
+            return Err(WriteError::Closed);
+        }
+        if self.output.len() + staged + len > marks.cap_bytes {
+            return Err(WriteError::Full);
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` straight to the kernel if that is cheaper than copying them, and says how many it took.
+    /// Nothing may be staged.
+    pub(crate) fn send_straight(
+        &mut self,
+        driver: &mut dyn Driver,
+        token: Token,
+        bytes: &[u8],
+    ) -> io::Result<usize> {
+        if bytes.len() < STRAIGHT_BYTES || !self.output.is_empty() { Ok(0) } else { driver.try_send(token, bytes) }
+    }
+
+    /// Queues `bytes` behind what waits.
+    pub(crate) fn queue(&mut self, bytes: &[u8]) {
+        self.output.push(bytes);
+    }
+
+    /// Hands `staged`, and what waits before it, to the driver.
+    #[inline]
+    pub(crate) fn flush(&mut self, driver: &mut dyn Driver, token: Token, staged: &[u8]) -> io::Result<Flushed> {
+        let before = self.output.len() + staged.len();
+        if self.output.is_empty() {
+            if staged.is_empty() {
+                return Ok(Flushed::All);
+            }
+            let sent = driver.try_send(token, staged)?;
+            if sent == staged.len() {
+                return Ok(Flushed::All);
+            }
+            self.output.push(&staged[sent..]);
+        } else {
+            self.output.push(staged);
+        }
+        self.blocked = driver.submit(token, &mut self.output)? == Submitted::Blocked;
+        Ok(match self.output.len() {
+            0 => Flushed::All,
+            after if after < before => Flushed::Some,
+            _ => Flushed::Nothing,
+        })
+    }
+
+    /// Throws unsent output away; says how much it was.
+    pub(crate) fn discard_output(&mut self) -> usize {
+        let bytes = self.output.len();
+        self.output = Output::new();
+        self.blocked = false;
+        bytes
+    }
+
+    /// Looks whether the watermark was crossed since the last look.
+    #[inline]
+    pub(crate) fn crossing(&mut self, marks: &Watermarks) -> Option<Crossing> {
+        let queued = self.output.len();
+        if !self.above_high && queued > marks.high_bytes {
+            self.above_high = true;
+            Some(Crossing::Paused)
+        } else if self.above_high && queued <= marks.low_bytes {
+            self.above_high = false;
+            Some(Crossing::Resumed)
+        } else {
+            None
+        }
+    }
+
+    /// Tells the driver whether to receive, if it does not know yet.
+    #[inline]
+    pub(crate) fn update_receiving(&mut self, driver: &mut dyn Driver, token: Token) {
+        let wanted = match self.phase {
+            Phase::Open => self.read_holds == 0 && self.read == ReadHalf::Open,
+            Phase::Lingering { .. } => true,
+            Phase::Flushing(_) | Phase::Ending(..) => false,
+        };
+        if wanted != self.receiving {
+            self.receiving = wanted;
+            driver.receive(token, wanted);
+        }
+    }
+
+    /// All that waits to be sent, for a connection that moves elsewhere.
+    pub(crate) fn unsent(&self) -> Vec<u8> {
+        self.output.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        let bytes = size_of::<Connection>();
+        assert!(bytes <= 128, "{bytes} bytes");
+    }
+
+    #[test]
+    fn a_watermark_is_crossed_once_each_way() {
+        let marks = Watermarks { high_bytes: 10, low_bytes: 4, cap_bytes: 20 };
+        let mut connection = Connection::new(([127, 0, 0, 1], 1).into());
+        connection.queue(&[0; 11]);
+        assert_eq!(connection.crossing(&marks), Some(Crossing::Paused));
+        connection.queue(&[0; 5]);
+        assert_eq!(connection.crossing(&marks), None);
+        assert_eq!(connection.check_write(0, 5, &marks), Err(WriteError::Full));
+        connection.output.advance(11);
+        assert_eq!(connection.crossing(&marks), None, "not yet at low");
+        connection.output.advance(1);
+        assert_eq!(connection.crossing(&marks), Some(Crossing::Resumed));
+        assert_eq!(connection.crossing(&marks), None);
+    }
+}

@@ -1,0 +1,707 @@
+//! The connections of a shard: what the driver reports becomes calls of protocols, and what protocols did becomes
+//! calls of the driver. The bytes themselves are `net`'s.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::error::{CloseReason, Result, panic_message};
+use crate::net::connection::{Connection, Crossing, EndKind, Flushed, Phase, ReadHalf, WriteHalf};
+use crate::net::input::Input;
+use crate::reactor::driver::{CloseKind, Driver};
+use crate::reactor::lease::Lease;
+use crate::reactor::timer_wheel::{TimerKey, deadline_after};
+use crate::reactor::token::Token;
+use crate::shard::handles::tcp_stream::StreamCore;
+use crate::shard::handles::transport::Transport;
+use crate::shard::lifecycle::ShardPhase;
+use crate::shard::protocol::Protocol;
+use crate::shard::{Inner, Shard, Timer};
+
+/// A connection and what belongs to it.
+pub(crate) struct Slot {
+    pub(crate) connection: Connection,
+    pub(crate) handler: Handler,
+    /// The application's deadline.
+    pub(crate) deadline: Option<TimerKey>,
+    /// Set while output waits for the peer, or while we wait for its FIN.
+    pub(crate) guard: Option<TimerKey>,
+    pub(crate) marks: Marks,
+}
+
+/// Who gets a connection's bytes.
+pub(crate) enum Handler {
+    Protocol(Box<dyn Protocol>),
+    Stream(Rc<StreamCore>),
+    /// Its callback runs now.
+    Busy,
+    /// Told of the end.
+    Gone,
+}
+
+/// On which of the shard's lists a connection stands, and what it has been told.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Marks {
+    pub(crate) unsettled: bool,
+    pub(crate) resumed: bool,
+    pub(crate) ending: bool,
+    pub(crate) draining: Draining,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Draining {
+    #[default]
+    No,
+    /// It came in while the shard was draining already: it is served once before it is told.
+    Later,
+    Told,
+}
+
+/// A handler asked for more than this many notices in a row goes on in the next turn.
+const NOTICES_PER_SETTLE: usize = 8;
+/// A staging buffer that had to grow beyond this gives its memory back.
+const STAGED_KEEP_BYTES: usize = 128 * 1024;
+/// While the shard drains, peers have this long to close after we have.
+const DRAINING_LINGER: Duration = Duration::from_millis(500);
+
+/// What a handler has to be told after a flush.
+enum Notice {
+    Paused,
+    Resumed,
+    WriteFinished,
+}
+
+type Outcome = std::result::Result<Result<()>, Box<dyn Any + Send>>;
+
+impl Shard {
+    /// Gives a new connection its slot and tells the handler.
+    pub(crate) fn open_connection(&self, token: Token, connection: Connection, handler: Handler) {
+        let inner = &self.inner;
+        let is_protocol = matches!(handler, Handler::Protocol(_));
+        let draining = if inner.phase.get() == ShardPhase::Draining {
+            self.plan_late_drain();
+            Draining::Later
+        } else {
+            Draining::No
+        };
+        let marks = Marks { draining, ..Marks::default() };
+        let mut slot = Slot { connection, handler, deadline: None, guard: None, marks };
+        slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
+        inner.connections.borrow_mut().insert_at(token, slot);
+        inner.stats.open.add(1);
+        if is_protocol {
+            self.call_protocol(token, |protocol, transport| protocol.connected(transport));
+        }
+    }
+
+    /// Bytes came.
+    pub(crate) fn on_received(&self, token: Token, lease: Lease) {
+        let inner = &self.inner;
+        inner.stats.receives.add(1);
+        inner.stats.received_bytes.add(lease.len() as u64);
+        let mut connections = inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(token) else { return };
+        match &mut slot.connection.phase {
+            Phase::Open => {}
+            Phase::Flushing(_) | Phase::Ending(..) => return,
+            Phase::Lingering { discarded_bytes } => {
+                *discarded_bytes += lease.len();
+                let too_many = *discarded_bytes > inner.shared.config.linger_bytes_max;
+                drop(connections);
+                if too_many {
+                    self.end(token, CloseReason::Closed, EndKind::Close(CloseKind::Reset));
+                }
+                return;
+            }
+        }
+        if let Handler::Stream(stream) = &slot.handler {
+            let stream = Rc::clone(stream);
+            drop(connections);
+            self.with_active(token, || stream.on_received(self, token, lease));
+        } else if slot.connection.read_holds > 0 {
+            slot.connection.input.extend_from_slice(&lease);
+        } else if slot.connection.input.is_empty() {
+            drop(connections);
+            self.deliver(token, &lease);
+        } else {
+            let mut kept = std::mem::take(&mut slot.connection.input);
+            drop(connections);
+            kept.extend_from_slice(&lease);
+            drop(lease);
+            self.deliver(token, &kept);
+        }
+        if inner.phase.get() == ShardPhase::Draining {
+            self.tell_draining_if_served(token);
+        }
+    }
+
+    /// Lends `bytes` to the protocol, and keeps what it leaves.
+    #[inline]
+    fn deliver(&self, token: Token, bytes: &[u8]) {
+        self.with_active(token, || {
+            let mut consumed = 0;
+            self.invoke(token, |protocol, transport| {
+                let mut input = Input::new(bytes, &self.inner.dry);
+                let outcome = protocol.data_received(transport, &mut input);
+                consumed = input.consumed();
+                outcome
+            });
+            if consumed < bytes.len() {
+                self.keep_input(token, &bytes[consumed..]);
+            }
+        });
+    }
+
+    /// Keeps what the protocol left, up to the cap.
+    fn keep_input(&self, token: Token, rest: &[u8]) {
+        let limit_bytes = self.inner.shared.config.input_bytes_max;
+        let mut connections = self.inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(token) else { return };
+        if !slot.connection.is_open() {
+            return;
+        }
+        slot.connection.input.extend_from_slice(rest);
+        // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
+        if rest.len() > limit_bytes && slot.connection.read_holds == 0 {
+            drop(connections);
+            self.begin_close(token, CloseReason::InputTooLong { limit_bytes });
+        }
+    }
+
+    /// The peer has sent FIN.
+    pub(crate) fn on_peer_finished(&self, token: Token) {
+        let mut connections = self.inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(token) else { return };
+        match slot.connection.phase {
+            Phase::Lingering { .. } => {
+                drop(connections);
+                self.end(token, CloseReason::Closed, EndKind::Close(CloseKind::Orderly));
+            }
+            Phase::Ending(..) => {}
+            Phase::Flushing(_) => slot.connection.read = ReadHalf::Finished,
+            Phase::Open if slot.connection.may_read() => {
+                drop(connections);
+                self.finish_reading(token);
+            }
+            Phase::Open => slot.connection.read = ReadHalf::FinishPending,
+        }
+    }
+
+    /// Tells the handler of the peer's FIN.
+    fn finish_reading(&self, token: Token) {
+        let mut connections = self.inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(token) else { return };
+        slot.connection.read = ReadHalf::Finished;
+        let both_finished = slot.connection.write == WriteHalf::Finished;
+        if let Handler::Stream(stream) = &slot.handler {
+            let stream = Rc::clone(stream);
+            drop(connections);
+            self.with_active(token, || stream.on_finished(self));
+        } else {
+            drop(connections);
+            self.call_protocol(token, |protocol, transport| protocol.read_finished(transport));
+        }
+        if both_finished {
+            self.begin_close(token, CloseReason::PeerFinished);
+        }
+    }
+
+    /// There is room for output again.
+    pub(crate) fn on_sent(&self, token: Token) {
+        self.with_active(token, || {});
+        self.stream_progress(token);
+    }
+
+    /// The connection is broken.
+    pub(crate) fn on_failed(&self, token: Token, source: std::io::Error) {
+        self.end(token, CloseReason::Os { call: "receive", source }, EndKind::Close(CloseKind::Orderly));
+    }
+
+    /// The application's deadline has passed.
+    pub(crate) fn on_deadline(&self, token: Token) {
+        let stream = {
+            let mut connections = self.inner.connections.borrow_mut();
+            let Some(slot) = connections.get_mut(token) else { return };
+            slot.deadline = None;
+            if !slot.connection.is_open() {
+                return;
+            }
+            matches!(slot.handler, Handler::Stream(_))
+        };
+        if stream {
+            self.begin_close(token, CloseReason::DeadlineReached);
+        } else {
+            self.call_protocol(token, |protocol, transport| protocol.deadline_reached(transport));
+        }
+    }
+
+    /// The peer has taken nothing for too long, or has not finished after we have.
+    pub(crate) fn on_guard(&self, token: Token) {
+        let mut connections = self.inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(token) else { return };
+        slot.guard = None;
+        let lingering = matches!(slot.connection.phase, Phase::Lingering { .. });
+        drop(connections);
+        let reason = if lingering {
+            CloseReason::Closed
+        } else {
+            CloseReason::WriteStalled { after: self.inner.shared.config.write_timeout }
+        };
+        let kind = if lingering { CloseKind::Orderly } else { CloseKind::Reset };
+        self.end(token, reason, EndKind::Close(kind));
+    }
+
+    /// Asks the handler to come to an end.
+    pub(crate) fn tell_draining(&self, token: Token) {
+        let mut connections = self.inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(token) else { return };
+        if slot.marks.draining == Draining::Told {
+            return;
+        }
+        slot.marks.draining = Draining::Told;
+        if !slot.connection.is_open() {
+            // Its peer is given less time now.
+            let lingering = matches!(slot.connection.phase, Phase::Lingering { .. });
+            if let (true, Some(guard)) = (lingering, slot.guard) {
+                let deadline = deadline_after(self.inner.now.get(), DRAINING_LINGER);
+                let mut timers = self.inner.timers.borrow_mut();
+                if timers.deadline(guard).is_some_and(|old| old > deadline) {
+                    timers.reset(guard, deadline);
+                }
+            }
+            return;
+        }
+        if let Handler::Stream(stream) = &slot.handler {
+            let stream = Rc::clone(stream);
+            drop(connections);
+            self.with_active(token, || stream.on_draining(self));
+        } else {
+            drop(connections);
+            self.call_protocol(token, |protocol, transport| protocol.draining(transport));
+        }
+    }
+
+    /// One that came in late has now been served.
+    fn tell_draining_if_served(&self, token: Token) {
+        let late = self.inner.connections.borrow().get(token).is_some_and(|slot| {
+            slot.marks.draining == Draining::Later && slot.connection.input.is_empty()
+        });
+        if late {
+            self.tell_draining(token);
+        }
+    }
+
+    /// Calls the protocol, then sends what it wrote.
+    fn call_protocol(&self, token: Token, call: impl FnOnce(&mut dyn Protocol, &Transport) -> Result<()>) {
+        self.with_active(token, || self.invoke(token, call));
+    }
+
+    /// Runs `body` with `token` as the connection whose small writes are staged, then settles it.
+    #[inline]
+    fn with_active(&self, token: Token, body: impl FnOnce()) {
+        let before = self.inner.active.replace(Some(token));
+        debug_assert!(before.is_none(), "callbacks do not nest");
+        self.inner.dry.set(false);
+        body();
+        self.settle(token);
+        self.inner.active.set(before);
+    }
+
+    /// Takes the protocol out of its slot, calls it, and puts it back: no borrow is held meanwhile.
+    #[inline]
+    fn invoke(&self, token: Token, call: impl FnOnce(&mut dyn Protocol, &Transport) -> Result<()>) {
+        let Some(mut protocol) = self.take_protocol(token) else { return };
+        let transport = Transport::new(self.clone(), token);
+        let outcome = catch_unwind(AssertUnwindSafe(|| call(&mut *protocol, &transport)));
+        drop(transport);
+        self.put_protocol_back(token, protocol);
+        if !matches!(outcome, Ok(Ok(()))) {
+            self.callback_failed(token, outcome);
+        }
+    }
+
+    #[inline]
+    fn take_protocol(&self, token: Token) -> Option<Box<dyn Protocol>> {
+        let mut connections = self.inner.connections.borrow_mut();
+        let slot = connections.get_mut(token)?;
+        match std::mem::replace(&mut slot.handler, Handler::Busy) {
+            Handler::Protocol(protocol) => Some(protocol),
+            other => {
+                slot.handler = other;
+                None
+            }
+        }
+    }
+
+    #[inline]
+    fn put_protocol_back(&self, token: Token, protocol: Box<dyn Protocol>) {
+        let mut connections = self.inner.connections.borrow_mut();
+        match connections.get_mut(token) {
+            Some(slot) => slot.handler = Handler::Protocol(protocol),
+            None => {
+                drop(connections);
+                self.drop_contained(protocol);
+            }
+        }
+    }
+
+    #[cold]
+    fn callback_failed(&self, token: Token, outcome: Outcome) {
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(shard = self.inner.id.index(), %error, "a protocol failed");
+                self.begin_close(token, CloseReason::Protocol(error));
+            }
+            Err(payload) => {
+                let message = self.panicked("a protocol", payload);
+                // A frame may be half written: nothing more of it goes out.
+                self.inner.staged.borrow_mut().clear();
+                if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token) {
+                    let dropped = slot.connection.discard_output();
+                    self.inner.stats.unsent_bytes_dropped.add(dropped as u64);
+                }
+                self.begin_close(token, CloseReason::Panicked(message));
+            }
+        }
+    }
+
+    /// Counts and logs a panic of application code, and gives its message. The payload is dropped safely.
+    pub(crate) fn panicked(&self, who: &str, payload: Box<dyn Any + Send>) -> String {
+        let message = panic_message(&*payload);
+        self.inner.stats.panics.add(1);
+        tracing::error!(shard = self.inner.id.index(), message, "{who} panicked");
+        self.drop_contained(payload);
+        message
+    }
+
+    /// Drops an application's value; a panic in its destructor goes no further.
+    pub(crate) fn drop_contained<T>(&self, value: T) {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+            self.inner.stats.panics.add(1);
+            tracing::error!(shard = self.inner.id.index(), "a destructor panicked");
+            // Its payload may panic again when it is dropped; it is leaked instead.
+            std::mem::forget(payload);
+        }
+    }
+
+    /// Sends what was written, and follows what that brings about.
+    pub(crate) fn settle(&self, token: Token) {
+        for _ in 0..NOTICES_PER_SETTLE {
+            let notice = {
+                let mut connections = self.inner.connections.borrow_mut();
+                let Some(slot) = connections.get_mut(token) else {
+                    self.inner.staged.borrow_mut().clear();
+                    return;
+                };
+                self.inner.flush(token, slot)
+            };
+            match notice {
+                None => return,
+                Some(notice) => self.give_notice(token, notice),
+            }
+        }
+        self.inner.mark_unsettled(token);
+    }
+
+    fn give_notice(&self, token: Token, notice: Notice) {
+        self.invoke(token, |protocol, transport| match notice {
+            Notice::Paused => protocol.write_paused(transport),
+            Notice::Resumed => protocol.write_resumed(transport),
+            Notice::WriteFinished => protocol.write_finished(transport),
+        });
+    }
+
+    /// Tells a stream's waiting writer how far its output has come.
+    fn stream_progress(&self, token: Token) {
+        let (stream, queued_bytes) = {
+            let connections = self.inner.connections.borrow();
+            let Some(slot) = connections.get(token) else { return };
+            let Handler::Stream(stream) = &slot.handler else { return };
+            (Rc::clone(stream), slot.connection.queued_bytes())
+        };
+        stream.on_progress(queued_bytes, queued_bytes <= self.inner.shared.config.watermarks.low_bytes);
+    }
+
+    /// Closes after what is queued has been sent. Only the first reason counts.
+    pub(crate) fn begin_close(&self, token: Token, reason: CloseReason) {
+        let inner = &self.inner;
+        let mut kept = Vec::new();
+        {
+            let mut connections = inner.connections.borrow_mut();
+            let Some(slot) = connections.get_mut(token) else { return };
+            if !slot.connection.is_open() {
+                return;
+            }
+            let reason = match reason {
+                CloseReason::Closed if slot.connection.read == ReadHalf::Finished => CloseReason::PeerFinished,
+                reason => reason,
+            };
+            slot.connection.phase = Phase::Flushing(Box::new(reason));
+            std::mem::swap(&mut kept, &mut slot.connection.input);
+            slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
+        }
+        if inner.active.get() == Some(token) {
+            inner.dry.set(true);
+        } else {
+            inner.mark_unsettled(token);
+        }
+    }
+
+    /// Ends a connection with this turn. Unsent output is lost.
+    pub(crate) fn end(&self, token: Token, reason: CloseReason, kind: EndKind) {
+        let inner = &self.inner;
+        let mut connections = inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(token) else { return };
+        let dropped = slot.connection.discard_output();
+        inner.stats.unsent_bytes_dropped.add(dropped as u64);
+        slot.connection.input = Vec::new();
+        inner.mark_ending(token, slot, reason, kind);
+        drop(connections);
+        if inner.active.get() == Some(token) {
+            inner.staged.borrow_mut().clear();
+            inner.dry.set(true);
+        }
+    }
+
+    /// Kept input may be delivered again: in the next turn, never from within the call that asks for it.
+    pub(crate) fn read_resumed(&self, token: Token) {
+        let inner = &self.inner;
+        let mut connections = inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(token) else { return };
+        slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
+        let waits = !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending;
+        if waits && !slot.marks.resumed {
+            slot.marks.resumed = true;
+            inner.resumed.borrow_mut().push(token);
+        }
+    }
+
+    /// Delivers what was kept while reading was paused.
+    pub(crate) fn deliver_resumed(&self) {
+        let tokens = std::mem::take(&mut *self.inner.resumed.borrow_mut());
+        for token in tokens {
+            let kept = {
+                let mut connections = self.inner.connections.borrow_mut();
+                let Some(slot) = connections.get_mut(token) else { continue };
+                slot.marks.resumed = false;
+                if !slot.connection.may_read() {
+                    continue;
+                }
+                std::mem::take(&mut slot.connection.input)
+            };
+            if !kept.is_empty() {
+                self.deliver(token, &kept);
+            }
+            let finish = self.inner.connections.borrow().get(token).is_some_and(|slot| {
+                slot.connection.read == ReadHalf::FinishPending && slot.connection.may_read()
+            });
+            if finish {
+                self.finish_reading(token);
+            }
+        }
+    }
+
+    /// Sends what timers, tasks and other connections wrote.
+    pub(crate) fn settle_unsettled(&self) {
+        // What a notice writes to others is settled in this same phase; what comes after that, in the next turn.
+        for _ in 0..2 {
+            let tokens = std::mem::take(&mut *self.inner.unsettled.borrow_mut());
+            for token in &tokens {
+                match self.inner.connections.borrow_mut().get_mut(*token) {
+                    Some(slot) => slot.marks.unsettled = false,
+                    None => continue,
+                }
+                self.with_active(*token, || {});
+                self.stream_progress(*token);
+            }
+        }
+    }
+
+    /// Closes what has ended, and tells its protocol: the last thing a turn does.
+    pub(crate) fn retire_ended(&self) {
+        loop {
+            let Some(token) = self.inner.ending.borrow_mut().pop() else { break };
+            self.retire(token);
+        }
+    }
+
+    fn retire(&self, token: Token) {
+        let inner = &self.inner;
+        let (handler, reason) = {
+            let mut connections = inner.connections.borrow_mut();
+            let Some(slot) = connections.get_mut(token) else { return };
+            slot.marks.ending = false;
+            let phase = std::mem::replace(&mut slot.connection.phase, Phase::Lingering { discarded_bytes: 0 });
+            let Phase::Ending(reason, kind) = phase else {
+                slot.connection.phase = phase;
+                return;
+            };
+            let handler = std::mem::replace(&mut slot.handler, Handler::Gone);
+            let mut timers = inner.timers.borrow_mut();
+            for key in [slot.deadline.take(), slot.guard.take()].into_iter().flatten() {
+                drop(timers.cancel(key));
+            }
+            let mut driver = inner.driver.borrow_mut();
+            match kind {
+                EndKind::Linger => {
+                    slot.connection.update_receiving(&mut **driver, token);
+                    let draining = inner.phase.get() != ShardPhase::Running;
+                    let limit = inner.shared.config.linger_timeout;
+                    let limit = if draining { limit.min(DRAINING_LINGER) } else { limit };
+                    let deadline = deadline_after(inner.now.get(), limit);
+                    slot.guard = Some(timers.insert(deadline, Timer::Guard(token)));
+                }
+                EndKind::Close(kind) => {
+                    driver.close(token, kind);
+                    connections.remove(token);
+                    inner.stats.open.subtract(1);
+                }
+                EndKind::Released => {
+                    connections.remove(token);
+                    inner.stats.open.subtract(1);
+                }
+            }
+            (handler, *reason)
+        };
+        match handler {
+            Handler::Protocol(mut protocol) => {
+                if let Err(payload) = catch_unwind(AssertUnwindSafe(|| protocol.disconnected(reason))) {
+                    self.panicked("a protocol", payload);
+                }
+                self.drop_contained(protocol);
+            }
+            Handler::Stream(stream) => stream.on_ended(reason),
+            Handler::Busy | Handler::Gone => {}
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn mark_unsettled(&self, token: Token) {
+        if let Some(slot) = self.connections.borrow_mut().get_mut(token) {
+            self.mark_slot_unsettled(token, slot);
+        }
+    }
+
+    pub(crate) fn mark_slot_unsettled(&self, token: Token, slot: &mut Slot) {
+        if !slot.marks.unsettled {
+            slot.marks.unsettled = true;
+            self.unsettled.borrow_mut().push(token);
+        }
+    }
+
+    fn mark_ending(&self, token: Token, slot: &mut Slot, reason: CloseReason, kind: EndKind) {
+        if matches!(slot.connection.phase, Phase::Ending(..)) {
+            return;
+        }
+        slot.connection.phase = Phase::Ending(Box::new(reason), kind);
+        slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
+        if !slot.marks.ending {
+            slot.marks.ending = true;
+            self.ending.borrow_mut().push(token);
+        }
+    }
+
+    /// Hands staged and queued output to the driver, and moves the connection on. At most one notice at a time.
+    #[inline]
+    fn flush(&self, token: Token, slot: &mut Slot) -> Option<Notice> {
+        let mut staged = self.staged.borrow_mut();
+        if staged.is_empty() && !slot.connection.has_output() {
+            if slot.connection.is_open() && slot.connection.write == WriteHalf::Open {
+                return self.crossing(slot);
+            }
+            return self.output_is_out(token, slot);
+        }
+        let mut driver = self.driver.borrow_mut();
+        let flushed = slot.connection.flush(&mut **driver, token, &staged);
+        drop(driver);
+        staged.clear();
+        if staged.capacity() > STAGED_KEEP_BYTES {
+            staged.shrink_to(STAGED_KEEP_BYTES);
+        }
+        drop(staged);
+        match flushed {
+            Err(source) => {
+                self.stats.unsent_bytes_dropped.add(slot.connection.discard_output() as u64);
+                let reason = CloseReason::Os { call: "send", source };
+                self.mark_ending(token, slot, reason, EndKind::Close(CloseKind::Orderly));
+                None
+            }
+            Ok(Flushed::All) => {
+                if let Some(key) = slot.guard.take() {
+                    self.timers.borrow_mut().cancel(key);
+                }
+                if slot.connection.is_open() && slot.connection.write == WriteHalf::Open {
+                    self.crossing(slot)
+                } else {
+                    self.output_is_out(token, slot)
+                }
+            }
+            Ok(progress) => {
+                let mut timers = self.timers.borrow_mut();
+                let deadline = deadline_after(self.now.get(), self.shared.config.write_timeout);
+                match slot.guard {
+                    None => slot.guard = Some(timers.insert(deadline, Timer::Guard(token))),
+                    Some(key) if progress == Flushed::Some => {
+                        timers.reset(key, deadline);
+                    }
+                    Some(_) => {}
+                }
+                drop(timers);
+                self.crossing(slot)
+            }
+        }
+    }
+
+    #[inline]
+    fn crossing(&self, slot: &mut Slot) -> Option<Notice> {
+        match slot.connection.crossing(&self.shared.config.watermarks)? {
+            // A connection that is being closed is asked for nothing more.
+            _ if !slot.connection.is_open() => None,
+            Crossing::Paused => Some(Notice::Paused),
+            Crossing::Resumed => Some(Notice::Resumed),
+        }
+    }
+
+    /// All output is with the kernel, and we have finished, or begun to: FIN goes out, or the connection ends.
+    fn output_is_out(&self, token: Token, slot: &mut Slot) -> Option<Notice> {
+        let connection = &mut slot.connection;
+        let closing = match connection.phase {
+            Phase::Flushing(_) => true,
+            Phase::Open => false,
+            Phase::Ending(..) | Phase::Lingering { .. } => return None,
+        };
+        let peer_finished = connection.read != ReadHalf::Open;
+        if connection.write != WriteHalf::Finished && !(closing && peer_finished) {
+            if connection.write == WriteHalf::Open && !closing {
+                return None;
+            }
+            let shut = self.driver.borrow_mut().shutdown_write(token);
+            connection.write = WriteHalf::Finished;
+            if let Err(source) = shut
+                && !closing
+                && source.kind() != std::io::ErrorKind::NotConnected
+            {
+                let reason = CloseReason::Os { call: "shutdown", source };
+                self.mark_ending(token, slot, reason, EndKind::Close(CloseKind::Orderly));
+                return None;
+            }
+            if !closing {
+                if connection.read == ReadHalf::Finished {
+                    connection.phase = Phase::Flushing(Box::new(CloseReason::PeerFinished));
+                    self.mark_slot_unsettled(token, slot);
+                }
+                return Some(Notice::WriteFinished);
+            }
+        }
+        if closing {
+            let phase = std::mem::replace(&mut slot.connection.phase, Phase::Open);
+            let Phase::Flushing(reason) = phase else { unreachable!("matched above") };
+            let kind = if peer_finished { EndKind::Close(CloseKind::Orderly) } else { EndKind::Linger };
+            self.mark_ending(token, slot, *reason, kind);
+        }
+        None
+    }
+}

@@ -1,0 +1,187 @@
+//! Listener groups: one address, several shards. A group is made, shared and closed as one object.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use crate::ShardId;
+
+/// All groups of a runtime. Its lock is held while a member binds, so that the first is first; never on a hot path.
+#[derive(Default)]
+pub(crate) struct Groups {
+    table: Mutex<HashMap<GroupKey, Arc<Group>>>,
+}
+
+/// What makes two listen calls mean the same listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum GroupKey {
+    Addr(SocketAddr),
+    /// The n-th call with port 0 of each shard.
+    PortZero { ip: IpAddr, call: usize },
+}
+
+/// The listeners of several shards on one address.
+pub(crate) struct Group {
+    pub(crate) key: GroupKey,
+    pub(crate) addr: SocketAddr,
+    state: Mutex<GroupState>,
+}
+
+#[derive(Default)]
+struct GroupState {
+    members: Vec<ShardId>,
+    closing: bool,
+    /// Members that still take new handshakes.
+    unfenced: usize,
+    closed: bool,
+    waiters: Vec<Waker>,
+}
+
+/// What a shard that wants to listen has to do.
+pub(crate) enum Role<'a> {
+    /// Bind the address for the group.
+    First(FirstMember<'a>),
+    /// Join those that are bound.
+    Joins(Arc<Group>),
+    /// It is a member already.
+    Twice(Arc<Group>),
+}
+
+/// The right to found a group: holds the table's lock until the address is bound, or given up.
+pub(crate) struct FirstMember<'a> {
+    table: MutexGuard<'a, HashMap<GroupKey, Arc<Group>>>,
+    key: GroupKey,
+    member: ShardId,
+}
+
+impl FirstMember<'_> {
+    /// The address is bound: others may join.
+    pub(crate) fn bound(mut self, addr: SocketAddr) -> Arc<Group> {
+        let state = GroupState { members: vec![self.member], ..GroupState::default() };
+        let group = Arc::new(Group { key: self.key, addr, state: Mutex::new(state) });
+        self.table.insert(self.key, Arc::clone(&group));
+        // A listener that got its number from the kernel is found under that number too.
+        if let GroupKey::PortZero { .. } = self.key {
+            self.table.insert(GroupKey::Addr(addr), Arc::clone(&group));
+        }
+        group
+    }
+}
+
+impl Groups {
+    /// Finds out what `member` has to do to listen under `key`. A joiner is counted as a member at once.
+    pub(crate) fn enter(&self, key: GroupKey, member: ShardId) -> Role<'_> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = table.get(&key).cloned() {
+            drop(table);
+            let mut state = group.lock();
+            if state.closing || state.members.contains(&member) {
+                drop(state);
+                return Role::Twice(group);
+            }
+            state.members.push(member);
+            drop(state);
+            return Role::Joins(group);
+        }
+        Role::First(FirstMember { table, key, member })
+    }
+
+    /// Forgets a group whose members have all closed.
+    pub(crate) fn forget(&self, group: &Arc<Group>) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.retain(|_, kept| !Arc::ptr_eq(kept, group));
+    }
+}
+
+impl Group {
+    fn lock(&self) -> MutexGuard<'_, GroupState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A member that could not join after all, or whose shard is gone. Returns whether it was the last of a closing
+    /// group.
+    pub(crate) fn leave(&self, member: ShardId) -> bool {
+        let mut state = self.lock();
+        state.members.retain(|kept| *kept != member);
+        state.closing && state.members.is_empty()
+    }
+
+    /// Begins to close: gives the members, the first time it is called.
+    pub(crate) fn begin_close(&self) -> Option<Vec<ShardId>> {
+        let mut state = self.lock();
+        if state.closing {
+            return None;
+        }
+        state.closing = true;
+        state.unfenced = state.members.len();
+        Some(state.members.clone())
+    }
+
+    /// One member takes no new handshakes any more. When it was the last one, gives the members: only now may any of
+    /// them close, since the kernel spreads new handshakes over those that are left.
+    pub(crate) fn fenced(&self) -> Option<Vec<ShardId>> {
+        let mut state = self.lock();
+        state.unfenced = state.unfenced.saturating_sub(1);
+        (state.unfenced == 0).then(|| state.members.clone())
+    }
+
+    /// All members have closed. Wakes who waits for it.
+    pub(crate) fn closed(&self) {
+        let waiters = {
+            let mut state = self.lock();
+            state.closed = true;
+            std::mem::take(&mut state.waiters)
+        };
+        for waiter in waiters {
+            waiter.wake();
+        }
+    }
+
+    /// Whether all members have closed; if not, `waker` is woken when they have.
+    pub(crate) fn poll_closed(&self, waker: &Waker) -> bool {
+        let mut state = self.lock();
+        if !state.closed && !state.waiters.iter().any(|kept| kept.will_wake(waker)) {
+            state.waiters.push(waker.clone());
+        }
+        state.closed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shard(number: u16) -> ShardId {
+        ShardId::new(number)
+    }
+
+    #[test]
+    fn the_first_founds_the_group_and_the_others_join_it() {
+        let groups = Groups::default();
+        let key = GroupKey::PortZero { ip: [127, 0, 0, 1].into(), call: 0 };
+        let addr: SocketAddr = ([127, 0, 0, 1], 4000).into();
+        let Role::First(first) = groups.enter(key, shard(0)) else { panic!("nobody was there before") };
+        let group = first.bound(addr);
+        assert!(matches!(groups.enter(key, shard(1)), Role::Joins(joined) if joined.addr == addr));
+        assert!(matches!(groups.enter(key, shard(1)), Role::Twice(_)));
+        assert!(matches!(groups.enter(GroupKey::Addr(addr), shard(2)), Role::Joins(_)), "by its number too");
+        groups.forget(&group);
+        assert!(matches!(groups.enter(GroupKey::Addr(addr), shard(2)), Role::First(_)));
+    }
+
+    #[test]
+    fn nobody_closes_before_all_members_are_fenced() {
+        let groups = Groups::default();
+        let key = GroupKey::Addr(([127, 0, 0, 1], 4001).into());
+        let Role::First(first) = groups.enter(key, shard(0)) else { panic!("nobody was there before") };
+        let group = first.bound(([127, 0, 0, 1], 4001).into());
+        assert!(matches!(groups.enter(key, shard(1)), Role::Joins(_)));
+        assert_eq!(group.begin_close().unwrap().len(), 2);
+        assert!(group.begin_close().is_none(), "closing begins once");
+        assert!(group.fenced().is_none());
+        assert_eq!(group.fenced().unwrap().len(), 2);
+        assert!(!group.leave(shard(1)));
+        assert!(group.leave(shard(0)), "the last one closes the group");
+    }
+}

@@ -1,0 +1,51 @@
+//! A connection being established, for whoever asked for it.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use crate::error::ConnectError;
+use crate::shard::Shard;
+use crate::shard::connecting::PendingAttempt;
+use crate::shard::handles::transport::Transport;
+
+/// An attempt begun by [`Shard::connect_tcp`]: a future of the connection's [`Transport`].
+///
+/// Exactly one of the outcomes comes true: the protocol is made and connected, or the attempt fails. Neither happens
+/// before `connect_tcp` has returned. Dropping this gives the attempt up; to let it go on by itself, say what is to
+/// happen when it fails with [`Connecting::on_failure`].
+#[must_use = "dropping it gives the attempt up"]
+pub struct Connecting {
+    attempt: PendingAttempt,
+}
+
+impl Connecting {
+    pub(crate) fn new(attempt: PendingAttempt) -> Self {
+        Connecting { attempt }
+    }
+
+    /// Gives the attempt up: it fails with [`ConnectError::Cancelled`]. Without effect once there is an outcome.
+    pub fn cancel(&self) {
+        self.attempt.cancel();
+    }
+
+    /// Lets the attempt go on by itself, and calls `call` in a later turn if it fails.
+    pub fn on_failure(self, call: impl FnOnce(&Shard, ConnectError) + 'static) {
+        self.attempt.on_failure(Box::new(call));
+    }
+}
+
+impl Future for Connecting {
+    type Output = Result<Transport, ConnectError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.attempt).poll(context)
+    }
+}
+
+impl fmt::Debug for Connecting {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Connecting")
+    }
+}

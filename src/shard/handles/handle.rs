@@ -1,0 +1,254 @@
+//! The running runtime, seen from anywhere.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ShardId;
+use crate::cross_shard::{CallError, Route, Stopped};
+use crate::error::NotRunning;
+use crate::shard::Shard;
+use crate::shard::handles::call::{AsyncClosure, Call, Closure};
+use crate::shard::lifecycle::RuntimeState;
+use crate::shard::shared::Shared;
+
+/// A running runtime, seen from anywhere: any thread, any shard, any other runtime. Cheap to clone; outlives the
+/// runtime harmlessly.
+#[derive(Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Handle {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Handle { shared }
+    }
+
+    /// How many shards the runtime has.
+    pub fn shards(&self) -> usize {
+        self.shared.mesh.len()
+    }
+
+    /// The ids of all shards.
+    pub fn shard_ids(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.shared.mesh.len() as u16).map(ShardId::new)
+    }
+
+    /// Where the runtime is between start and stop.
+    pub fn state(&self) -> RuntimeState {
+        self.shared.lifecycle.state()
+    }
+
+    /// Stops the runtime in order: listeners close without losing their queues, connections are told to come to an end,
+    /// and have [`Config::drain_timeout`](crate::Config::drain_timeout) for it. Returns at once.
+    ///
+    /// # Errors
+    /// [`NotRunning`] when it was stopped before.
+    pub fn stop(&self) -> Result<(), NotRunning> {
+        self.shared.stop()
+    }
+
+    /// Stops the runtime now: connections that are open are reset, and counted.
+    pub fn abort(&self) {
+        self.shared.connections_are_forced();
+        self.shared.abort();
+    }
+
+    /// Runs `f` on the routed shard, soon: fire and forget, from any thread and any shard. Calls of one thread to one
+    /// shard run in the order they were made; on the routed shard itself too `f` is queued, never run at once. Calls made
+    /// before the runtime runs are kept. A panic in `f` is counted and logged there.
+    ///
+    /// Never blocks and is never refused for want of room, but allocates: not for signal handlers.
+    ///
+    /// # Errors
+    /// Gives `f` back inside [`Stopped`] once the shard has stopped. Of an `f` that was taken, the shard runs it.
+    /// # Panics
+    /// When the runtime has no such shard: that is a bug in the caller.
+    pub fn call_from_thread<F>(&self, route: impl Into<Route>, f: F) -> Result<(), Stopped<F>>
+    where
+        F: FnOnce(&Shard) + Send + 'static,
+    {
+        let route = route.into();
+        let sent = match self.home() {
+            Some(shard) => {
+                let endpoint = &shard.inner.endpoint;
+                endpoint.post(endpoint.resolve(route), f)
+            }
+            None => self.shared.mesh.post(self.shared.mesh.resolve(route), f),
+        };
+        sent.map_err(Stopped::new)
+    }
+
+    /// Runs `f` on the routed shard and waits for its result.
+    ///
+    /// # Errors
+    /// [`CallError::OnShardThread`] on a thread that runs a shard, of this runtime or another: waiting would stop it.
+    /// [`CallError::Stopped`] when the shard stops first; [`CallError::Panicked`] when `f` does.
+    /// # Panics
+    /// When the runtime has no such shard.
+    pub fn blocking_call_from_thread<T, F>(&self, route: impl Into<Route>, f: F) -> Result<T, CallError>
+    where
+        F: FnOnce(&Shard) -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        if Shard::try_current().is_some() {
+            return Err(CallError::OnShardThread);
+        }
+        let mesh = &self.shared.mesh;
+        mesh.call_from_thread(mesh.resolve(route.into()), f).wait_blocking()
+    }
+
+    /// Runs the async closure `f` as a task of the routed shard and waits for its result.
+    ///
+    /// # Errors
+    /// As [`Handle::blocking_call_from_thread`].
+    /// # Panics
+    /// When the runtime has no such shard.
+    pub fn blocking_call_async_from_thread<T, F>(&self, route: impl Into<Route>, f: F) -> Result<T, CallError>
+    where
+        F: AsyncFnOnce(Shard) -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        if Shard::try_current().is_some() {
+            return Err(CallError::OnShardThread);
+        }
+        crate::shard::handles::call::call_async_from_thread(&self.shared, route.into(), f).wait_blocking()
+    }
+
+    /// Runs `f` on the routed shard and gives its result; in any async context, on a shard or not. Otherwise as
+    /// [`Shard::call`].
+    pub fn call<T, F>(&self, route: impl Into<Route>, f: F) -> Call<Closure<F>, T>
+    where
+        F: FnOnce(&Shard) -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        Call::new(self.clone(), route.into(), Closure::new(f))
+    }
+
+    /// Runs the async closure `f` as a task of the routed shard and gives its result; in any async context. Otherwise as
+    /// [`Shard::call_async`].
+    pub fn call_async<T, F>(&self, route: impl Into<Route>, f: F) -> Call<AsyncClosure<F>, T>
+    where
+        F: AsyncFnOnce(Shard) -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        Call::new(self.clone(), route.into(), AsyncClosure::new(f))
+    }
+
+    /// Runs `f` on every shard and gives the results in the order of the shards. All calls are sent before the first
+    /// result is waited for.
+    pub async fn call_all<T, F>(&self, f: F) -> Vec<Result<T, CallError>>
+    where
+        F: Fn(&Shard) -> T + Send + Sync + 'static,
+        T: Send + 'static,
+    {
+        let f = Arc::new(f);
+        let call = |id| {
+            let f = Arc::clone(&f);
+            self.call(id, move |shard: &Shard| f(shard))
+        };
+        crate::shard::handles::call::join_all(self.shard_ids().map(call).collect()).await
+    }
+
+    /// As [`Handle::call_all`], for a thread that waits.
+    ///
+    /// # Errors
+    /// One per shard; on a shard's thread all are [`CallError::OnShardThread`].
+    pub fn call_all_from_thread<T, F>(&self, f: F) -> Vec<Result<T, CallError>>
+    where
+        F: Fn(&Shard) -> T + Send + Sync + 'static,
+        T: Send + 'static,
+    {
+        if Shard::try_current().is_some() {
+            return self.shard_ids().map(|_| Err(CallError::OnShardThread)).collect();
+        }
+        let f = Arc::new(f);
+        let call = |id| {
+            let f = Arc::clone(&f);
+            self.shared.mesh.call_from_thread(id, move |shard: &Shard| f(shard))
+        };
+        let calls: Vec<_> = self.shard_ids().map(call).collect();
+        calls.into_iter().map(|call| call.wait_blocking()).collect()
+    }
+
+    /// What the shards have done so far.
+    pub fn report(&self) -> Vec<ShardReport> {
+        self.shard_ids().map(|id| ShardReport::new(id, &self.shared)).collect()
+    }
+
+    /// The shard of this runtime that is current on this thread, if one is.
+    pub(crate) fn home(&self) -> Option<Shard> {
+        Shard::try_current().filter(|shard| Arc::ptr_eq(&shard.inner.shared, &self.shared))
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = formatter.debug_struct("Handle");
+        debug.field("shards", &self.shards()).field("state", &self.state()).finish()
+    }
+}
+
+/// What one shard has done since it started. Counters are read one by one while the shard goes on.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ShardReport {
+    /// The shard.
+    pub shard: ShardId,
+    /// The CPU it is pinned to, if it is.
+    pub cpu: Option<usize>,
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Outgoing connections established.
+    pub connected: u64,
+    /// Connections that are open now, those that wait for their peer's FIN included.
+    pub open_connections: u64,
+    /// Times bytes were received.
+    pub receives: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Time spent awake.
+    pub busy: Duration,
+    /// Turns of the loop.
+    pub turns: u64,
+    /// Times the shard slept.
+    pub parks: u64,
+    /// Panics of application code.
+    pub panics: u64,
+    /// Times accepting failed, for want of descriptors or memory.
+    pub accept_failures: u64,
+    /// Messages and calls from elsewhere that it has run.
+    pub messages: u64,
+    /// Times the shard was woken from its sleep by a system call of a sender.
+    pub wakes_written: u64,
+    /// Times a sender found it awake, and saved that system call.
+    pub wakes_elided: u64,
+}
+
+impl ShardReport {
+    fn new(shard: ShardId, shared: &Shared) -> Self {
+        let stats = &shared.stats[shard.index()];
+        let inbox = shared.mesh.counters(shard);
+        ShardReport {
+            shard,
+            cpu: shared.cpus[shard.index()],
+            accepted: stats.accepted.get(),
+            connected: stats.connected.get(),
+            open_connections: stats.open.get(),
+            receives: stats.receives.get(),
+            received_bytes: stats.received_bytes.get(),
+            busy: Duration::from_nanos(stats.busy_nanos.get()),
+            turns: stats.turns.get(),
+            parks: stats.parks.get(),
+            panics: stats.panics.get(),
+            accept_failures: stats.accept_failures.get(),
+            messages: inbox.messages,
+            wakes_written: inbox.wakes_written,
+            wakes_elided: inbox.wakes_elided,
+        }
+    }
+}

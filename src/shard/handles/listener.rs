@@ -1,0 +1,66 @@
+//! A listener group, as whoever opened it sees it.
+
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use crate::shard::Shard;
+use crate::shard::groups::Group;
+
+/// A listening address of the runtime. All shards that listen there are one group: closing it on one closes it on all.
+///
+/// Dropping it changes nothing; it goes on listening.
+#[derive(Clone)]
+pub struct Listener {
+    shard: Shard,
+    group: Arc<Group>,
+}
+
+impl Listener {
+    pub(crate) fn new(shard: Shard, group: Arc<Group>) -> Self {
+        Listener { shard, group }
+    }
+
+    /// The address really bound: for port 0, with the number the kernel chose.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.group.addr
+    }
+
+    /// Stops listening on every shard. Connections whose handshake has finished are still accepted and served, also
+    /// those that wait in a queue. The future is ready when the address can be bound again; it need not be awaited.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing: the group closes all the same.
+    pub fn close(&self) -> Closing {
+        self.shard.close_group(&self.group);
+        Closing { group: Arc::clone(&self.group) }
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Listener({})", self.group.addr)
+    }
+}
+
+/// Ready when a listener group has closed on all its shards.
+pub struct Closing {
+    group: Arc<Group>,
+}
+
+impl Future for Closing {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.group.poll_closed(context.waker()) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl fmt::Debug for Closing {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Closing({})", self.group.addr)
+    }
+}

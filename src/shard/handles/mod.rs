@@ -1,0 +1,9 @@
+//! What users hold and that can reach a shard.
+
+pub(crate) mod call;
+pub(crate) mod connecting;
+pub(crate) mod delayed_call;
+pub(crate) mod handle;
+pub(crate) mod listener;
+pub(crate) mod tcp_stream;
+pub(crate) mod transport;

@@ -1,0 +1,302 @@
+//! A connection as its protocol sees it: what to write to, and what to ask.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::error::{CloseReason, WriteError};
+use crate::net::connection::{EndKind, WriteHalf};
+use crate::reactor::driver::{CloseKind, SocketOption};
+use crate::reactor::timer_wheel::deadline_after;
+use crate::reactor::token::Token;
+use crate::shard::connections::Slot;
+use crate::shard::{Shard, Timer};
+
+/// A connection's writing end, and its settings. Cheap to clone; clones may be kept by tasks and timers of the same
+/// shard, and outlive the connection harmlessly.
+///
+/// # Threads
+/// `!Send`: a transport stays on its shard.
+///
+/// ```compile_fail
+/// fn needs_send<T: Send>() {}
+/// needs_send::<shardwise::Transport>();
+/// ```
+#[derive(Clone)]
+pub struct Transport {
+    shard: Shard,
+    token: Token,
+}
+
+/// Whether to write on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// There is room.
+    Open,
+    /// Unsent output is above the high watermark. It was taken all the same; stop writing until
+    /// [`Protocol::write_resumed`](crate::Protocol::write_resumed).
+    AboveHigh,
+}
+
+impl Transport {
+    pub(crate) fn new(shard: Shard, token: Token) -> Self {
+        Transport { shard, token }
+    }
+
+    pub(crate) fn token(&self) -> Token {
+        self.token
+    }
+
+    /// The shard the connection lives on.
+    pub fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// Writes `bytes`: never blocks, takes all or nothing, keeps the order of the writes.
+    ///
+    /// What is written in a callback of this connection is sent right after it, in one piece; what timers, tasks and
+    /// other connections write is sent at the end of the turn.
+    ///
+    /// # Errors
+    /// [`WriteError::Closed`] after the connection was closed or its write half shut, by either side.
+    /// [`WriteError::Full`] when more than the cap of the [`Watermarks`](crate::Watermarks) would be unsent; the
+    /// connection is open, and nothing was taken.
+    #[inline]
+    pub fn write(&self, bytes: &[u8]) -> Result<Flow, WriteError> {
+        let inner = &self.shard.inner;
+        let marks = &inner.shared.config.watermarks;
+        let mut connections = inner.connections.borrow_mut();
+        let slot = connections.get_mut(self.token).ok_or(WriteError::Closed)?;
+        let active = inner.active.get() == Some(self.token);
+        let mut staged = inner.staged.borrow_mut();
+        let staged_len = if active { staged.len() } else { 0 };
+        slot.connection.check_write(staged_len, bytes.len(), marks)?;
+        let mut rest = bytes;
+        if staged_len == 0 {
+            match slot.connection.send_straight(&mut **inner.driver.borrow_mut(), self.token, bytes) {
+                Ok(sent) => rest = &bytes[sent..],
+                Err(source) => {
+                    drop(staged);
+                    drop(connections);
+                    let reason = CloseReason::Os { call: "send", source };
+                    self.shard.end(self.token, reason, EndKind::Close(CloseKind::Orderly));
+                    return Err(WriteError::Closed);
+                }
+            }
+        }
+        if active {
+            staged.extend_from_slice(rest);
+        } else if !rest.is_empty() {
+            slot.connection.queue(rest);
+            inner.mark_slot_unsettled(self.token, slot);
+        }
+        let queued = slot.connection.queued_bytes() + if active { staged.len() } else { 0 };
+        Ok(if queued > marks.high_bytes { Flow::AboveHigh } else { Flow::Open })
+    }
+
+    /// Writes the pieces one after the other, like one write of all of them.
+    ///
+    /// # Errors
+    /// As [`Transport::write`]; nothing was taken of any piece.
+    pub fn write_vectored(&self, pieces: &[io::IoSlice<'_>]) -> Result<Flow, WriteError> {
+        let len = pieces.iter().map(|piece| piece.len()).sum();
+        {
+            let inner = &self.shard.inner;
+            let connections = inner.connections.borrow();
+            let slot = connections.get(self.token).ok_or(WriteError::Closed)?;
+            let active = inner.active.get() == Some(self.token);
+            let staged_len = if active { inner.staged.borrow().len() } else { 0 };
+            slot.connection.check_write(staged_len, len, &inner.shared.config.watermarks)?;
+        }
+        let mut flow = Flow::Open;
+        for piece in pieces {
+            flow = self.write(piece)?;
+        }
+        Ok(flow)
+    }
+
+    /// Sends what was written, then ends the connection. Nothing more is read. Idempotent; never reported back
+    /// before it returns.
+    ///
+    /// The peer gets FIN; until it finishes too, for at most [`Config::linger_timeout`](crate::Config::linger_timeout),
+    /// what it still sends is read and thrown away, since closing the socket at once would destroy the answer on its
+    /// way.
+    pub fn close(&self) {
+        self.shard.begin_close(self.token, CloseReason::Closed);
+    }
+
+    pub(crate) fn close_because(&self, reason: CloseReason) {
+        self.shard.begin_close(self.token, reason);
+    }
+
+    /// Ends the connection now: unsent output is lost, the peer sees a reset. Idempotent; never reported back before
+    /// it returns.
+    pub fn abort(&self) {
+        self.shard.end(self.token, CloseReason::Aborted, EndKind::Close(CloseKind::Reset));
+    }
+
+    /// Sends what was written, then FIN. Bytes may still come. After
+    /// [`Protocol::write_finished`](crate::Protocol::write_finished) FIN is out.
+    pub fn shutdown_write(&self) {
+        let inner = &self.shard.inner;
+        let mut connections = inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(self.token) else { return };
+        if slot.connection.is_open() && slot.connection.write == WriteHalf::Open {
+            slot.connection.write = WriteHalf::Finishing;
+            if inner.active.get() != Some(self.token) {
+                inner.mark_slot_unsettled(self.token, slot);
+            }
+        }
+    }
+
+    /// Stops reading: no input comes until [`Transport::resume_reading`]. Idempotent. A reset by the peer is noticed
+    /// all the same.
+    pub fn pause_reading(&self) {
+        self.change(|slot| {
+            if !slot.connection.paused_by_protocol {
+                slot.connection.paused_by_protocol = true;
+                slot.connection.read_holds += 1;
+            }
+        });
+        self.reading_held();
+    }
+
+    /// Reads on. Input that was left, or came in the meantime, is delivered in the next turn. Idempotent, and
+    /// without effect on a connection that is closing.
+    pub fn resume_reading(&self) {
+        let resumed = self.change(|slot| {
+            let resumed = slot.connection.paused_by_protocol;
+            if resumed {
+                slot.connection.paused_by_protocol = false;
+                slot.connection.read_holds -= 1;
+            }
+            resumed
+        });
+        if resumed == Some(true) {
+            self.shard.read_resumed(self.token);
+        }
+    }
+
+    /// Holds reading until the hold is dropped. Holds are counted, and independent of
+    /// [`Transport::pause_reading`]: a layer and the protocol inside it do not undo each other's.
+    pub fn hold_reading(&self) -> ReadHold {
+        let held = self.change(|slot| slot.connection.read_holds += 1).is_some();
+        self.reading_held();
+        ReadHold { transport: held.then(|| self.clone()) }
+    }
+
+    fn reading_held(&self) {
+        let inner = &self.shard.inner;
+        if let Some(slot) = inner.connections.borrow_mut().get_mut(self.token) {
+            slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), self.token);
+        }
+        if inner.active.get() == Some(self.token) {
+            inner.dry.set(true);
+        }
+    }
+
+    /// The other end's address; `None` after the connection has ended.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.look(|slot| slot.connection.peer_addr)
+    }
+
+    /// Our end's address.
+    ///
+    /// # Errors
+    /// `NotConnected` after the connection has ended.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.shard.inner.driver.borrow().local_addr(self.token)
+    }
+
+    /// Bytes written that the kernel has not taken.
+    pub fn buffered(&self) -> usize {
+        let inner = &self.shard.inner;
+        let staged = if inner.active.get() == Some(self.token) { inner.staged.borrow().len() } else { 0 };
+        self.look(|slot| slot.connection.queued_bytes()).unwrap_or(0) + staged
+    }
+
+    /// Whether the connection is open: not closed, closing or broken.
+    pub fn is_open(&self) -> bool {
+        self.look(|slot| slot.connection.is_open()).unwrap_or(false)
+    }
+
+    /// TCP_NODELAY; on unless switched off.
+    ///
+    /// # Errors
+    /// What the operating system says; `NotConnected` after the end.
+    pub fn set_nodelay(&self, on: bool) -> io::Result<()> {
+        self.set_option(SocketOption::NoDelay(on))
+    }
+
+    /// SO_KEEPALIVE; on unless switched off: probes after 60 s of silence, every 10 s, 6 of them.
+    ///
+    /// # Errors
+    /// What the operating system says; `NotConnected` after the end.
+    pub fn set_keepalive(&self, on: bool) -> io::Result<()> {
+        self.set_option(SocketOption::KeepAlive(on))
+    }
+
+    fn set_option(&self, option: SocketOption) -> io::Result<()> {
+        self.shard.inner.driver.borrow_mut().set_option(self.token, option)
+    }
+
+    /// Calls [`Protocol::deadline_reached`](crate::Protocol::deadline_reached) once, `after` from now; replaces an
+    /// earlier deadline, and `None` removes it.
+    pub fn set_deadline(&self, after: Option<Duration>) {
+        let inner = &self.shard.inner;
+        let mut connections = inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(self.token) else { return };
+        let mut timers = inner.timers.borrow_mut();
+        let Some(after) = after else {
+            if let Some(key) = slot.deadline.take() {
+                timers.cancel(key);
+            }
+            return;
+        };
+        let deadline = deadline_after(inner.now.get(), after);
+        match slot.deadline {
+            Some(key) if timers.reset(key, deadline) => {}
+            _ => slot.deadline = Some(timers.insert(deadline, Timer::Deadline(self.token))),
+        }
+    }
+
+    /// When the deadline is, if one is set.
+    pub fn deadline(&self) -> Option<Instant> {
+        let key = self.look(|slot| slot.deadline)??;
+        self.shard.inner.timers.borrow().deadline(key)
+    }
+
+    fn look<T>(&self, look: impl FnOnce(&Slot) -> T) -> Option<T> {
+        self.shard.inner.connections.borrow().get(self.token).map(look)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+        self.shard.inner.connections.borrow_mut().get_mut(self.token).map(change)
+    }
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = formatter.debug_struct("Transport");
+        debug.field("shard", &self.shard.inner.id.index());
+        debug.field("peer", &self.peer_addr()).field("open", &self.is_open()).finish()
+    }
+}
+
+/// Keeps a connection from reading until it is dropped.
+#[derive(Debug)]
+#[must_use = "reading goes on when the hold is dropped"]
+pub struct ReadHold {
+    transport: Option<Transport>,
+}
+
+impl Drop for ReadHold {
+    fn drop(&mut self) {
+        if let Some(transport) = self.transport.take() {
+            transport.change(|slot| slot.connection.read_holds -= 1);
+            transport.shard.read_resumed(transport.token);
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! IReactorCore: running, stopping, and tasks.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::error::NotRunning;
+use crate::shard::Shard;
+use crate::shard::handles::handle::Handle;
+use crate::shard::lifecycle::ShardPhase;
+use crate::tasks::JoinHandle;
+
+impl Shard {
+    /// Whether the runtime runs: every shard has started, and this one has not yet ended its connections.
+    pub fn running(&self) -> bool {
+        matches!(self.inner.phase.get(), ShardPhase::Running | ShardPhase::Draining)
+    }
+
+    /// The runtime this shard belongs to, as seen from anywhere.
+    pub fn handle(&self) -> Handle {
+        Handle::new(self.inner.shared.clone())
+    }
+
+    /// Stops the whole runtime in order. Returns at once; nothing is stopped before the next turn.
+    ///
+    /// # Errors
+    /// [`NotRunning`] when it was stopped before.
+    pub fn stop(&self) -> Result<(), NotRunning> {
+        self.inner.shared.stop()
+    }
+
+    /// Calls `call` once every shard has started, in the order these calls were made; in the next turn if they have.
+    /// Never before this returns. Dropped uncalled if the runtime never runs.
+    pub fn call_when_running(&self, call: impl FnOnce(&Shard) + 'static) {
+        if self.inner.phase.get() == ShardPhase::Starting {
+            self.inner.when_running.borrow_mut().push(Box::new(call));
+        } else {
+            self.call_later(std::time::Duration::ZERO, call);
+        }
+    }
+
+    /// Runs `future` as a task of this shard. The handle gives its result; dropping the handle lets it go on.
+    ///
+    /// The future is polled and dropped on this shard only, whoever wakes it. A panic in it ends that task alone, and is
+    /// an error of its handle. When the shard stops, tasks are dropped where they are.
+    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + 'static,
+    {
+        self.inner.executor.spawn(future)
+    }
+
+    /// Whether a task that has run for a while should let others run, by [`yield_now`](crate::yield_now): this turn has
+    /// used up its time for tasks.
+    pub fn should_yield(&self) -> bool {
+        let spent = self.read_clock().saturating_duration_since(self.inner.now.get());
+        spent > self.inner.shared.config.task_time_per_turn
+    }
+
+    /// Calls application code; a panic of it goes no further.
+    pub(crate) fn call_contained(&self, who: &str, call: impl FnOnce(&Shard)) {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| call(self))) {
+            self.panicked(who, payload);
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The interface set, a file per interface of the reactor overview: thin methods of `Shard` that delegate.
+
+pub(crate) mod core;
+pub(crate) mod tcp;
+pub(crate) mod threads;
+pub(crate) mod time;

@@ -1,0 +1,192 @@
+//! IReactorTCP: listening and connecting.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::error::{ListenError, Result};
+use crate::net::addr::ToAddr;
+use crate::net::connection::Connection;
+use crate::reactor::token::Token;
+use crate::shard::Shard;
+use crate::shard::connecting::Target;
+use crate::shard::connections::Handler;
+use crate::shard::handles::connecting::Connecting;
+use crate::shard::handles::listener::Listener;
+use crate::shard::handles::tcp_stream::{StreamCore, TcpStream};
+use crate::shard::listening::{ListenHow, Opener};
+use crate::shard::protocol::Factory;
+
+/// How to listen, where the defaults do not do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ListenOptions {
+    how: ListenHow,
+}
+
+impl ListenOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        ListenOptions::default()
+    }
+
+    /// Finished handshakes that may wait, per shard. The kernel cuts it down to `net.core.somaxconn`.
+    pub fn backlog(mut self, connections: u32) -> Self {
+        self.how.backlog = Some(connections.max(1));
+        self
+    }
+
+    /// Shares the address with other processes of the same user that do the same; then a second server is not told that
+    /// the address is in use, it silently gets its share of the connections. Off by default.
+    pub fn share_port(mut self, on: bool) -> Self {
+        self.how.share_port = on;
+        self
+    }
+}
+
+/// How to connect, where the defaults do not do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConnectOptions {
+    bind_addr: Option<SocketAddr>,
+    timeout: Option<Duration>,
+}
+
+impl ConnectOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        ConnectOptions::default()
+    }
+
+    /// Connects from this address; port 0 lets the kernel choose.
+    pub fn bind(mut self, addr: SocketAddr) -> Self {
+        self.bind_addr = Some(addr);
+        self
+    }
+
+    /// Gives up after this long, instead of [`Config::connect_timeout`](crate::Config::connect_timeout).
+    pub fn timeout(mut self, after: Duration) -> Self {
+        self.timeout = Some(after);
+        self
+    }
+}
+
+impl Shard {
+    /// Listens on `addr`, and makes a protocol for each connection that comes in here.
+    ///
+    /// The socket is bound, and listens, when this returns; connections are accepted once every shard has started.
+    /// Shards that listen on the same address share it: the kernel spreads connections over them (`SO_REUSEPORT`). The
+    /// first one binds alone, so a server that runs already is noticed. With port 0 the kernel chooses once: the n-th
+    /// such call of each shard is the same listener.
+    ///
+    /// # Errors
+    /// [`ListenError`] names the address and the cause.
+    pub fn listen_tcp<M>(
+        &self,
+        addr: impl ToAddr,
+        factory: impl Factory<M>,
+    ) -> std::result::Result<Listener, ListenError> {
+        self.listen_tcp_with(addr, &ListenOptions::default(), factory)
+    }
+
+    /// As [`Shard::listen_tcp`], with options.
+    ///
+    /// # Errors
+    /// As [`Shard::listen_tcp`].
+    pub fn listen_tcp_with<M>(
+        &self,
+        addr: impl ToAddr,
+        options: &ListenOptions,
+        mut factory: impl Factory<M>,
+    ) -> std::result::Result<Listener, ListenError> {
+        let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
+        let group = self.listen(addr.to_addr()?, options.how, opener)?;
+        Ok(Listener::new(self.clone(), group))
+    }
+
+    /// Listens on `addr`, and runs `handler` as a task for each connection that comes in here. A handler that returns an
+    /// error, or panics, ends its own connection alone.
+    ///
+    /// Otherwise as [`Shard::listen_tcp`].
+    ///
+    /// # Errors
+    /// As [`Shard::listen_tcp`].
+    pub fn serve_tcp<H>(&self, addr: impl ToAddr, handler: H) -> std::result::Result<Listener, ListenError>
+    where
+        H: AsyncFn(TcpStream) -> Result<()> + 'static,
+    {
+        self.serve_tcp_with(addr, &ListenOptions::default(), handler)
+    }
+
+    /// As [`Shard::serve_tcp`], with options.
+    ///
+    /// # Errors
+    /// As [`Shard::listen_tcp`].
+    pub fn serve_tcp_with<H>(
+        &self,
+        addr: impl ToAddr,
+        options: &ListenOptions,
+        handler: H,
+    ) -> std::result::Result<Listener, ListenError>
+    where
+        H: AsyncFn(TcpStream) -> Result<()> + 'static,
+    {
+        let handler = Rc::new(handler);
+        let serve = move |shard: &Shard, token: Token, connection: Connection| {
+            let core = StreamCore::new();
+            shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
+            let stream = TcpStream::new(shard.clone(), token, core);
+            let handler = Rc::clone(&handler);
+            let serving = Serving::begin(shard);
+            drop(shard.spawn(async move {
+                let outcome = handler(stream).await;
+                serving.end(outcome);
+            }));
+        };
+        let group = self.listen(addr.to_addr()?, options.how, Opener::Streams(Rc::new(serve)))?;
+        Ok(Listener::new(self.clone(), group))
+    }
+
+    /// Connects to `addr`, and makes the connection's protocol when it stands.
+    ///
+    /// # Errors
+    /// None here: whatever goes wrong is the outcome of the attempt.
+    pub fn connect_tcp<M>(&self, addr: impl ToAddr, factory: impl Factory<M>) -> Connecting {
+        self.connect_tcp_with(addr, &ConnectOptions::default(), factory)
+    }
+
+    /// As [`Shard::connect_tcp`], with options.
+    pub fn connect_tcp_with<M>(
+        &self,
+        addr: impl ToAddr,
+        options: &ConnectOptions,
+        mut factory: impl Factory<M>,
+    ) -> Connecting {
+        let target = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
+        let options = (options.bind_addr, options.timeout);
+        Connecting::new(self.connect_to(addr.to_addr(), Some(options), target))
+    }
+}
+
+/// Counts a handler's task for as long as it runs, so that a drain waits for it.
+struct Serving {
+    shard: Shard,
+}
+
+impl Serving {
+    fn begin(shard: &Shard) -> Self {
+        shard.inner.serving.set(shard.inner.serving.get() + 1);
+        Serving { shard: shard.clone() }
+    }
+
+    fn end(self, outcome: Result<()>) {
+        if let Err(error) = outcome {
+            tracing::debug!(shard = self.shard.inner.id.index(), %error, "a connection's handler failed");
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let serving = &self.shard.inner.serving;
+        serving.set(serving.get().saturating_sub(1));
+    }
+}

@@ -1,0 +1,45 @@
+//! IReactorThreads: calls between shards, seen from a shard.
+
+use crate::cross_shard::Route;
+use crate::shard::Shard;
+use crate::shard::handles::call::{AsyncClosure, Call, Closure};
+use crate::shard::handles::handle::Handle;
+
+impl Shard {
+    /// Runs `f` on the routed shard and gives its result. Nothing is sent before the future is first polled; calls from
+    /// this shard to another start in the order they were sent.
+    ///
+    /// At most 1,024 calls to one shard are in flight from here; more wait for their turn.
+    ///
+    /// # Cancel safety
+    /// Dropped before it has started on the target, the call is withdrawn; after that its result is discarded.
+    pub fn call<T, F>(&self, route: impl Into<Route>, f: F) -> Call<Closure<F>, T>
+    where
+        F: FnOnce(&Shard) -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        Handle::new(self.inner.shared.clone()).call(route, f)
+    }
+
+    /// Runs the async closure `f` as a task of the routed shard and gives its result. The closure travels, so it is
+    /// `Send`; the future it makes need not be.
+    ///
+    /// # Cancel safety
+    /// As [`Shard::call`].
+    pub fn call_async<T, F>(&self, route: impl Into<Route>, f: F) -> Call<AsyncClosure<F>, T>
+    where
+        F: AsyncFnOnce(Shard) -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        Handle::new(self.inner.shared.clone()).call_async(route, f)
+    }
+
+    /// Runs `f` on every shard, this one included, and gives the results in the order of the shards.
+    pub async fn call_all<T, F>(&self, f: F) -> Vec<Result<T, crate::CallError>>
+    where
+        F: Fn(&Shard) -> T + Send + Sync + 'static,
+        T: Send + 'static,
+    {
+        self.handle().call_all(f).await
+    }
+}

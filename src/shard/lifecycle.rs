@@ -1,0 +1,397 @@
+//! From start to stop: Starting → Running → Draining → Stopped, for the runtime and for each of its shards.
+//!
+//! Shards are told by messages like any other, so that a simulation goes through the same steps.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::ShardId;
+use crate::error::{CloseReason, NotRunning, RunError};
+use crate::net::connection::{EndKind, Phase};
+use crate::reactor::driver::CloseKind;
+use crate::shard::Shard;
+use crate::shard::shared::Shared;
+
+/// Where one shard is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ShardPhase {
+    /// Turns run, nothing is accepted.
+    Starting,
+    Running,
+    /// Listeners close, connections come to an end.
+    Draining,
+    /// Nothing is open any more; calls of other shards are still answered.
+    Drained,
+    /// The loop ends with this turn.
+    Stopped,
+}
+
+/// Connections that came in while draining, and have sent nothing, are told to end after this.
+const LATE_DRAIN: Duration = Duration::from_millis(200);
+
+/// Where the runtime is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RuntimeState {
+    /// Shards run `App::start`; nothing is accepted yet.
+    Starting,
+    /// Every shard has started.
+    Running,
+    /// `stop` was called: connections come to an end.
+    Draining,
+    /// Every shard has ended.
+    Stopped,
+}
+
+/// The state all shards of a runtime agree on.
+pub(crate) struct Lifecycle {
+    /// A copy of `Progress::state` for those who only look. Relaxed: it stands for itself.
+    state: AtomicU8,
+    progress: Mutex<Progress>,
+    changed: Condvar,
+}
+
+struct Progress {
+    state: RuntimeState,
+    shards: usize,
+    started: usize,
+    drained: usize,
+    ended: usize,
+    forced: bool,
+    aborted_connections: usize,
+    signal: Option<i32>,
+    error: Option<RunError>,
+    /// Called once when the last shard has ended.
+    on_end: Option<Box<dyn FnOnce() + Send>>,
+    leaks: Vec<(ShardId, Leaks)>,
+}
+
+/// What was still there when a shard had drained. Timers and tasks are the application's to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Leaks {
+    pub(crate) connections: usize,
+    pub(crate) listeners: usize,
+    pub(crate) leases: usize,
+    pub(crate) timers: usize,
+    pub(crate) tasks: usize,
+}
+
+impl Lifecycle {
+    pub(crate) fn new(shards: usize) -> Self {
+        Lifecycle {
+            state: AtomicU8::new(RuntimeState::Starting as u8),
+            progress: Mutex::new(Progress {
+                state: RuntimeState::Starting,
+                shards,
+                started: 0,
+                drained: 0,
+                ended: 0,
+                forced: false,
+                aborted_connections: 0,
+                signal: None,
+                error: None,
+                on_end: None,
+                leaks: Vec::new(),
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, progress: &mut Progress, state: RuntimeState) {
+        progress.state = state;
+        self.state.store(state as u8, Ordering::Relaxed);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn state(&self) -> RuntimeState {
+        match self.state.load(Ordering::Relaxed) {
+            0 => RuntimeState::Starting,
+            1 => RuntimeState::Running,
+            2 => RuntimeState::Draining,
+            _ => RuntimeState::Stopped,
+        }
+    }
+
+    /// Waits until every shard has started, or the runtime has begun to stop.
+    pub(crate) fn wait_until_started(&self) {
+        let mut progress = self.lock();
+        while progress.state == RuntimeState::Starting {
+            progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// What went wrong, for `run` to return. Taken once.
+    pub(crate) fn take_error(&self) -> Option<RunError> {
+        let mut progress = self.lock();
+        let error = progress.error.take();
+        if error.is_none() && progress.forced {
+            let connections = progress.aborted_connections;
+            return Some(RunError::Forced { connections, signal: progress.signal });
+        }
+        error
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.lock().error.is_some()
+    }
+
+    /// Has `call` called when the last shard has ended; at once, if it has.
+    pub(crate) fn when_ended(&self, call: impl FnOnce() + Send + 'static) {
+        let mut progress = self.lock();
+        if progress.ended == progress.shards {
+            drop(progress);
+            call();
+        } else {
+            progress.on_end = Some(Box::new(call));
+        }
+    }
+
+    /// What each shard left behind, once it has ended.
+    pub(crate) fn leaks(&self) -> Vec<(ShardId, Leaks)> {
+        self.lock().leaks.clone()
+    }
+
+    pub(crate) fn note_signal(&self, signal: i32) {
+        self.lock().signal = Some(signal);
+    }
+}
+
+impl Shared {
+    /// Sends a step of the lifecycle to every shard. Those that have ended already need none.
+    fn tell_all(&self, step: fn(&Shard)) {
+        for number in 0..self.mesh.len() {
+            let _ = self.mesh.post(ShardId::new(number as u16), step);
+        }
+    }
+
+    pub(crate) fn shard_started(&self) {
+        let mut progress = self.lifecycle.lock();
+        progress.started += 1;
+        if progress.started == progress.shards && progress.state == RuntimeState::Starting {
+            self.lifecycle.set(&mut progress, RuntimeState::Running);
+            drop(progress);
+            self.tell_all(Shard::on_all_started);
+        }
+    }
+
+    /// The first failure stops all shards.
+    pub(crate) fn shard_failed(&self, error: RunError) {
+        let mut progress = self.lifecycle.lock();
+        if progress.error.is_none() {
+            progress.error = Some(error);
+        }
+        drop(progress);
+        self.abort();
+    }
+
+    /// Begins an orderly stop.
+    pub(crate) fn stop(&self) -> Result<(), NotRunning> {
+        let mut progress = self.lifecycle.lock();
+        if !matches!(progress.state, RuntimeState::Starting | RuntimeState::Running) {
+            return Err(NotRunning);
+        }
+        self.lifecycle.set(&mut progress, RuntimeState::Draining);
+        drop(progress);
+        self.tell_all(Shard::on_stop);
+        Ok(())
+    }
+
+    /// Stops without waiting for connections to end.
+    pub(crate) fn abort(&self) {
+        let mut progress = self.lifecycle.lock();
+        if progress.state == RuntimeState::Stopped {
+            return;
+        }
+        self.lifecycle.set(&mut progress, RuntimeState::Draining);
+        drop(progress);
+        self.tell_all(Shard::on_abort);
+    }
+
+    /// The stop is not an orderly one any more.
+    pub(crate) fn connections_are_forced(&self) {
+        self.lifecycle.lock().forced = true;
+    }
+
+    fn connections_aborted(&self, count: usize) {
+        let mut progress = self.lifecycle.lock();
+        progress.forced = true;
+        progress.aborted_connections += count;
+    }
+
+    fn shard_drained(&self) {
+        let mut progress = self.lifecycle.lock();
+        progress.drained += 1;
+        if progress.drained == progress.shards {
+            drop(progress);
+            self.tell_all(Shard::on_all_drained);
+        }
+    }
+
+    /// A shard's loop has ended.
+    pub(crate) fn shard_ended(&self) {
+        let mut progress = self.lifecycle.lock();
+        progress.ended += 1;
+        if progress.ended == progress.shards {
+            self.lifecycle.set(&mut progress, RuntimeState::Stopped);
+            let on_end = progress.on_end.take();
+            drop(progress);
+            if let Some(on_end) = on_end {
+                on_end();
+            }
+        }
+    }
+
+    /// A shard's loop has ended by a panic or a broken driver: the others cannot go on half alive.
+    pub(crate) fn shard_broke(&self, phase: ShardPhase, error: RunError) {
+        if !matches!(phase, ShardPhase::Drained | ShardPhase::Stopped) {
+            self.shard_drained();
+        }
+        self.shard_failed(error);
+    }
+}
+
+impl Shard {
+    fn on_all_started(&self) {
+        if self.inner.phase.get() != ShardPhase::Starting {
+            return;
+        }
+        self.inner.phase.set(ShardPhase::Running);
+        self.begin_accepting();
+        let calls = std::mem::take(&mut *self.inner.when_running.borrow_mut());
+        for call in calls {
+            self.call_contained("a call_when_running", call);
+        }
+    }
+
+    fn on_stop(&self) {
+        if !matches!(self.inner.phase.get(), ShardPhase::Starting | ShardPhase::Running) {
+            return;
+        }
+        self.inner.phase.set(ShardPhase::Draining);
+        self.fail_attempts();
+        for listening in self.inner.listeners.all() {
+            self.close_group(&listening.group);
+        }
+        // Input that has come by now is served first: connections are told in the next turn, after its events.
+        self.call_later(Duration::ZERO, Shard::tell_all_draining);
+        let deadline = self.call_later(self.inner.shared.config.drain_timeout, |shard| {
+            tracing::warn!(shard = shard.inner.id.index(), "the drain deadline has passed");
+            shard.abort_connections(true);
+        });
+        *self.inner.drain_deadline.borrow_mut() = Some(deadline);
+    }
+
+    /// Stops at once: the second signal, or a start that failed.
+    fn on_abort(&self) {
+        if matches!(self.inner.phase.get(), ShardPhase::Drained | ShardPhase::Stopped) {
+            return;
+        }
+        self.inner.phase.set(ShardPhase::Draining);
+        self.fail_attempts();
+        self.drop_listeners();
+        let count_them = !self.inner.shared.lifecycle.has_failed();
+        self.abort_connections(count_them);
+    }
+
+    fn abort_connections(&self, count_them: bool) {
+        let mut aborted = 0;
+        let tokens = self.inner.connections.borrow().tokens();
+        for token in tokens {
+            let lingering = self
+                .inner
+                .connections
+                .borrow()
+                .get(token)
+                .is_some_and(|slot| matches!(slot.connection.phase, Phase::Lingering { .. }));
+            aborted += usize::from(!lingering);
+            self.end(token, CloseReason::Stopped, EndKind::Close(CloseKind::Reset));
+        }
+        self.inner.stats.aborted.add(aborted as u64);
+        if count_them {
+            self.inner.shared.connections_aborted(aborted);
+        }
+        self.inner.serving.set(0);
+        if !self.inner.listeners.is_empty() {
+            self.drop_listeners();
+        }
+        self.check_drained();
+    }
+
+    /// A connection came in while the shard was draining. It gets a chance to be served; if it says nothing, it is
+    /// told after a while.
+    pub(crate) fn plan_late_drain(&self) {
+        if self.inner.late_drain_planned.replace(true) {
+            return;
+        }
+        self.call_later(LATE_DRAIN, |shard| {
+            shard.inner.late_drain_planned.set(false);
+            shard.tell_all_draining();
+        });
+    }
+
+    fn tell_all_draining(&self) {
+        let tokens = self.inner.connections.borrow().tokens();
+        for token in tokens {
+            self.tell_draining(token);
+        }
+        self.check_drained();
+    }
+
+    /// Looks whether this shard has come to its end.
+    pub(crate) fn check_drained(&self) {
+        let inner = &self.inner;
+        let open = inner.connections.borrow().len() + inner.serving.get();
+        if inner.phase.get() == ShardPhase::Draining && inner.listeners.is_empty() && open == 0 {
+            inner.phase.set(ShardPhase::Drained);
+            if let Some(deadline) = inner.drain_deadline.borrow_mut().take() {
+                // It may be what brought us here.
+                let _ = deadline.cancel();
+            }
+            inner.shared.shard_drained();
+        }
+    }
+
+    fn on_all_drained(&self) {
+        self.inner.phase.set(ShardPhase::Stopped);
+    }
+
+    /// What an application, or we, should have ended before the stop.
+    fn note_leaks(&self) {
+        let inner = &self.inner;
+        let census = inner.driver.borrow().census();
+        let leaks = Leaks {
+            connections: inner.connections.borrow().len() + census.connections,
+            listeners: census.listeners,
+            leases: census.leases,
+            timers: inner.timers.borrow().len(),
+            tasks: inner.executor.live(),
+        };
+        self.inner.shared.lifecycle.lock().leaks.push((inner.id, leaks));
+    }
+
+    /// Ends what is left, at home: tasks, timers, calls. The last thing a shard does.
+    pub(crate) fn shut(&self) {
+        let inner = &self.inner;
+        inner.phase.set(ShardPhase::Stopped);
+        self.drop_listeners();
+        for token in inner.connections.borrow().tokens() {
+            self.end(token, CloseReason::Stopped, EndKind::Close(CloseKind::Reset));
+        }
+        self.retire_ended();
+        self.note_leaks();
+        inner.executor.close();
+        inner.endpoint.close(self);
+        let calls = std::mem::take(&mut *inner.when_running.borrow_mut());
+        self.drop_contained(calls);
+        let timers = inner.timers.borrow_mut().drain_all();
+        for timer in timers {
+            self.drop_contained(timer);
+        }
+        self.retire_ended();
+    }
+}

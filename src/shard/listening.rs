@@ -1,0 +1,278 @@
+//! A shard's listeners: joining their groups, accepting, and closing without losing a queue.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::ListenError;
+use crate::net::connection::Connection;
+use crate::reactor::driver::{CloseKind, Driver, ListenSpec};
+use crate::reactor::token::Token;
+use crate::shard::connections::Handler;
+use crate::shard::groups::{Group, GroupKey, Role};
+use crate::shard::lifecycle::ShardPhase;
+use crate::shard::protocol::{Incoming, Protocol};
+use crate::shard::Shard;
+
+/// The listeners of one shard. They are few, so they are searched in order.
+#[derive(Default)]
+pub(crate) struct Listeners {
+    open: RefCell<Vec<Rc<Listening>>>,
+}
+
+/// One member of a group.
+pub(crate) struct Listening {
+    pub(crate) token: Token,
+    pub(crate) group: Arc<Group>,
+    opener: RefCell<Option<Opener>>,
+    /// Accepted by the last look and not yet dispatched.
+    undispatched: Cell<usize>,
+}
+
+/// What becomes of accepted connections.
+pub(crate) enum Opener {
+    Protocols(Box<ProtocolMaker>),
+    Streams(Rc<StreamServer>),
+}
+
+pub(crate) type ProtocolMaker = dyn FnMut(&Incoming<'_>) -> Option<Box<dyn Protocol>>;
+pub(crate) type StreamServer = dyn Fn(&Shard, Token, Connection);
+
+/// How a listener is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ListenHow {
+    pub(crate) backlog: Option<u32>,
+    pub(crate) share_port: bool,
+}
+
+/// Handshakes on loopback are done within the client's own system call, but that may be running right now.
+const LOOPBACK_GRACE: Duration = Duration::from_millis(2);
+
+impl Listeners {
+    fn find(&self, token: Token) -> Option<Rc<Listening>> {
+        self.open.borrow().iter().find(|listening| listening.token == token).cloned()
+    }
+
+    fn find_group(&self, group: &Arc<Group>) -> Option<Rc<Listening>> {
+        self.open.borrow().iter().find(|listening| Arc::ptr_eq(&listening.group, group)).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Rc<Listening>> {
+        self.open.borrow().clone()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.open.borrow().is_empty()
+    }
+}
+
+impl Shard {
+    /// Binds, or joins whoever of this runtime listens there already.
+    pub(crate) fn listen(
+        &self,
+        addr: SocketAddr,
+        how: ListenHow,
+        opener: Opener,
+    ) -> Result<Arc<Group>, ListenError> {
+        let inner = &self.inner;
+        if !matches!(inner.phase.get(), ShardPhase::Starting | ShardPhase::Running) {
+            return Err(ListenError::Stopping);
+        }
+        let key = if addr.port() == 0 {
+            let call = inner.port_zero_calls.get();
+            inner.port_zero_calls.set(call + 1);
+            GroupKey::PortZero { ip: addr.ip(), call }
+        } else {
+            GroupKey::Addr(addr)
+        };
+        let config = &inner.shared.config;
+        let spec = |addr, join| ListenSpec {
+            addr,
+            backlog: how.backlog.unwrap_or(config.backlog),
+            join,
+            accepts_per_turn: config.accepts_per_turn,
+        };
+        let os = |addr: SocketAddr, source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => ListenError::AddressInUse { addr },
+            _ => ListenError::Os { addr, source },
+        };
+        let (token, group) = match inner.shared.groups.enter(key, inner.id) {
+            Role::Twice(group) => return Err(ListenError::AddressInUse { addr: group.addr }),
+            Role::First(first) => {
+                let mut driver = inner.driver.borrow_mut();
+                let (token, bound) =
+                    driver.listen(&spec(addr, how.share_port)).map_err(|source| os(addr, source))?;
+                if let Err(source) = driver.share_port(token) {
+                    driver.close(token, CloseKind::Orderly);
+                    return Err(os(addr, source));
+                }
+                (token, first.bound(bound))
+            }
+            Role::Joins(group) => match inner.driver.borrow_mut().listen(&spec(group.addr, true)) {
+                Ok((token, _)) => (token, group),
+                Err(source) => {
+                    group.leave(inner.id);
+                    return Err(os(group.addr, source));
+                }
+            },
+        };
+        let listening = Listening {
+            token,
+            group: Arc::clone(&group),
+            opener: RefCell::new(Some(opener)),
+            undispatched: Cell::new(0),
+        };
+        inner.listeners.open.borrow_mut().push(Rc::new(listening));
+        if inner.phase.get() == ShardPhase::Running {
+            inner.driver.borrow_mut().accept(token, true);
+        }
+        Ok(group)
+    }
+
+    /// The start barrier is open.
+    pub(crate) fn begin_accepting(&self) {
+        for listening in self.inner.listeners.all() {
+            self.inner.driver.borrow_mut().accept(listening.token, true);
+        }
+    }
+
+    /// A connection came in.
+    pub(crate) fn on_accepted(&self, listener: Token, token: Token, peer_addr: SocketAddr) {
+        let inner = &self.inner;
+        inner.stats.accepted.add(1);
+        let Some(listening) = inner.listeners.find(listener) else {
+            inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+            return;
+        };
+        listening.undispatched.set(listening.undispatched.get().saturating_sub(1));
+        let connection = Connection::new(peer_addr);
+        let Some(opener) = listening.opener.borrow_mut().take() else {
+            unreachable!("factories are not called from within factories")
+        };
+        let mut opener = opener;
+        match &mut opener {
+            Opener::Streams(serve) => serve(self, token, connection),
+            Opener::Protocols(make) => {
+                let incoming = Incoming {
+                    peer_addr,
+                    local_addr: listening.group.addr,
+                    shard: inner.id,
+                    marker: std::marker::PhantomData,
+                };
+                match catch_unwind(AssertUnwindSafe(|| make(&incoming))) {
+                    Ok(Some(protocol)) => {
+                        *listening.opener.borrow_mut() = Some(opener);
+                        self.open_connection(token, connection, Handler::Protocol(protocol));
+                        return;
+                    }
+                    Ok(None) => inner.driver.borrow_mut().close(token, CloseKind::Orderly),
+                    Err(payload) => {
+                        self.panicked("a factory", payload);
+                        inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+                    }
+                }
+            }
+        }
+        *listening.opener.borrow_mut() = Some(opener);
+    }
+
+    /// Accepting failed for now; the driver tries again by itself.
+    pub(crate) fn on_accept_failed(&self, listener: Token, error: io::Error) {
+        self.inner.stats.accept_failures.add(1);
+        let addr = self.inner.listeners.find(listener).map(|listening| listening.group.addr);
+        tracing::warn!(shard = self.inner.id.index(), ?addr, %error, "accepting failed; it is tried again");
+    }
+
+    /// Closes a group on all its shards. First every member stops taking handshakes, then every member accepts what
+    /// is queued, then it closes: closing one alone would reset what waits at it.
+    pub(crate) fn close_group(&self, group: &Arc<Group>) {
+        let Some(members) = group.begin_close() else { return };
+        for member in members {
+            let posted = Arc::clone(group);
+            let sent = self.inner.endpoint.post(member, move |shard: &Shard| shard.fence_listener(&posted));
+            if sent.is_err() {
+                self.member_fenced(group);
+                self.member_left(group, member);
+            }
+        }
+    }
+
+    fn fence_listener(&self, group: &Arc<Group>) {
+        if let Some(listening) = self.inner.listeners.find_group(group)
+            && let Err(error) = self.inner.driver.borrow_mut().refuse_handshakes(listening.token)
+        {
+            tracing::debug!(shard = self.inner.id.index(), %error, "new handshakes cannot be turned away");
+        }
+        self.member_fenced(group);
+    }
+
+    fn member_fenced(&self, group: &Arc<Group>) {
+        let Some(members) = group.fenced() else { return };
+        for member in members {
+            let posted = Arc::clone(group);
+            let sent = self.inner.endpoint.post(member, move |shard: &Shard| shard.empty_listener(&posted));
+            if sent.is_err() {
+                self.member_left(group, member);
+            }
+        }
+    }
+
+    /// Accepts what is queued, and once more after handshakes under way had time to finish.
+    fn empty_listener(&self, group: &Arc<Group>) {
+        let Some(listening) = self.inner.listeners.find_group(group) else {
+            self.member_left(group, self.inner.id);
+            return;
+        };
+        self.accept_queue(&listening);
+        let grace = if group.addr.ip().is_loopback() {
+            LOOPBACK_GRACE
+        } else {
+            self.inner.shared.config.handshake_grace
+        };
+        self.call_later(grace, move |shard| shard.close_listener_when_empty(listening));
+    }
+
+    fn accept_queue(&self, listening: &Listening) -> usize {
+        let count = self.inner.driver.borrow_mut().accept_queue(listening.token);
+        listening.undispatched.set(listening.undispatched.get() + count);
+        count
+    }
+
+    fn close_listener_when_empty(&self, listening: Rc<Listening>) {
+        if self.accept_queue(&listening) > 0 || listening.undispatched.get() > 0 {
+            self.call_later(Duration::ZERO, move |shard| shard.close_listener_when_empty(listening));
+            return;
+        }
+        self.remove_listener(&listening);
+        self.member_left(&listening.group, self.inner.id);
+    }
+
+    /// Closes the socket and drops the factory.
+    fn remove_listener(&self, listening: &Rc<Listening>) {
+        self.inner.driver.borrow_mut().close(listening.token, CloseKind::Orderly);
+        self.inner.listeners.open.borrow_mut().retain(|kept| !Rc::ptr_eq(kept, listening));
+        let opener = listening.opener.borrow_mut().take();
+        self.drop_contained(opener);
+        self.check_drained();
+    }
+
+    fn member_left(&self, group: &Arc<Group>, member: crate::ShardId) {
+        if group.leave(member) {
+            self.inner.shared.groups.forget(group);
+            group.closed();
+        }
+    }
+
+    /// Closes all listeners of this shard alone, at once: the runtime failed to start, or is being aborted.
+    pub(crate) fn drop_listeners(&self) {
+        for listening in self.inner.listeners.all() {
+            listening.group.begin_close();
+            self.remove_listener(&listening);
+            self.member_left(&listening.group, self.inner.id);
+        }
+    }
+}

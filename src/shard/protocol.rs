@@ -1,0 +1,169 @@
+//! What an application writes per connection, event style, and how it is made for each one.
+
+use std::net::SocketAddr;
+
+use crate::ShardId;
+use crate::error::{CloseReason, Result};
+use crate::net::input::Input;
+use crate::shard::handles::transport::Transport;
+
+/// The meaning of one connection's bytes: callbacks that run on the connection's shard, one at a time.
+///
+/// Nothing re-enters: what a callback does to its transport is never reported back inside it. An `Err` closes that
+/// connection, with the error as the reason and after the output written so far; a panic costs that connection
+/// alone. [`Protocol::disconnected`] is called exactly once, last, after [`Protocol::connected`] was called; the
+/// protocol is dropped right after.
+///
+/// # Threads
+/// A protocol never leaves its shard, so it need not be `Send`.
+///
+/// ```
+/// use shardwise::{Input, Protocol, Result, Transport};
+///
+/// struct Echo;
+/// impl Protocol for Echo {
+///     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+///         transport.write(input.take())?;
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait Protocol: 'static {
+    /// The connection stands. Pausing here is honoured: no input comes before it is resumed.
+    fn connected(&mut self, transport: &Transport) -> Result<()> {
+        let _ = transport;
+        Ok(())
+    }
+
+    /// Bytes came. Take whole frames and leave the rest; it comes back in front of the next bytes.
+    fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()>;
+
+    /// The peer has finished (FIN): no more bytes will come. Unless overridden, what is queued is sent and the
+    /// connection closed. To go on writing, override it and close later.
+    fn read_finished(&mut self, transport: &Transport) -> Result<()> {
+        transport.close();
+        Ok(())
+    }
+
+    /// Our FIN is out, after [`Transport::shutdown_write`]. Bytes may still come.
+    fn write_finished(&mut self, transport: &Transport) -> Result<()> {
+        let _ = transport;
+        Ok(())
+    }
+
+    /// Unsent output has gone above the high watermark: stop writing. Once per crossing.
+    fn write_paused(&mut self, transport: &Transport) -> Result<()> {
+        let _ = transport;
+        Ok(())
+    }
+
+    /// Unsent output is back at the low watermark: write on. Once per crossing.
+    fn write_resumed(&mut self, transport: &Transport) -> Result<()> {
+        let _ = transport;
+        Ok(())
+    }
+
+    /// The deadline set by [`Transport::set_deadline`] has passed. Unless overridden, the connection is closed with
+    /// [`CloseReason::DeadlineReached`].
+    fn deadline_reached(&mut self, transport: &Transport) -> Result<()> {
+        transport.close_because(CloseReason::DeadlineReached);
+        Ok(())
+    }
+
+    /// The shard is stopping: finish what is under way, then close. Unless overridden, the connection is closed at
+    /// once, after the input that had come was delivered and the answers were sent. What is still open at the drain
+    /// deadline is aborted.
+    fn draining(&mut self, transport: &Transport) -> Result<()> {
+        transport.close();
+        Ok(())
+    }
+
+    /// The connection has ended, and why. The last call.
+    fn disconnected(&mut self, reason: CloseReason) {
+        let _ = reason;
+    }
+}
+
+/// A connection about to be given a protocol.
+#[derive(Debug)]
+pub struct Incoming<'a> {
+    pub(crate) peer_addr: SocketAddr,
+    pub(crate) local_addr: SocketAddr,
+    pub(crate) shard: ShardId,
+    pub(crate) marker: std::marker::PhantomData<&'a ()>,
+}
+
+impl Incoming<'_> {
+    /// The other end.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.peer_addr
+    }
+
+    /// Our end: for a listener, the address it listens on.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// The shard the connection will live on.
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+}
+
+/// Makes the protocol of each connection: any `|| Echo` or `|incoming: &Incoming<'_>| Echo::new(incoming)`, or one
+/// of these returning an `Option`, where `None` refuses the connection.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not make protocols",
+    note = "write `|| Echo` or `|incoming: &Incoming<'_>| Echo::new(incoming)`, where the result is a `Protocol` or an `Option` of one"
+)]
+pub trait Factory<Marker>: 'static {
+    /// Makes the protocol for `incoming`; `None` refuses the connection.
+    fn build(&mut self, incoming: &Incoming<'_>) -> Option<Box<dyn Protocol>>;
+}
+
+/// Marks a factory that always accepts.
+#[doc(hidden)]
+pub struct Always;
+/// Marks a factory that may refuse.
+#[doc(hidden)]
+pub struct Maybe;
+
+impl<F, P> Factory<(Always, fn() -> P)> for F
+where
+    F: FnMut() -> P + 'static,
+    P: Protocol,
+{
+    fn build(&mut self, _incoming: &Incoming<'_>) -> Option<Box<dyn Protocol>> {
+        Some(Box::new(self()))
+    }
+}
+
+impl<F, P> Factory<(Maybe, fn() -> P)> for F
+where
+    F: FnMut() -> Option<P> + 'static,
+    P: Protocol,
+{
+    fn build(&mut self, _incoming: &Incoming<'_>) -> Option<Box<dyn Protocol>> {
+        self().map(|protocol| Box::new(protocol) as Box<dyn Protocol>)
+    }
+}
+
+impl<F, P> Factory<(Always, fn(&Incoming<'_>) -> P)> for F
+where
+    F: FnMut(&Incoming<'_>) -> P + 'static,
+    P: Protocol,
+{
+    fn build(&mut self, incoming: &Incoming<'_>) -> Option<Box<dyn Protocol>> {
+        Some(Box::new(self(incoming)))
+    }
+}
+
+impl<F, P> Factory<(Maybe, fn(&Incoming<'_>) -> P)> for F
+where
+    F: FnMut(&Incoming<'_>) -> Option<P> + 'static,
+    P: Protocol,
+{
+    fn build(&mut self, incoming: &Incoming<'_>) -> Option<Box<dyn Protocol>> {
+        self(incoming).map(|protocol| Box::new(protocol) as Box<dyn Protocol>)
+    }
+}

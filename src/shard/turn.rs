@@ -1,0 +1,283 @@
+//! One turn of a shard's loop, and what it does before it sleeps.
+
+use std::cell::Cell;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use crate::reactor::driver::Event;
+use crate::shard::lifecycle::ShardPhase;
+use crate::shard::{Shard, Timer};
+
+/// What the next `wait` may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rest {
+    /// There is work: look for more, do not sleep.
+    None,
+    /// Nothing is left to do before this time, or before something happens.
+    Until(Option<Instant>),
+}
+
+/// Whether a shard looks for messages for a while before it sleeps.
+///
+/// Sleeping and being woken is the dearest thing a runtime does, so a shard that waits for replies, or has lately been
+/// called, polls for about the price of it. Several misses in a row switch that off for longer and longer; the first
+/// hit switches it on again.
+pub(crate) struct AdaptivePoll {
+    /// Zero where polling would only take the CPU from others.
+    bound: Duration,
+    misses: Cell<u32>,
+    /// Parks still to go through without polling.
+    skips: Cell<u32>,
+    skips_next: Cell<u32>,
+    /// Turns ended in which messages came: how lately the shard was called.
+    called: Cell<bool>,
+}
+
+const MISSES_BEFORE_BACK_OFF: u32 = 8;
+const SKIPS_MAX: u32 = 32;
+/// Looks at the inbox between two looks at the clock.
+const LOOKS_PER_CLOCK: u32 = 32;
+/// How often the kernel is asked while polling.
+const KERNEL_EVERY: Duration = Duration::from_micros(5);
+/// Tasks polled between two looks at the clock.
+const TASKS_PER_CLOCK: u32 = 8;
+
+impl AdaptivePoll {
+    pub(crate) fn new(bound: Duration) -> Self {
+        AdaptivePoll {
+            bound,
+            misses: Cell::new(0),
+            skips: Cell::new(0),
+            skips_next: Cell::new(1),
+            called: Cell::new(false),
+        }
+    }
+
+    /// Whether to poll before this park.
+    fn wanted(&self, awaits_replies: bool) -> bool {
+        if self.bound.is_zero() || !(awaits_replies || self.called.get()) {
+            return false;
+        }
+        if self.skips.get() > 0 {
+            self.skips.set(self.skips.get() - 1);
+            return false;
+        }
+        true
+    }
+
+    fn hit(&self) {
+        self.misses.set(0);
+        self.skips.set(0);
+        self.skips_next.set(1);
+    }
+
+    fn miss(&self) {
+        self.misses.set(self.misses.get() + 1);
+        if self.misses.get() >= MISSES_BEFORE_BACK_OFF {
+            self.skips.set(self.skips_next.get());
+            self.skips_next.set((self.skips_next.get() * 2).min(SKIPS_MAX));
+            self.called.set(false);
+        }
+    }
+}
+
+impl Shard {
+    /// Runs one turn. The order is load-bearing: see ARCHITECTURE.md, "A turn".
+    ///
+    /// `cap` bounds the sleep, for whoever embeds the shard in a loop of its own.
+    ///
+    /// # Panics
+    /// When called from within a turn of the same shard.
+    pub(crate) fn turn(&self, cap: Option<Duration>) -> io::Result<()> {
+        assert!(!self.inner.turning.replace(true), "a turn was begun within a turn");
+        let current = self.enter();
+        let entered = self.inner.executor.enter();
+        let outcome = self.phases(cap);
+        drop(entered);
+        drop(current);
+        self.inner.turning.set(false);
+        outcome
+    }
+
+    fn phases(&self, cap: Option<Duration>) -> io::Result<()> {
+        self.wait_for_events(cap)?;
+        let messages_left = self.deliver_messages();
+        let events_left = self.dispatch_events();
+        self.deliver_resumed();
+        let timers_left = self.expire_timers();
+        let tasks_left = self.run_tasks();
+        self.settle_unsettled();
+        self.inner.endpoint.publish();
+        self.retire_ended();
+        if self.inner.phase.get() == ShardPhase::Draining {
+            self.check_drained();
+        }
+        let busy = messages_left || events_left || timers_left || tasks_left || self.has_work();
+        self.choose_rest(busy)
+    }
+
+    /// Sleeps only when no work is left. The clock is read once, here.
+    fn wait_for_events(&self, cap: Option<Duration>) -> io::Result<()> {
+        let inner = &self.inner;
+        let mut driver = inner.driver.borrow_mut();
+        let (timeout, slept) = match inner.rest.get() {
+            Rest::None => (Some(Duration::ZERO), false),
+            Rest::Until(None) => (cap, true),
+            Rest::Until(Some(deadline)) => {
+                let timeout = deadline.saturating_duration_since(driver.now());
+                (Some(cap.map_or(timeout, |cap| cap.min(timeout))), true)
+            }
+        };
+        driver.wait(timeout)?;
+        let now = driver.now();
+        drop(driver);
+        if slept {
+            inner.endpoint.finish_sleep();
+            inner.stats.parks.add(1);
+        } else {
+            inner.stats.busy_nanos.add(now.saturating_duration_since(inner.now.get()).as_nanos() as u64);
+        }
+        inner.stats.turns.add(1);
+        inner.now.set(now);
+        Ok(())
+    }
+
+    /// Inbox → application.
+    fn deliver_messages(&self) -> bool {
+        let delivered = self.inner.endpoint.deliver(self, self.inner.shared.config.messages_per_turn);
+        if delivered.count > 0 {
+            self.inner.poll.called.set(true);
+        }
+        delivered.more
+    }
+
+    /// Driver → connection → application → that connection's output → driver.
+    fn dispatch_events(&self) -> bool {
+        for _ in 0..self.inner.shared.config.events_per_turn {
+            let event = self.inner.driver.borrow_mut().next();
+            let Some(event) = event else { return false };
+            match event {
+                Event::Received { token, bytes } => self.on_received(token, bytes),
+                Event::Sent { token } => self.on_sent(token),
+                Event::Accepted { listener, token, peer } => self.on_accepted(listener, token, peer),
+                Event::PeerFinished { token } => self.on_peer_finished(token),
+                Event::Connected { token } => self.on_connected(token),
+                Event::Failed { token, error } => {
+                    if let Some(error) = self.attempt_failed(token, error) {
+                        self.on_failed(token, error);
+                    }
+                }
+                Event::AcceptFailed { listener, error } => self.on_accept_failed(listener, error),
+            }
+        }
+        true
+    }
+
+    /// Timer wheel → application. What is due is settled at the beginning: a timer set by a timer waits its turn.
+    fn expire_timers(&self) -> bool {
+        let inner = &self.inner;
+        inner.timers.borrow_mut().begin_expiry(inner.now.get());
+        for _ in 0..inner.shared.config.timers_per_turn {
+            let timer = inner.timers.borrow_mut().pop_expired();
+            let Some(timer) = timer else { return false };
+            match timer {
+                Timer::Wake(waker) => waker.wake(),
+                Timer::Call(call) => {
+                    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| call(self))) {
+                        self.panicked("a delayed call", payload);
+                    }
+                }
+                Timer::Deadline(token) => self.on_deadline(token),
+                Timer::Guard(token) => self.on_guard(token),
+                Timer::Connect(token) => self.on_connect_timeout(token),
+            }
+        }
+        true
+    }
+
+    /// Run queue → application.
+    fn run_tasks(&self) -> bool {
+        let inner = &self.inner;
+        if !inner.executor.has_ready() {
+            return false;
+        }
+        let config = &inner.shared.config;
+        let mut polled = 0;
+        let mut until = None;
+        inner.executor.run(config.tasks_per_turn, || {
+            polled += 1;
+            if polled % TASKS_PER_CLOCK != 0 {
+                return false;
+            }
+            let now = inner.driver.borrow_mut().read_clock();
+            now > *until.get_or_insert(now + config.task_time_per_turn)
+        })
+    }
+
+    /// Whether something waits that no event, timer or message will announce.
+    fn has_work(&self) -> bool {
+        let inner = &self.inner;
+        inner.executor.has_ready()
+            || !inner.unsettled.borrow().is_empty()
+            || !inner.resumed.borrow().is_empty()
+            || !inner.ending.borrow().is_empty()
+            || inner.phase.get() == ShardPhase::Stopped
+    }
+
+    /// Decides whether the next turn may begin with a sleep; if it may, marks the shard as sleeping.
+    fn choose_rest(&self, busy: bool) -> io::Result<()> {
+        let inner = &self.inner;
+        inner.rest.set(Rest::None);
+        if busy {
+            return Ok(());
+        }
+        let deadline = inner.timers.borrow_mut().next_deadline();
+        if deadline.is_some_and(|deadline| deadline <= inner.now.get()) {
+            return Ok(());
+        }
+        if inner.poll.wanted(inner.endpoint.awaits_replies()) {
+            if self.poll_for_work(deadline)? {
+                inner.poll.hit();
+                return Ok(());
+            }
+            inner.poll.miss();
+        }
+        if inner.endpoint.prepare_sleep() {
+            let now = inner.driver.borrow_mut().read_clock();
+            inner.stats.busy_nanos.add(now.saturating_duration_since(inner.now.get()).as_nanos() as u64);
+            inner.rest.set(Rest::Until(deadline));
+        }
+        Ok(())
+    }
+
+    /// Looks for messages, and now and then for events, for as long as a sleep and a wake would take. The shard counts
+    /// as awake meanwhile, so nobody pays for waking it.
+    fn poll_for_work(&self, deadline: Option<Instant>) -> io::Result<bool> {
+        let inner = &self.inner;
+        let begun = inner.driver.borrow_mut().read_clock();
+        let end = begun + inner.poll.bound;
+        let end = deadline.map_or(end, |deadline| deadline.min(end));
+        let mut kernel_at = begun + KERNEL_EVERY;
+        loop {
+            for _ in 0..LOOKS_PER_CLOCK {
+                if inner.endpoint.has_mail() {
+                    return Ok(true);
+                }
+                std::hint::spin_loop();
+            }
+            let mut driver = inner.driver.borrow_mut();
+            let now = driver.read_clock();
+            if now >= kernel_at {
+                driver.wait(Some(Duration::ZERO))?;
+                if driver.has_ready() {
+                    return Ok(true);
+                }
+                kernel_at = now + KERNEL_EVERY;
+            }
+            if now >= end {
+                return Ok(false);
+            }
+        }
+    }
+}
