@@ -1,1 +1,48 @@
-//! Messages.
+//! Messages: owned values from one shard to another, in order. Knows neither sockets nor bytes, and what a
+//! message runs on only as a context `C`.
+//!
+//! ```text
+//! Endpoint::call ─▶ outbox (staged) ─▶ publish ─▶ inbox of the target ─▶ deliver: the closure runs
+//!    Call ◀─ deliver: the result is moved ◀─ inbox of the origin ◀─ the same batch, results in place
+//! ```
+//!
+//! * `envelope` is what travels: a closure or its result in a slot of 64 bytes, slots in a batch.
+//! * `inbox` is where it arrives, and who wakes whom; `queue` is the lock-free queue below.
+//! * `outbox` is what a shard has staged; `calls` what it waits for; `credit` how much of that it may have.
+//! * `endpoint` is what one shard owns of all this, `mesh` what everybody shares; `foreign` answers threads
+//!   that are no shard.
+//!
+//! Messages from one shard to another start in the order they were sent. Nothing is promised between different
+//! senders, nor between a reply and a message.
+
+#[allow(unsafe_code, reason = "opens what came of a call as the type its closure returned")]
+mod calls;
+mod counters;
+mod credit;
+mod endpoint;
+#[allow(unsafe_code, reason = "closures and results lie type-erased in the slots of a batch")]
+mod envelope;
+mod error;
+mod foreign;
+mod inbox;
+mod mesh;
+#[cfg(all(test, loom))]
+mod models;
+mod outbox;
+#[cfg_attr(loom, allow(unsafe_code, reason = "the queue that models run on is made of raw nodes"))]
+mod queue;
+mod route;
+#[cfg(all(test, not(loom)))]
+mod stress;
+#[cfg(all(test, not(loom)))]
+mod test_kit;
+mod withdrawal;
+
+pub(crate) use calls::Call;
+pub(crate) use counters::InboxCounters;
+pub(crate) use credit::{Acquire, Credit};
+pub(crate) use endpoint::{Delivered, Endpoint, Reply};
+pub use error::{CallError, Panic, Stopped};
+pub(crate) use foreign::ForeignCall;
+pub(crate) use mesh::Mesh;
+pub use route::Route;

@@ -1,0 +1,215 @@
+//! How many calls a shard may have in flight to another: a credit each, awaited in order. Does not call.
+//!
+//! A credit bounds what one shard can pile up on another, and on itself in answers. It is a matter of the origin alone:
+//! it is taken here and comes back here, with the answer, so nothing in this file crosses a thread.
+
+use super::error::CallError;
+use crate::ShardId;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+/// Calls that one shard may have in flight to one other. More than a target works off in a turn, so that
+/// it never runs dry; little enough that a stuck target holds 64 KiB of this shard's slots.
+pub(super) const CREDITS_PER_PAIR: usize = if cfg!(loom) { 1 } else { 1024 };
+
+/// The credits of one shard, per target.
+pub(super) struct Credits {
+    pools: Box<[Pool]>,
+    stopped: Cell<bool>,
+}
+
+struct Pool {
+    free: Cell<usize>,
+    waiters: RefCell<Waiters>,
+}
+
+#[derive(Default)]
+struct Waiters {
+    queue: VecDeque<Rc<Waiter>>,
+    /// How many in the queue have gone away.
+    gone: usize,
+}
+
+struct Waiter {
+    place: Cell<Place>,
+    waker: RefCell<Option<Waker>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Queued,
+    Granted,
+    Gone,
+}
+
+/// The right to one call. Dropping it gives it back.
+#[must_use = "a credit that is dropped goes to the next in line"]
+pub(crate) struct Credit {
+    credits: Rc<Credits>,
+    target: ShardId,
+    /// Whether it comes back with an answer instead.
+    spent: bool,
+}
+
+/// Waits for a credit. First come, first served.
+///
+/// # Cancel safety
+/// Dropping it leaves the line, and passes on a credit that had just been granted.
+pub(crate) struct Acquire {
+    credits: Rc<Credits>,
+    target: ShardId,
+    waiter: Option<Rc<Waiter>>,
+}
+
+impl Credits {
+    pub(super) fn new(targets: usize) -> Rc<Self> {
+        let pool = || Pool { free: Cell::new(CREDITS_PER_PAIR), waiters: RefCell::default() };
+        Rc::new(Credits { pools: (0..targets).map(|_| pool()).collect(), stopped: Cell::new(false) })
+    }
+
+    /// A credit, if one is free and nobody has been waiting for it.
+    #[inline]
+    pub(super) fn take(self: &Rc<Self>, target: ShardId) -> Option<Credit> {
+        let pool = &self.pools[target.index()];
+        // Credits are free only when nobody waits: those that come back go to the first in line.
+        let free = pool.free.get().checked_sub(1)?;
+        pool.free.set(free);
+        Some(Credit { credits: Rc::clone(self), target, spent: false })
+    }
+
+    pub(super) fn acquire(self: &Rc<Self>, target: ShardId) -> Acquire {
+        assert!(target.index() < self.pools.len(), "{target} does not exist");
+        Acquire { credits: Rc::clone(self), target, waiter: None }
+    }
+
+    /// A credit is home: it goes to the first in line.
+    #[inline]
+    pub(super) fn give_back(&self, target: ShardId) {
+        let pool = &self.pools[target.index()];
+        match pool.waiters.borrow_mut().first() {
+            None => pool.free.set(pool.free.get() + 1),
+            Some(waiter) => {
+                waiter.place.set(Place::Granted);
+                waiter.wake();
+            }
+        }
+    }
+
+    /// This shard makes no more calls: whoever waits is told so.
+    pub(super) fn stop(&self) {
+        self.stopped.set(true);
+        for pool in &self.pools {
+            let queue = std::mem::take(&mut *pool.waiters.borrow_mut()).queue;
+            for waiter in queue {
+                waiter.wake();
+            }
+        }
+    }
+}
+
+impl Waiters {
+    fn first(&mut self) -> Option<Rc<Waiter>> {
+        while let Some(waiter) = self.queue.pop_front() {
+            if waiter.place.get() == Place::Queued {
+                return Some(waiter);
+            }
+            self.gone -= 1;
+        }
+        None
+    }
+
+    /// One in the queue has gone away; swept out once they are the greater part.
+    fn note_gone(&mut self) {
+        self.gone += 1;
+        if self.gone * 2 > self.queue.len() {
+            self.queue.retain(|waiter| waiter.place.get() == Place::Queued);
+            self.gone = 0;
+        }
+    }
+}
+
+impl Waiter {
+    fn wake(&self) {
+        let waker = self.waker.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn set_waker(&self, waker: &Waker) {
+        let before = self.waker.borrow_mut().replace(waker.clone());
+        drop(before);
+    }
+}
+
+impl Credit {
+    pub(crate) fn target(&self) -> ShardId {
+        self.target
+    }
+
+    /// It comes back with the answer of a call instead.
+    pub(super) fn spend(mut self) {
+        self.spent = true;
+    }
+}
+
+impl Drop for Credit {
+    fn drop(&mut self) {
+        if !self.spent {
+            self.credits.give_back(self.target);
+        }
+    }
+}
+
+impl Future for Acquire {
+    type Output = Result<Credit, CallError>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.credits.stopped.get() {
+            return Poll::Ready(Err(CallError::Stopped));
+        }
+        match &self.waiter {
+            Some(waiter) if waiter.place.get() == Place::Granted => {
+                waiter.place.set(Place::Gone);
+                self.waiter = None;
+                Poll::Ready(Ok(Credit {
+                    credits: Rc::clone(&self.credits),
+                    target: self.target,
+                    spent: false,
+                }))
+            }
+            Some(waiter) => {
+                waiter.set_waker(context.waker());
+                Poll::Pending
+            }
+            None => match self.credits.take(self.target) {
+                Some(credit) => Poll::Ready(Ok(credit)),
+                None => {
+                    let waiter =
+                        Rc::new(Waiter { place: Cell::new(Place::Queued), waker: RefCell::default() });
+                    waiter.set_waker(context.waker());
+                    let pool = &self.credits.pools[self.target.index()];
+                    pool.waiters.borrow_mut().queue.push_back(Rc::clone(&waiter));
+                    self.waiter = Some(waiter);
+                    Poll::Pending
+                }
+            },
+        }
+    }
+}
+
+impl Drop for Acquire {
+    fn drop(&mut self) {
+        let Some(waiter) = self.waiter.take() else { return };
+        let pool = &self.credits.pools[self.target.index()];
+        match waiter.place.replace(Place::Gone) {
+            Place::Granted => self.credits.give_back(self.target),
+            Place::Queued => pool.waiters.borrow_mut().note_gone(),
+            Place::Gone => {}
+        }
+    }
+}

@@ -1,0 +1,950 @@
+//! What one shard owns of the mesh: it sends, delivers, sleeps and stops. What the messages say is not its concern.
+
+use super::calls::{Call, Calls, Settled};
+use super::counters::{InboxCounters, OwnCounters, bump};
+use super::credit::{Acquire, Credit, Credits};
+use super::envelope::{Batch, CallKey, Envelope, Outcome, Site, Slot, Status};
+use super::error::{Panic, message_of};
+use super::inbox::{Inbox, Slept};
+use super::mesh::Mesh;
+use super::outbox::{BATCH_SLOTS, Outbox};
+use super::route::Route;
+use crate::ShardId;
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// One shard's end of the mesh. Stays on the shard's thread.
+///
+/// Dropping it without [`close`](Self::close) closes the inbox all the same: posts in it are dropped unrun,
+/// and calls are answered with `Stopped`.
+pub(crate) struct Endpoint<C: 'static> {
+    local: Rc<Local<C>>,
+}
+
+/// What [`Endpoint::deliver`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Delivered {
+    /// Messages run and replies taken in.
+    pub(crate) count: usize,
+    /// Whether the budget ended it before the inbox did.
+    pub(crate) more: bool,
+}
+
+/// Shared with the replies that tasks of this shard hold.
+pub(super) struct Local<C: 'static> {
+    mesh: Arc<Mesh<C>>,
+    id: ShardId,
+    outboxes: Box<[Outbox<C>]>,
+    /// Targets with something staged or a wake owed.
+    dirty: RefCell<Vec<ShardId>>,
+    /// Empty batches that have come home.
+    spares: RefCell<Vec<Vec<Slot<C>>>>,
+    calls: Rc<Calls>,
+    credits: Rc<Credits>,
+    /// What the budget left over.
+    carried: RefCell<Option<Carried<C>>>,
+    /// The async call whose closure runs right now, and whether its reply has been dropped unsent meanwhile.
+    starting: Cell<Option<Starting>>,
+    delivering: Cell<bool>,
+    closed: Cell<bool>,
+    next_any: Cell<usize>,
+}
+
+struct Carried<C: 'static> {
+    batch: Batch<C>,
+    way: Way,
+}
+
+/// Which way a batch is going.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Out,
+    Home,
+}
+
+#[derive(Clone, Copy)]
+struct Starting {
+    origin: ShardId,
+    key: CallKey,
+    dropped: bool,
+}
+
+/// Empty batches kept for the next turns; at 128 slots of 64 bytes each, 256 KiB at most.
+const SPARES_MAX: usize = 32;
+
+impl<C: 'static> Endpoint<C> {
+    pub(super) fn new(mesh: Arc<Mesh<C>>, id: ShardId) -> Self {
+        let shards = mesh.len();
+        let credits = Credits::new(shards);
+        let calls = Calls::new(Arc::clone(&mesh.station(id).withdrawals), Rc::clone(&credits));
+        Endpoint {
+            local: Rc::new(Local {
+                mesh,
+                id,
+                outboxes: (0..shards).map(|_| Outbox::new()).collect(),
+                dirty: RefCell::new(Vec::with_capacity(shards)),
+                spares: RefCell::new(Vec::new()),
+                calls,
+                credits,
+                carried: RefCell::new(None),
+                starting: Cell::new(None),
+                delivering: Cell::new(false),
+                closed: Cell::new(false),
+                // Shards start their rounds at different places.
+                next_any: Cell::new(id.index()),
+            }),
+        }
+    }
+
+    pub(crate) fn id(&self) -> ShardId {
+        self.local.id
+    }
+
+    pub(crate) fn mesh(&self) -> &Arc<Mesh<C>> {
+        &self.local.mesh
+    }
+
+    /// Which shard a message from here goes to.
+    pub(crate) fn resolve(&self, route: Route) -> ShardId {
+        let local = &*self.local;
+        let next = || local.next_any.replace(local.next_any.get().wrapping_add(1));
+        route.resolve(local.mesh.len(), next, |id| local.mesh.is_open(id))
+    }
+
+    /// Stages `f` to run on `target`, which may be this shard: then too it is queued. Messages to one target start
+    /// in the order they were staged, calls among them.
+    ///
+    /// Should the target stop between now and [`publish`](Self::publish), `f` is dropped here, unrun, and counted.
+    ///
+    /// # Errors
+    /// Gives `f` back when the target has stopped.
+    /// # Panics
+    /// Panics when there is no such shard.
+    pub(crate) fn post<F: FnOnce(&C) + Send + 'static>(&self, target: ShardId, f: F) -> Result<(), F> {
+        if !self.local.mesh.is_open(target) {
+            return Err(f);
+        }
+        self.local.stage(target, Slot::post(f));
+        Ok(())
+    }
+
+    /// Stages a call of `f` on `target`, which may be this shard. What `f` returns comes home with the batch.
+    ///
+    /// # Panics
+    /// Panics when there is no such shard.
+    #[inline]
+    pub(crate) fn call<T, F>(&self, target: ShardId, f: F) -> Call<T>
+    where
+        F: FnOnce(&C) -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let (key, call) = self.local.open_call(target);
+        self.local.stage_call(target, Slot::call(key, f));
+        call
+    }
+
+    /// Stages a call of `f` on `target` that is answered whenever the [`Reply`] is sent there. A reply dropped
+    /// unsent answers `Stopped`.
+    ///
+    /// # Panics
+    /// Panics when there is no such shard.
+    pub(crate) fn call_async<T, F>(&self, target: ShardId, f: F) -> Call<T>
+    where
+        F: FnOnce(&C, Reply<T, C>) + Send + 'static,
+        T: Send + 'static,
+    {
+        let (key, call) = self.local.open_call(target);
+        self.local.stage_call(target, Slot::async_call(key, f));
+        call
+    }
+
+    /// A credit for one call to `target`, if one is free. Hand it to [`Call::holding`].
+    pub(crate) fn try_credit(&self, target: ShardId) -> Option<Credit> {
+        self.local.credits.take(target)
+    }
+
+    /// Waits for a credit, first come, first served. Hand it to [`Call::holding`].
+    ///
+    /// # Errors
+    /// `Stopped` once this shard has.
+    /// # Panics
+    /// Panics when there is no such shard.
+    pub(crate) fn credit(&self, target: ShardId) -> Acquire {
+        self.local.credits.acquire(target)
+    }
+
+    /// Runs what is in the inbox, at most `budget` messages and replies. What arrives meanwhile, also from here,
+    /// waits for the next turn. Panics of closures are caught, counted and logged.
+    ///
+    /// # Panics
+    /// Panics when called from within a message.
+    pub(crate) fn deliver(&self, context: &C, budget: usize) -> Delivered {
+        Delivery::begin(&self.local).run(context, budget)
+    }
+
+    /// Sends what has been staged, and wakes each target that sleeps, once.
+    pub(crate) fn publish(&self) {
+        self.local.publish();
+    }
+
+    /// Whether there is something to deliver or to publish. Cheap: for polling.
+    #[inline]
+    pub(crate) fn has_mail(&self) -> bool {
+        let local = &*self.local;
+        !local.inbox().is_empty() || local.carried.borrow().is_some() || !local.dirty.borrow().is_empty()
+    }
+
+    /// Announces that this shard is about to sleep: from here on it is woken. `false`: there is mail after all,
+    /// and nothing was announced.
+    ///
+    /// After `true`, look at every other source that wakes through [`Mesh::wake`] once more; then sleep, or do not;
+    /// then call [`finish_sleep`](Self::finish_sleep).
+    pub(crate) fn prepare_sleep(&self) -> bool {
+        let local = &*self.local;
+        if !local.dirty.borrow().is_empty() || local.carried.borrow().is_some() {
+            return false;
+        }
+        local.inbox().mark_sleeping();
+        if local.inbox().is_empty() {
+            bump(&local.counters().sleeps, 1);
+            return true;
+        }
+        if local.inbox().mark_awake() == Slept::Notified {
+            bump(&local.counters().wakes_spurious, 1);
+        }
+        false
+    }
+
+    /// This shard is awake again.
+    pub(crate) fn finish_sleep(&self) {
+        self.local.inbox().mark_awake();
+    }
+
+    /// Whether calls are in flight: worth polling for.
+    pub(crate) fn awaits_replies(&self) -> bool {
+        self.local.calls.waiting() != 0
+    }
+
+    pub(crate) fn counters(&self) -> InboxCounters {
+        self.local.mesh.counters(self.local.id)
+    }
+
+    /// Stops taking messages, runs all that were taken, publishes, and answers the calls of this shard that are still
+    /// out with `Stopped`. From here on nothing comes home: calls made later are answered `Stopped` at once; posts
+    /// and replies to other shards leave without waiting for `publish`.
+    ///
+    /// # Panics
+    /// Panics when called from within a message.
+    pub(crate) fn close(&self, context: &C) {
+        let delivery = Delivery::begin(&self.local);
+        if self.local.closed.replace(true) {
+            return;
+        }
+        self.local.inbox().close();
+        delivery.run(context, usize::MAX);
+        self.local.finish_closing();
+    }
+}
+
+impl<C: 'static> Drop for Endpoint<C> {
+    fn drop(&mut self) {
+        if !self.local.closed.replace(true) {
+            self.local.inbox().close();
+            self.local.turn_away();
+            self.local.finish_closing();
+        }
+    }
+}
+
+/// Marks that messages are being run: they must not ask for more to be run inside themselves.
+struct Delivery<'a, C: 'static> {
+    local: &'a Rc<Local<C>>,
+}
+
+impl<'a, C: 'static> Delivery<'a, C> {
+    fn begin(local: &'a Rc<Local<C>>) -> Self {
+        assert!(!local.delivering.replace(true), "messages are delivered from within a message");
+        Delivery { local }
+    }
+
+    fn run(&self, context: &C, budget: usize) -> Delivered {
+        let local = self.local;
+        let mut left = budget;
+        let mut envelopes = local.inbox().len();
+        let envelopes_before = envelopes;
+        let mut messages = 0;
+        while left > 0 {
+            let carried = local.carried.borrow_mut().take();
+            let (mut batch, way) = match carried {
+                Some(carried) => (carried.batch, carried.way),
+                None if envelopes == 0 => break,
+                None => {
+                    envelopes -= 1;
+                    match local.inbox().pop() {
+                        None => break,
+                        Some(Envelope::Batch(batch)) => (batch, Way::Out),
+                        Some(Envelope::Returned(batch)) => (batch, Way::Home),
+                        Some(Envelope::One(mut slot)) => {
+                            left -= 1;
+                            messages += 1;
+                            let site = Site { context, local, origin: local.id };
+                            local.work(std::slice::from_mut(&mut slot), Some(&site));
+                            continue;
+                        }
+                    }
+                }
+            };
+            let end = batch.slots.len().min(batch.next.saturating_add(left));
+            let count = end - batch.next;
+            left -= count;
+            let slots = &mut batch.slots[batch.next..end];
+            match way {
+                Way::Out => {
+                    messages += count;
+                    let site = Site { context, local, origin: batch.origin };
+                    local.work(slots, Some(&site));
+                }
+                Way::Home => local.work(slots, None),
+            }
+            batch.next = end;
+            if end < batch.slots.len() {
+                *local.carried.borrow_mut() = Some(Carried { batch, way });
+            } else {
+                local.pass_on(batch, way);
+            }
+        }
+        bump(&local.counters().messages, messages);
+        bump(&local.counters().envelopes, envelopes_before - envelopes);
+        let more = envelopes > 0 || local.carried.borrow().is_some();
+        Delivered { count: budget - left, more }
+    }
+}
+
+impl<C: 'static> Drop for Delivery<'_, C> {
+    fn drop(&mut self) {
+        self.local.delivering.set(false);
+    }
+}
+
+impl<C: 'static> Local<C> {
+    #[inline]
+    fn inbox(&self) -> &Inbox<Envelope<C>> {
+        &self.mesh.station(self.id).inbox
+    }
+
+    fn counters(&self) -> &OwnCounters {
+        &self.mesh.station(self.id).counters
+    }
+
+    #[inline]
+    fn open_call<T>(&self, target: ShardId) -> (CallKey, Call<T>) {
+        assert!(target.index() < self.outboxes.len(), "there is no {target}");
+        let key = self.calls.open(target);
+        (key, self.calls.future(key))
+    }
+
+    #[inline]
+    fn stage_call(&self, target: ShardId, slot: Slot<C>) {
+        if self.closed.get() {
+            // No answer would come home.
+            self.calls.settle(slot.key(), || Outcome::STOPPED);
+            drop(slot);
+            return;
+        }
+        self.outboxes[target.index()].brings_replies.set(true);
+        self.stage(target, slot);
+    }
+
+    #[inline]
+    fn stage(&self, target: ShardId, slot: Slot<C>) {
+        let Some(outbox) = self.outboxes.get(target.index()) else { panic!("there is no {target}") };
+        let mut staged = outbox.staged.borrow_mut();
+        if staged.capacity() == 0 {
+            *staged = self.spares.borrow_mut().pop().unwrap_or_default();
+        }
+        staged.push(slot);
+        let full = staged.len() >= BATCH_SLOTS;
+        drop(staged);
+        self.list(target, outbox);
+        if full {
+            self.flush(target, outbox);
+        }
+        if self.closed.get() {
+            self.publish();
+        }
+    }
+
+    #[inline]
+    fn list(&self, target: ShardId, outbox: &Outbox<C>) {
+        if !outbox.listed.replace(true) {
+            self.dirty.borrow_mut().push(target);
+        }
+    }
+
+    fn publish(&self) {
+        loop {
+            let Some(target) = self.dirty.borrow_mut().pop() else { return };
+            let outbox = &self.outboxes[target.index()];
+            outbox.listed.set(false);
+            self.flush(target, outbox);
+            if outbox.wake_owed.take() {
+                self.mesh.station(target).inbox.wake();
+            }
+        }
+    }
+
+    /// Puts what is staged into the target's inbox. Waking it is left to `publish`.
+    fn flush(&self, target: ShardId, outbox: &Outbox<C>) {
+        let slots = outbox.staged.take();
+        if slots.is_empty() {
+            return;
+        }
+        let brings_replies = outbox.brings_replies.take();
+        let batch = Batch { slots, next: 0, origin: self.id, brings_replies };
+        match self.mesh.station(target).inbox.push(Envelope::Batch(batch)) {
+            Ok(false) => {}
+            Ok(true) => outbox.wake_owed.set(true),
+            Err(Envelope::Batch(batch)) => self.come_home(batch),
+            Err(_) => unreachable!("what comes back is what was sent"),
+        }
+    }
+
+    /// Deals with slots, one after the other. Panics of application code end here.
+    fn work(&self, slots: &mut [Slot<C>], site: Option<&Site<'_, C>>) {
+        let mut next = 0;
+        loop {
+            // One frame for all of them, not one each: what panics is the slot before `next`.
+            let worked = catch_unwind(AssertUnwindSafe(|| {
+                while let Some(slot) = slots.get_mut(next) {
+                    next += 1;
+                    match site {
+                        Some(site) => self.take_in(slot, site),
+                        None => self.take_home(slot),
+                    }
+                }
+            }));
+            match worked {
+                Ok(()) => return,
+                Err(payload) => self.after_panic(&mut slots[next - 1], payload),
+            }
+        }
+    }
+
+    /// A slot of somebody's, sent here.
+    #[inline]
+    fn take_in(&self, slot: &mut Slot<C>, site: &Site<'_, C>) {
+        match slot.status() {
+            Status::Post => slot.run(site),
+            Status::Call => {
+                if !self.is_withdrawn(site.origin, slot.key()) {
+                    slot.run(site);
+                }
+            }
+            Status::AsyncCall => {
+                if !self.is_withdrawn(site.origin, slot.key()) {
+                    self.start(slot, site);
+                }
+            }
+            Status::Value | Status::Panicked | Status::Unanswered => self.settle(slot),
+            Status::Running | Status::Spent | Status::Empty => unreachable!("nobody sends these"),
+        }
+    }
+
+    /// A slot of this shard's own, back from where it was sent.
+    #[inline]
+    fn take_home(&self, slot: &mut Slot<C>) {
+        match slot.status() {
+            Status::Value | Status::Panicked | Status::Unanswered => self.settle(slot),
+            Status::Spent | Status::Empty => {}
+            Status::Call | Status::AsyncCall => {
+                // It has not run: withdrawn, or its target has stopped.
+                self.calls.settle(slot.key(), || Outcome::STOPPED);
+                slot.clear();
+            }
+            Status::Post => {
+                bump(&self.counters().refused, 1);
+                slot.clear();
+            }
+            Status::Running => unreachable!("a closure that ends leaves another status"),
+        }
+    }
+
+    #[inline]
+    fn settle(&self, slot: &mut Slot<C>) {
+        bump(&self.counters().replies, 1);
+        match self.calls.settle(slot.key(), || slot.take_outcome()) {
+            Settled::Kept => {}
+            Settled::Unwanted => slot.clear(),
+            Settled::Late => {
+                bump(&self.counters().late, 1);
+                slot.clear();
+            }
+        }
+    }
+
+    #[inline]
+    fn is_withdrawn(&self, origin: ShardId, key: CallKey) -> bool {
+        self.mesh.station(origin).withdrawals.is_raised(key.index)
+    }
+
+    fn start(&self, slot: &mut Slot<C>, site: &Site<'_, C>) {
+        self.starting.set(Some(Starting { origin: site.origin, key: slot.key(), dropped: false }));
+        slot.run(site);
+        if self.starting.take().is_some_and(|starting| starting.dropped) {
+            slot.set_unanswered();
+        }
+    }
+
+    /// What a panic left behind: the slot knows how far it came.
+    #[cold]
+    fn after_panic(&self, slot: &mut Slot<C>, payload: Box<dyn Any + Send>) {
+        self.starting.set(None);
+        if slot.status() != Status::Running {
+            self.note_panic("a value being dropped, or a waker", &*payload);
+            drop_contained(payload);
+        } else if slot.key() == CallKey::NONE {
+            self.note_panic("a posted closure", &*payload);
+            slot.set_spent();
+            drop_contained(payload);
+        } else {
+            self.note_panic("a called closure", &*payload);
+            slot.set_panicked(payload);
+        }
+    }
+
+    /// Counts and logs a panic of application code.
+    #[cold]
+    pub(super) fn note_panic(&self, what: &'static str, payload: &(dyn Any + Send)) {
+        bump(&self.counters().panics, 1);
+        // The subscriber is the application's, too.
+        let logged = catch_unwind(AssertUnwindSafe(|| {
+            let shard = self.id.index();
+            tracing::error!(shard, panic = message_of(payload), "{what} panicked");
+        }));
+        if let Err(payload) = logged {
+            drop_contained(payload);
+        }
+    }
+
+    /// A batch has been dealt with.
+    fn pass_on(&self, batch: Batch<C>, way: Way) {
+        match way {
+            Way::Out => self.send_home(batch),
+            Way::Home => self.recycle(batch.slots),
+        }
+    }
+
+    /// Returns a batch to the shard that made it. At once, so that its answers are not held back by the rest of this
+    /// turn; a wake that is owed for them waits for `publish`. A batch that only brings memory wakes nobody: it
+    /// lies in the inbox until its owner is awake anyway. (That is one push per batch; freeing it here instead
+    /// would meet the allocator's locks, since it came from another thread.)
+    fn send_home(&self, mut batch: Batch<C>) {
+        batch.next = 0;
+        let (origin, brings_replies) = (batch.origin, batch.brings_replies);
+        let outbox = &self.outboxes[origin.index()];
+        if brings_replies {
+            // What was posted home before the answers were given also arrives before them.
+            self.flush(origin, outbox);
+        }
+        match self.mesh.station(origin).inbox.push(Envelope::Returned(batch)) {
+            Ok(asleep) => {
+                if asleep && brings_replies {
+                    outbox.wake_owed.set(true);
+                    self.list(origin, outbox);
+                }
+            }
+            // Its home is gone: this is the one case in which it is dropped elsewhere.
+            Err(homeless) => self.drop_envelope(homeless),
+        }
+    }
+
+    /// A batch of this shard's own that was not taken by its target, or is back.
+    fn come_home(&self, mut batch: Batch<C>) {
+        self.work(&mut batch.slots, None);
+        self.recycle(batch.slots);
+    }
+
+    /// Keeps the memory of a batch.
+    fn recycle(&self, mut slots: Vec<Slot<C>>) {
+        // No application code: what was in the slots has been taken out, blocks at most are left.
+        slots.clear();
+        let mut spares = self.spares.borrow_mut();
+        if spares.len() < SPARES_MAX {
+            spares.push(slots);
+        }
+    }
+
+    fn drop_envelope(&self, envelope: Envelope<C>) {
+        let slots = match envelope {
+            Envelope::One(slot) => vec![slot],
+            Envelope::Batch(batch) | Envelope::Returned(batch) => batch.slots,
+        };
+        for slot in slots {
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(slot))) {
+                self.note_panic("a value being dropped", &*payload);
+                drop_contained(payload);
+            }
+        }
+    }
+
+    /// Empties a closed inbox without running anything.
+    fn turn_away(&self) {
+        let carried = self.carried.borrow_mut().take();
+        match carried {
+            Some(Carried { mut batch, way: Way::Home }) => {
+                self.work(&mut batch.slots[batch.next..], None);
+                self.recycle(batch.slots);
+            }
+            Some(Carried { batch, way: Way::Out }) => self.turn_back(batch),
+            None => {}
+        }
+        while let Some(envelope) = self.inbox().pop() {
+            match envelope {
+                Envelope::Returned(batch) => self.come_home(batch),
+                Envelope::Batch(batch) => self.turn_back(batch),
+                Envelope::One(_) => {
+                    bump(&self.counters().refused, 1);
+                    self.drop_envelope(envelope);
+                }
+            }
+        }
+    }
+
+    /// Sends a batch home unrun.
+    fn turn_back(&self, mut batch: Batch<C>) {
+        // Also posts are something to look at for their owner then.
+        batch.brings_replies = true;
+        self.send_home(batch);
+    }
+
+    /// Nothing comes home any more.
+    fn finish_closing(&self) {
+        self.publish();
+        self.calls.stop();
+        self.credits.stop();
+        // Tasks that were just told so may have answered others.
+        self.publish();
+    }
+}
+
+/// Drops a panic's payload, which may itself panic, without end: what it panics with is leaked.
+fn drop_contained(payload: Box<dyn Any + Send>) {
+    if let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(next);
+    }
+}
+
+/// The means to answer an async call, on the shard that was called. Dropped unsent, it answers `Stopped`.
+pub(crate) struct Reply<T: Send + 'static, C: 'static> {
+    local: Rc<Local<C>>,
+    origin: ShardId,
+    key: CallKey,
+    sent: bool,
+    result: PhantomData<fn(T)>,
+}
+
+impl<T: Send + 'static, C: 'static> Reply<T, C> {
+    pub(super) fn new(local: &Rc<Local<C>>, origin: ShardId, key: CallKey) -> Self {
+        Reply { local: Rc::clone(local), origin, key, sent: false, result: PhantomData }
+    }
+
+    /// Sends the result home: a message of its own, published with this turn's.
+    pub(crate) fn send(mut self, result: Result<T, Panic>) {
+        self.sent = true;
+        self.local.stage(self.origin, Slot::answer(self.key, result));
+    }
+
+    /// Whether somebody still waits for it. A hint, for giving up early.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.local.is_withdrawn(self.origin, self.key)
+    }
+}
+
+impl<T: Send + 'static, C: 'static> Drop for Reply<T, C> {
+    fn drop(&mut self) {
+        if self.sent {
+            return;
+        }
+        let local = &*self.local;
+        match local.starting.get() {
+            // Its slot is still here and says so itself; or that the closure panicked.
+            Some(starting) if (starting.origin, starting.key) == (self.origin, self.key) => {
+                local.starting.set(Some(Starting { dropped: true, ..starting }));
+            }
+            _ => local.stage(self.origin, Slot::unanswered(self.key)),
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::CallError;
+    use super::super::test_kit::{AtHome, Bed, Shard, at, id, poll, ready};
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn posts_and_calls_to_one_shard_start_in_the_order_they_were_made() {
+        let bed = Bed::new(2);
+        assert!(bed[0].post(id(1), |shard| shard.log(1)).is_ok());
+        let call = bed[0].call(id(1), |shard| shard.log(2));
+        assert!(bed[0].post(id(1), |shard| shard.log(3)).is_ok());
+        assert_eq!(bed.deliver(1).count, 0, "nothing leaves before it is published");
+        bed.publish(0);
+        assert_eq!(bed.deliver(1), Delivered { count: 3, more: false });
+        assert_eq!(bed.log(1), [1, 2, 3]);
+        bed.deliver(0);
+        assert!(ready(call).is_ok());
+    }
+
+    #[test]
+    fn a_call_to_the_own_shard_is_queued_and_answered_like_any_other() {
+        let bed = Bed::new(1);
+        let call = bed[0].call(id(0), |shard| {
+            shard.log(7);
+            "done"
+        });
+        assert!(bed.log(0).is_empty(), "never inlined");
+        assert!(bed[0].has_mail() && !bed[0].prepare_sleep(), "staged work keeps a shard awake");
+        bed.settle();
+        assert_eq!(bed.log(0), [7]);
+        assert_eq!(ready(call).unwrap(), "done");
+    }
+
+    #[test]
+    fn what_arrives_during_a_turn_waits_for_the_next() {
+        let bed = Bed::new(1);
+        let mesh = bed.mesh.clone();
+        let from_outside = move |shard: &Shard| {
+            shard.log(1);
+            assert!(mesh.post(id(0), |shard| shard.log(3)).is_ok());
+            assert!(shard.endpoint.post(id(0), |shard| shard.log(4)).is_ok());
+            shard.endpoint.publish();
+        };
+        assert!(bed[0].post(id(0), from_outside).is_ok());
+        assert!(bed[0].post(id(0), |shard| shard.log(2)).is_ok());
+        bed.publish(0);
+        assert_eq!(bed.deliver(0).count, 2);
+        assert_eq!(bed.log(0), [1, 2]);
+        bed.settle();
+        assert_eq!(bed.log(0), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_budget_ends_a_turn_in_the_middle_of_a_batch_and_nothing_is_lost() {
+        let bed = Bed::new(2);
+        let calls: Vec<_> =
+            (0..300).map(|number| bed[0].call(id(1), move |shard| shard.log(number))).collect();
+        bed.publish(0);
+        assert_eq!(bed.deliver_some(1, 7), Delivered { count: 7, more: true });
+        assert!(bed[1].has_mail() && !bed[1].prepare_sleep(), "what is left over keeps a shard awake");
+        let mut turns = 1;
+        while bed.deliver_some(1, 7).more {
+            turns += 1;
+        }
+        assert_eq!(turns, 300 / 7);
+        bed.publish(1);
+        assert_eq!(bed.deliver_some(0, 100), Delivered { count: 100, more: true });
+        bed.deliver(0);
+        assert_eq!(bed.log(1), (0..300).collect::<Vec<_>>());
+        assert!(calls.into_iter().all(|call| ready(call).is_ok()));
+    }
+
+    #[test]
+    fn results_of_every_size_and_alignment_come_home() {
+        #[repr(align(64))]
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        struct Aligned(u8);
+        #[repr(align(256))]
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        struct Nothing;
+        let bed = Bed::new(2);
+        let large = [7_u64; 100];
+        let unit = bed[0].call(id(1), |_| ());
+        let inline = bed[0].call(id(1), |_| [1_u64, 2, 3, 4, 5]);
+        let grown = bed[0].call(id(1), |_| [9_u64; 6]);
+        let shrunk = bed[0].call(id(1), move |_| large.iter().sum::<u64>());
+        let both = bed[0].call(id(1), move |_| large.to_vec());
+        let aligned = bed[0].call(id(1), |_| Aligned(3));
+        let nothing = bed[0].call(id(1), |_| Nothing);
+        let took_aligned = Aligned(4);
+        let took = bed[0].call(id(1), move |_| took_aligned.0);
+        assert!(bed[0].post(id(1), move |shard| shard.log(large[0] as u32)).is_ok());
+        bed.settle();
+        ready(unit).unwrap();
+        assert_eq!(ready(inline).unwrap(), [1, 2, 3, 4, 5]);
+        assert_eq!(ready(grown).unwrap(), [9; 6]);
+        assert_eq!(ready(shrunk).unwrap(), 700);
+        assert_eq!(ready(both).unwrap(), large);
+        assert_eq!(ready(aligned).unwrap(), Aligned(3));
+        assert_eq!(ready(nothing).unwrap(), Nothing);
+        assert_eq!(ready(took).unwrap(), 4);
+        assert_eq!(bed.log(1), [7]);
+    }
+
+    #[test]
+    fn a_batch_comes_home_and_is_used_again() {
+        let bed = Bed::new(2);
+        for _ in 0..3 {
+            let call = bed[0].call(id(1), |_| ());
+            assert_eq!(bed[0].local.spares.borrow().len(), 0, "the one batch there is is in use");
+            bed.settle();
+            assert!(ready(call).is_ok());
+            assert!(bed[0].post(id(1), |_| ()).is_ok());
+            bed.settle();
+            assert_eq!(bed[0].local.spares.borrow().len(), 1, "posts alone also give it back");
+        }
+    }
+
+    #[test]
+    fn a_withdrawn_call_does_not_start_and_is_dropped_at_home() {
+        let drops = Arc::new(AtomicUsize::new(0));
+        let bed = Bed::new(2);
+        let (small, large) = (AtHome::<8>::new(0, &drops), AtHome::<400>::new(0, &drops));
+        let call = bed[0].call(id(1), move |shard| {
+            let _small = small;
+            shard.log(1);
+        });
+        let large_call = bed[0].call(id(1), move |shard| {
+            let _large = large;
+            shard.log(2);
+        });
+        let async_kept = AtHome::<0>::new(0, &drops);
+        let async_call = bed[0].call_async(id(1), move |shard: &Shard, reply: Reply<(), Shard>| {
+            let _kept = async_kept;
+            shard.log(3);
+            drop(reply);
+        });
+        bed.publish(0);
+        assert!(bed[0].awaits_replies());
+        drop((call, large_call, async_call));
+        assert!(!bed[0].awaits_replies());
+        bed.settle();
+        assert!(bed.log(1).is_empty());
+        assert_eq!(drops.load(Ordering::Relaxed), 3);
+
+        let next = bed[0].call(id(1), |shard| shard.log(4));
+        bed.settle();
+        assert!(ready(next).is_ok(), "the entry of a withdrawn call serves the next");
+    }
+
+    #[test]
+    fn a_result_that_nobody_wants_is_dropped_at_home() {
+        let drops = Arc::new(AtomicUsize::new(0));
+        let bed = Bed::new(2);
+        let made = Arc::clone(&drops);
+        let before = bed[0].call(id(1), move |_| AtHome::<8>::new(0, &made));
+        let made = Arc::clone(&drops);
+        let boxed = bed[0].call(id(1), move |_| AtHome::<500>::new(0, &made));
+        let made = Arc::clone(&drops);
+        let after = bed[0].call(id(1), move |_| AtHome::<8>::new(0, &made));
+        let made = Arc::clone(&drops);
+        let payload = bed[0].call(id(1), move |_| {
+            std::panic::panic_any(AtHome::<8>::new(0, &made));
+        });
+        bed.publish(0);
+        bed.deliver(1);
+        drop((before, boxed, payload));
+        bed.settle();
+        assert_eq!(drops.load(Ordering::Relaxed), 3);
+        at(0, || drop(after));
+        assert_eq!(drops.load(Ordering::Relaxed), 4);
+    }
+
+    #[test]
+    fn a_panic_travels_to_the_caller_and_the_target_goes_on() {
+        let bed = Bed::new(2);
+        let ballast = [1_u8; 100];
+        let boom = bed[0].call(id(1), |_| -> u32 { panic!("boom") });
+        let boxed = bed[0].call(id(1), move |_| -> u32 { panic!("{} booms", ballast[0]) });
+        let fine = bed[0].call(id(1), |_| 5);
+        let async_boom =
+            bed[0].call_async(id(1), |_: &Shard, _reply: Reply<u32, Shard>| panic!("async boom"));
+        assert!(bed[0].post(id(1), |_| panic!("nobody is told")).is_ok());
+        assert!(bed[0].post(id(1), |shard| shard.log(1)).is_ok());
+        bed.settle();
+        assert_eq!(ready(boom).unwrap_err().to_string(), "the called closure panicked: boom");
+        assert_eq!(ready(boxed).unwrap_err().to_string(), "the called closure panicked: 1 booms");
+        assert_eq!(ready(fine).unwrap(), 5);
+        assert_eq!(ready(async_boom).unwrap_err().to_string(), "the called closure panicked: async boom");
+        assert_eq!(bed.log(1), [1]);
+        assert_eq!(bed[1].counters().panics, 4);
+    }
+
+    #[test]
+    fn values_that_panic_when_dropped_harm_nobody() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("dropped");
+            }
+        }
+        let bed = Bed::new(2);
+        assert!(bed[0].post(id(1), |_| std::panic::panic_any(Bomb)).is_ok());
+        let unwanted = bed[0].call(id(1), |_| Bomb);
+        let bomb = Bomb;
+        let withdrawn = bed[0].call(id(1), move |_| drop(bomb));
+        let fine = bed[0].call(id(1), |_| 1);
+        bed.publish(0);
+        drop(withdrawn);
+        bed.deliver(1);
+        drop(unwanted);
+        bed.settle();
+        assert_eq!(ready(fine).unwrap(), 1);
+        assert_eq!((bed[0].counters().panics, bed[1].counters().panics), (2, 1));
+    }
+
+    #[test]
+    fn an_async_call_is_answered_whenever_its_reply_is_sent() {
+        let bed = Bed::new(2);
+        thread_local! {
+            static REPLIES: RefCell<Vec<Reply<[u64; 9], Shard>>> = const { RefCell::new(Vec::new()) };
+        }
+        let keep = |_: &Shard, reply| REPLIES.with_borrow_mut(|replies| replies.push(reply));
+        let [mut one, two, three] = std::array::from_fn(|_| bed[0].call_async(id(1), keep));
+        bed.settle();
+        assert!(poll(&mut one).is_pending());
+        let [first, second, third] = REPLIES.take().try_into().ok().unwrap();
+        assert!(first.is_wanted());
+        first.send(Ok([4; 9]));
+        second.send(Err(Panic::new(Box::new("late"))));
+        drop(third);
+        bed.settle();
+        assert_eq!(ready(one).unwrap(), [4; 9]);
+        assert_eq!(ready(two).unwrap_err().to_string(), "the called closure panicked: late");
+        assert!(matches!(ready(three), Err(CallError::Stopped)));
+    }
+
+    #[test]
+    fn a_closed_shard_runs_what_it_had_taken_and_refuses_the_rest() {
+        let bed = Bed::new(2);
+        assert!(bed.mesh.post(id(1), |shard| shard.log(1)).is_ok());
+        assert!(bed[0].post(id(1), |shard| shard.log(2)).is_ok());
+        let taken = bed[0].call(id(1), |_| 3);
+        bed.publish(0);
+        let staged = bed[0].call(id(1), |_| 4);
+        assert!(bed[0].post(id(1), |shard| shard.log(5)).is_ok());
+        let own = bed[1].call(id(0), |_| 6);
+        bed.publish(1);
+        bed.close(1);
+        assert_eq!(bed.log(1), [1, 2]);
+        assert!(matches!(ready(own), Err(CallError::Stopped)));
+        assert!(!bed.mesh.is_open(id(1)));
+
+        let back = bed.mesh.post(id(1), |shard: &Shard| shard.log(7)).unwrap_err();
+        back(bed.shard(0));
+        assert!(bed[0].post(id(1), |_| ()).is_err());
+        let late = bed[0].call(id(1), |_| 8);
+        bed.settle();
+        assert!(matches!(ready(late), Err(CallError::Stopped)));
+        assert_eq!(bed.log(0), [7]);
+        assert_eq!(ready(taken).unwrap(), 3);
+        assert!(matches!(ready(staged), Err(CallError::Stopped)));
+        assert_eq!(bed[0].counters().refused, 1, "the post that was staged too late");
+        assert!(matches!(ready(bed[1].call(id(0), |_| 9)), Err(CallError::Stopped)), "no answer could come");
+    }
+}

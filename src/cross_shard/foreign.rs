@@ -1,0 +1,125 @@
+//! Answers to threads that are no shard: they can wait, and have no inbox. Does not send the question.
+
+use super::error::CallError;
+use crate::sync::{Arc, Condvar, Mutex, lock};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+/// A call made from outside: wait for it on a thread that is no shard, or await it anywhere.
+///
+/// # Cancel safety
+/// Dropping it withdraws the call: a closure that has not started is dropped on the target, unrun.
+#[must_use = "a call that is dropped is withdrawn"]
+pub(crate) struct ForeignCall<T> {
+    cell: Arc<Cell<T>>,
+}
+
+/// The other end: dropped unsent, it says [`CallError::Stopped`].
+pub(super) struct Answer<T> {
+    /// `None` once it has been sent.
+    cell: Option<Arc<Cell<T>>>,
+}
+
+/// No application code runs under the lock, so nobody waits for it long.
+struct Cell<T> {
+    phase: Mutex<Phase<T>>,
+    answered: Condvar,
+}
+
+enum Phase<T> {
+    Waiting(Option<Waker>),
+    Answered(Result<T, CallError>),
+    /// The answer has been fetched, or nobody wants it.
+    Over,
+}
+
+/// The two ends of one call.
+pub(super) fn pair<T>() -> (Answer<T>, ForeignCall<T>) {
+    let cell = Arc::new(Cell { phase: Mutex::new(Phase::Waiting(None)), answered: Condvar::new() });
+    (Answer { cell: Some(Arc::clone(&cell)) }, ForeignCall { cell })
+}
+
+impl<T> Answer<T> {
+    pub(super) fn is_wanted(&self) -> bool {
+        self.cell.as_ref().is_some_and(|cell| matches!(*lock(&cell.phase), Phase::Waiting(_)))
+    }
+
+    pub(super) fn send(mut self, result: Result<T, CallError>) {
+        self.finish(result);
+    }
+
+    fn finish(&mut self, result: Result<T, CallError>) {
+        let Some(cell) = self.cell.take() else { return };
+        let mut phase = lock(&cell.phase);
+        match std::mem::replace(&mut *phase, Phase::Over) {
+            Phase::Waiting(waker) => {
+                *phase = Phase::Answered(result);
+                drop(phase);
+                cell.answered.notify_one();
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            Phase::Answered(_) => unreachable!("there is one answer"),
+            Phase::Over => {
+                drop(phase);
+                drop(result);
+            }
+        }
+    }
+}
+
+impl<T> Drop for Answer<T> {
+    fn drop(&mut self) {
+        self.finish(Err(CallError::Stopped));
+    }
+}
+
+impl<T> ForeignCall<T> {
+    /// Blocks this thread until the answer is there; [`CallError::Stopped`] when the target stops first.
+    pub(crate) fn wait_blocking(self) -> Result<T, CallError> {
+        let mut phase = lock(&self.cell.phase);
+        loop {
+            match std::mem::replace(&mut *phase, Phase::Over) {
+                Phase::Answered(result) => return result,
+                Phase::Waiting(waker) => {
+                    *phase = Phase::Waiting(waker);
+                    phase = self.cell.answered.wait(phase).unwrap_or_else(|poisoned| poisoned.into_inner());
+                }
+                Phase::Over => unreachable!("an answer is fetched once"),
+            }
+        }
+    }
+}
+
+impl<T> Future for ForeignCall<T> {
+    type Output = Result<T, CallError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // Cloned and dropped outside the lock: a waker is other people's code.
+        let waker = context.waker().clone();
+        let mut phase = lock(&self.cell.phase);
+        match std::mem::replace(&mut *phase, Phase::Over) {
+            Phase::Answered(result) => {
+                drop(phase);
+                Poll::Ready(result)
+            }
+            Phase::Waiting(before) => {
+                *phase = Phase::Waiting(Some(waker));
+                drop(phase);
+                drop(before);
+                Poll::Pending
+            }
+            Phase::Over => panic!("polled again after it was ready"),
+        }
+    }
+}
+
+impl<T> Drop for ForeignCall<T> {
+    fn drop(&mut self) {
+        let mut phase = lock(&self.cell.phase);
+        let before = std::mem::replace(&mut *phase, Phase::Over);
+        drop(phase);
+        drop(before);
+    }
+}
