@@ -91,7 +91,7 @@ impl Network {
         if end.arrived > 0 && (stream.receiving || stream.late) {
             return Some(Due::Received);
         }
-        if end.finished && !stream.finish_told && stream.receiving && self.unread(stream.end) == 0 {
+        if end.finished && !stream.finish_told && stream.receiving {
             return Some(Due::PeerFinished);
         }
         if broken {

@@ -516,10 +516,6 @@ impl Network {
         let peer = self.ends[&id].peer.and_then(|peer| self.ends.get(&peer));
         peer.is_none_or(|end| (end.input_capacity - end.input.len()) * 3 >= end.input_capacity)
     }
-
-    pub(super) fn unread(&self, id: EndId) -> usize {
-        self.ends[&id].input.len()
-    }
 }
 
 // Packets.
@@ -589,6 +585,7 @@ impl Network {
                     && end.phase == Phase::Open
                     && !end.input_cut
                 {
+                    assert_eq!(end.arrived, end.input.len(), "FIN has overtaken bytes");
                     end.finished = true;
                     self.mark_end_ready(to);
                 }
@@ -710,13 +707,12 @@ impl Network {
         self.break_end(to, cause);
     }
 
+    /// What has arrived stays readable, as on Linux.
     fn break_end(&mut self, id: EndId, cause: Errno) {
         if let Some(end) = self.ends.get_mut(&id)
             && !matches!(end.phase, Phase::Broken { .. })
         {
             end.phase = Phase::Broken { cause, write_told: false };
-            // What has arrived stays readable, as on Linux; what has not never will.
-            end.input.truncate(end.arrived);
             self.mark_end_ready(id);
         }
     }

@@ -367,6 +367,30 @@ fn a_handshake_that_has_begun_arrives_after_handshakes_are_refused() {
 }
 
 #[test]
+fn a_client_that_gives_up_in_the_middle_of_its_handshake_is_never_accepted() {
+    let mut in_the_middle = 0;
+    for seed in 0..20 {
+        let latency_max = Duration::from_millis(5);
+        let mut bench = Bench::new(seed, SimOptions { latency_max, ..SimOptions::calm() });
+        let (listener, addr) = bench.listen(SERVER, "127.0.0.1:0");
+        let client = bench.connect(CLIENT, addr);
+        while bench.world.census().waiting == 0 {
+            bench.world.advance_to(bench.world.next_delivery().expect("the handshake is under way"));
+        }
+        if bench.drivers[CLIENT].peer_addr(client).is_err() {
+            in_the_middle += 1;
+            bench.drivers[CLIENT].close(client, CloseKind::Orderly);
+            bench.run_for(Duration::from_millis(50));
+            assert_eq!(bench.accepted_at(listener), [], "seed {seed}");
+            let census = bench.world.census();
+            assert_eq!(census, WorldCensus { listeners: 1, ..Default::default() }, "seed {seed}");
+        }
+        bench.finish();
+    }
+    assert!(in_the_middle > 5, "{in_the_middle} of 20");
+}
+
+#[test]
 fn closing_a_listener_resets_what_waits_at_it() {
     let mut bench = Bench::calm();
     let (listener, addr) = bench.listen(SERVER, "127.0.0.1:0");
