@@ -5,9 +5,10 @@
 //! for the next 1,023 ticks, so timers up to a second away never move; six more levels of 64 slots reach
 //! beyond what 64 bits of nanoseconds can say. A timer's tick is its deadline rounded up.
 //!
-//! The wheel only sorts timers into ticks. When a tick comes up, its list is sorted by exact deadline; what is
-//! armed for that tick afterwards goes to a small heap beside it. So what fires, and in which order, is exact to the nanosecond; the
-//! tick decides only how long a sleeping loop may lie in: see [`TimerWheel::next_deadline`].
+//! The wheel only sorts timers into ticks. When a tick comes up, its list is sorted by exact deadline; what
+//! is armed for that tick afterwards goes to a small heap beside it. So what fires, and in which order, is
+//! exact to the nanosecond; the tick decides only how long a sleeping loop may lie in: see
+//! [`TimerWheel::next_deadline`].
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -148,7 +149,7 @@ impl<T> TimerWheel<T> {
     /// Never later than the earliest deadline rounded up to the tick, and not in the future while a timer is
     /// due. Exact (rounded up) for deadlines up to a second away. For later ones it may be sooner, when the
     /// timer has to move to a finer level; such wake-ups with nothing to fire number at most 1 for a delay up
-    /// to 64 s, 2 up to 69 min, 3 up to 3 days, 4 up to 6 months and 6 for any delay, and timers close
+    /// to 64 s, 2 up to 68 min, 3 up to 3 days, 4 up to 6 months and 6 for any delay, and timers close
     /// together share them.
     pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
         if let Some(near) = self.first_near() {
