@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::error::ConfigError;
+
 /// Limits and times of a runtime. All finite by default: "unlimited" has to be written out.
 ///
 /// ```
@@ -137,21 +139,6 @@ impl Watermarks {
         Ok(())
     }
 }
-
-/// A setting that cannot work.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError {
-    setting: &'static str,
-    range: &'static str,
-}
-
-impl std::fmt::Display for ConfigError {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "setting `{}` is out of range: it must be {}", self.setting, self.range)
-    }
-}
-
-impl std::error::Error for ConfigError {}
 
 #[cfg(test)]
 mod tests {

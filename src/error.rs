@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::ShardId;
-use crate::config::ConfigError;
 
 /// What applications and their callbacks return: any error will do, and `?` works.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -46,8 +45,6 @@ pub enum RunError {
         /// The panic's message.
         message: String,
     },
-    /// The runtime was stopped before every shard had started.
-    Interrupted,
     /// Connections were still open when the drain deadline passed or a second signal came; they were aborted.
     Forced {
         /// How many connections were aborted.
@@ -68,7 +65,6 @@ impl fmt::Display for RunError {
             RunError::Prepare(error) => write!(formatter, "prepare failed: {error}"),
             RunError::Start { shard, source } => write!(formatter, "{shard} failed to start: {source}"),
             RunError::Panicked { shard, message } => write!(formatter, "{shard} panicked: {message}"),
-            RunError::Interrupted => write!(formatter, "stopped before every shard had started"),
             RunError::Forced { connections, .. } => {
                 write!(formatter, "stopped by force with {connections} connections still open")
             }
@@ -90,10 +86,25 @@ impl Error for RunError {
             RunError::Placement(error) | RunError::Prepare(error) => Some(&**error),
             RunError::Start { source, .. } => Some(&**source),
             RunError::Os { source, .. } | RunError::Signals(source) => Some(source),
-            RunError::Panicked { .. } | RunError::Interrupted | RunError::Forced { .. } => None,
+            RunError::Panicked { .. } | RunError::Forced { .. } => None,
         }
     }
 }
+
+/// A setting that cannot work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    pub(crate) setting: &'static str,
+    pub(crate) range: &'static str,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "setting `{}` is out of range: it must be {}", self.setting, self.range)
+    }
+}
+
+impl Error for ConfigError {}
 
 /// The runtime, or the shard, is not running: it was never started, or was stopped already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +158,9 @@ impl fmt::Display for ListenError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ListenError::InvalidAddress(error) => write!(formatter, "cannot listen: {error}"),
-            ListenError::AddressInUse { addr } => write!(formatter, "cannot listen on {addr}: address in use"),
+            ListenError::AddressInUse { addr } => {
+                write!(formatter, "cannot listen on {addr}: address in use")
+            }
             ListenError::Os { addr, source } => write!(formatter, "cannot listen on {addr}: {source}"),
             ListenError::Stopping => write!(formatter, "cannot listen: the shard is stopping"),
         }

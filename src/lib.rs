@@ -1,6 +1,6 @@
 #![doc = include_str!("../README.md")]
-
 #![allow(dead_code)]
+
 mod config;
 mod cross_shard;
 mod error;
@@ -15,10 +15,11 @@ mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use config::{Config, ConfigError, Watermarks};
+pub use config::{Config, Watermarks};
 pub use cross_shard::{CallError, Panic, Route, Stopped};
 pub use error::{
-    CloseReason, ConnectError, InvalidAddress, ListenError, NotRunning, Result, RunError, WriteError,
+    CloseReason, ConfigError, ConnectError, InvalidAddress, ListenError, NotRunning, Result, RunError,
+    WriteError,
 };
 pub use net::addr::ToAddr;
 pub use net::input::Input;

@@ -15,7 +15,7 @@ pub(crate) struct ForeignCall<T> {
 }
 
 /// The other end: dropped unsent, it says [`CallError::Stopped`].
-pub(super) struct Answer<T> {
+pub(crate) struct Answer<T> {
     /// `None` once it has been sent.
     cell: Option<Arc<Cell<T>>>,
 }
@@ -44,7 +44,7 @@ impl<T> Answer<T> {
         self.cell.as_ref().is_some_and(|cell| matches!(*lock(&cell.phase), Phase::Waiting(_)))
     }
 
-    pub(super) fn send(mut self, result: Result<T, CallError>) {
+    pub(crate) fn send(mut self, result: Result<T, CallError>) {
         self.finish(result);
     }
 

@@ -4,7 +4,7 @@
 use super::counters::{InboxCounters, OwnCounters};
 use super::endpoint::Endpoint;
 use super::envelope::{Envelope, Slot};
-use super::foreign::{self, ForeignCall};
+use super::foreign::{self, Answer, ForeignCall};
 use super::inbox::Inbox;
 use super::route::{Route, id_of};
 use super::withdrawal::Withdrawals;
@@ -92,6 +92,22 @@ impl<C: 'static> Mesh<C> {
         {
             inbox.wake();
         }
+        call
+    }
+
+    /// Runs `f` on `target`, from a thread that is no shard, and gives what it sends as its answer, whenever that is.
+    /// Sent at once.
+    ///
+    /// # Panics
+    /// Panics when there is no such shard.
+    pub(crate) fn call_async_from_thread<F, T>(&self, target: ShardId, f: F) -> ForeignCall<T>
+    where
+        F: FnOnce(&C, Answer<T>) + Send + 'static,
+        T: Send + 'static,
+    {
+        let (answer, call) = foreign::pair();
+        // Refused by a closed inbox, the closure is dropped here, and the answer with it: that says `Stopped`.
+        drop(self.post(target, move |context: &C| f(context, answer)));
         call
     }
 

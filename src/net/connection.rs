@@ -42,7 +42,9 @@ pub(crate) enum Phase {
     /// To be closed at the end of the turn.
     Ending(Box<CloseReason>, EndKind),
     /// Closed for the application. The socket waits for the peer's FIN, so that no answer is destroyed on its way.
-    Lingering { discarded_bytes: usize },
+    Lingering {
+        discarded_bytes: usize,
+    },
 }
 
 /// How a connection ends.
@@ -133,7 +135,12 @@ impl Connection {
     }
 
     /// Checks that `len` more bytes may be written while `staged` bytes wait to be flushed.
-    pub(crate) fn check_write(&self, staged: usize, len: usize, marks: &Watermarks) -> Result<(), WriteError> {
+    pub(crate) fn check_write(
+        &self,
+        staged: usize,
+        len: usize,
+        marks: &Watermarks,
+    ) -> Result<(), WriteError> {
         if !self.is_open() || self.write != WriteHalf::Open {
             return Err(WriteError::Closed);
         }
@@ -151,7 +158,11 @@ impl Connection {
         token: Token,
         bytes: &[u8],
     ) -> io::Result<usize> {
-        if bytes.len() < STRAIGHT_BYTES || !self.output.is_empty() { Ok(0) } else { driver.try_send(token, bytes) }
+        if bytes.len() < STRAIGHT_BYTES || !self.output.is_empty() {
+            Ok(0)
+        } else {
+            driver.try_send(token, bytes)
+        }
     }
 
     /// Queues `bytes` behind what waits.
@@ -161,7 +172,12 @@ impl Connection {
 
     /// Hands `staged`, and what waits before it, to the driver.
     #[inline]
-    pub(crate) fn flush(&mut self, driver: &mut dyn Driver, token: Token, staged: &[u8]) -> io::Result<Flushed> {
+    pub(crate) fn flush(
+        &mut self,
+        driver: &mut dyn Driver,
+        token: Token,
+        staged: &[u8],
+    ) -> io::Result<Flushed> {
         let before = self.output.len() + staged.len();
         if self.output.is_empty() {
             if staged.is_empty() {

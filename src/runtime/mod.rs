@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use crate::ShardId;
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 use crate::cross_shard::Mesh;
 use crate::error::RunError;
 use crate::reactor::waker::DriverWaker;
@@ -130,7 +130,8 @@ impl Runtime {
     fn launch<A: App>(self, app: A) -> Result<Running, RunError> {
         self.config.check().map_err(RunError::Config)?;
         let host = Host::detect();
-        let placement = placement::plan(&self.request, &host).map_err(|error| RunError::Placement(error.into()))?;
+        let placement =
+            placement::plan(&self.request, &host).map_err(|error| RunError::Placement(error.into()))?;
         self.announce(&placement);
         let app = Arc::new(app);
         let (ready, made) = mpsc::channel();
@@ -229,7 +230,11 @@ impl Runtime {
             DriverKind::Mio => "as asked",
         };
         tracing::info!(driver = "mio", why, "driver");
-        tracing::info!(policy = "reuseport", why = "the kernel spreads connections by their addresses", "accepting");
+        tracing::info!(
+            policy = "reuseport",
+            why = "the kernel spreads connections by their addresses",
+            "accepting"
+        );
         tracing::info!(limits = ?self.config, "limits");
     }
 }

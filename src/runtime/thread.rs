@@ -17,6 +17,7 @@ use crate::shard::Shard;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::placement;
 use crate::shard::shared::Shared;
+use crate::tasks::JoinError;
 
 /// What a thread needs to become a shard.
 pub(super) struct Seat {
@@ -86,10 +87,7 @@ pub(super) fn run<A: App>(seat: Seat, app: Arc<A>) {
 }
 
 fn make_driver(seat: &Seat) -> io::Result<Box<dyn Driver>> {
-    let config = DriverConfig {
-        read_buffer_bytes: seat.config.read_buffer_bytes,
-        ..DriverConfig::default()
-    };
+    let config = DriverConfig { read_buffer_bytes: seat.config.read_buffer_bytes, ..DriverConfig::default() };
     match seat.driver {
         DriverKind::Auto | DriverKind::Mio => Ok(Box::new(MioDriver::new(config)?)),
     }
@@ -112,9 +110,9 @@ impl Shard {
         drop(self.spawn(async move {
             let outcome: Result<()> = match started.await {
                 Ok(outcome) => outcome,
-                Err(error) if error.is_cancelled() => return,
-                Err(error) => {
-                    shared.shard_failed(RunError::Panicked { shard: id, message: error.message() });
+                Err(JoinError::Cancelled) => return,
+                Err(JoinError::Panicked(panic)) => {
+                    shared.shard_failed(RunError::Panicked { shard: id, message: panic.message() });
                     return;
                 }
             };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::error::{CloseReason, Result, panic_message};
 use crate::net::connection::{Connection, Crossing, EndKind, Flushed, Phase, ReadHalf, WriteHalf};
 use crate::net::input::Input;
-use crate::reactor::driver::{CloseKind, Driver};
+use crate::reactor::driver::CloseKind;
 use crate::reactor::lease::Lease;
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
 use crate::reactor::token::Token;
@@ -284,9 +284,10 @@ impl Shard {
 
     /// One that came in late has now been served.
     fn tell_draining_if_served(&self, token: Token) {
-        let late = self.inner.connections.borrow().get(token).is_some_and(|slot| {
-            slot.marks.draining == Draining::Later && slot.connection.input.is_empty()
-        });
+        let late =
+            self.inner.connections.borrow().get(token).is_some_and(|slot| {
+                slot.marks.draining == Draining::Later && slot.connection.input.is_empty()
+            });
         if late {
             self.tell_draining(token);
         }
@@ -435,7 +436,9 @@ impl Shard {
                 return;
             }
             let reason = match reason {
-                CloseReason::Closed if slot.connection.read == ReadHalf::Finished => CloseReason::PeerFinished,
+                CloseReason::Closed if slot.connection.read == ReadHalf::Finished => {
+                    CloseReason::PeerFinished
+                }
                 reason => reason,
             };
             slot.connection.phase = Phase::Flushing(Box::new(reason));
@@ -533,7 +536,8 @@ impl Shard {
             let mut connections = inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return };
             slot.marks.ending = false;
-            let phase = std::mem::replace(&mut slot.connection.phase, Phase::Lingering { discarded_bytes: 0 });
+            let phase =
+                std::mem::replace(&mut slot.connection.phase, Phase::Lingering { discarded_bytes: 0 });
             let Phase::Ending(reason, kind) = phase else {
                 slot.connection.phase = phase;
                 return;

@@ -18,7 +18,10 @@ pub(crate) struct Groups {
 pub(crate) enum GroupKey {
     Addr(SocketAddr),
     /// The n-th call with port 0 of each shard.
-    PortZero { ip: IpAddr, call: usize },
+    PortZero {
+        ip: IpAddr,
+        call: usize,
+    },
 }
 
 /// The listeners of several shards on one address.

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use crate::error::ListenError;
 use crate::net::connection::Connection;
-use crate::reactor::driver::{CloseKind, Driver, ListenSpec};
+use crate::reactor::driver::{CloseKind, ListenSpec};
 use crate::reactor::token::Token;
+use crate::shard::Shard;
 use crate::shard::connections::Handler;
 use crate::shard::groups::{Group, GroupKey, Role};
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::protocol::{Incoming, Protocol};
-use crate::shard::Shard;
 
 /// The listeners of one shard. They are few, so they are searched in order.
 #[derive(Default)]

@@ -200,7 +200,6 @@ impl Shard {
     }
 }
 
-
 /// How a task woken elsewhere comes back to its shard: as a message like any other.
 struct WayHome {
     id: ShardId,

@@ -10,5 +10,3 @@ mod task;
 pub use executor::yield_now;
 pub(crate) use executor::{Entered, Executor, Remote, RemoteTask};
 pub use join::{JoinError, JoinHandle, PanicPayload};
-#[cfg(test)]
-#[allow(unsafe_code)]

@@ -33,7 +33,7 @@ use mio::{Events, Interest, Poll};
 use rustix::io::Errno;
 
 use super::{
-    Census, CloseKind, ConnectSpec, DetachedSocket, Discarded, Driver, DriverConfig, KernelKind, Event,
+    Census, CloseKind, ConnectSpec, DetachedSocket, Discarded, Driver, DriverConfig, Event, KernelKind,
     ListenSpec, SocketOption, Submitted,
 };
 use crate::reactor::buffer::Output;
@@ -619,6 +619,10 @@ impl Driver for MioDriver {
     }
 
     #[inline]
+    fn has_ready(&self) -> bool {
+        self.head < self.ready.len() || !self.accepted.is_empty()
+    }
+
     fn next(&mut self) -> Option<Event> {
         if let Some(event) = self.accepted.pop_front() {
             return Some(event);

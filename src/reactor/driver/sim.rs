@@ -29,7 +29,7 @@ use self::network::{EndId, Phase};
 pub(crate) use self::options::{Faults, SimOptions};
 pub(crate) use self::world::{AcceptFault, World, WorldCensus};
 use super::{
-    Census, CloseKind, ConnectSpec, DetachedSocket, Discarded, Driver, KernelKind, Event, ListenSpec,
+    Census, CloseKind, ConnectSpec, DetachedSocket, Discarded, Driver, Event, KernelKind, ListenSpec,
     SocketOption, Submitted,
 };
 use crate::reactor::buffer::Output;
@@ -185,6 +185,10 @@ impl Driver for SimDriver {
         });
         self.now = self.world.instant(clock);
         Ok(())
+    }
+
+    fn has_ready(&self) -> bool {
+        self.world.has_events(self.shard)
     }
 
     fn next(&mut self) -> Option<Event> {

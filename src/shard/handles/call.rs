@@ -122,7 +122,7 @@ where
         let home = shard.clone();
         drop(shard.spawn(async move {
             let outcome = Contained { future: f(home) }.await;
-            answer.send(outcome);
+            answer.send(outcome.map_err(CallError::Panicked));
         }));
     })
 }
@@ -275,4 +275,3 @@ pub(crate) async fn join_all<D: Dispatch<T>, T>(calls: Vec<Call<D, T>>) -> Vec<R
     .await;
     pending.into_iter().filter_map(|(_, result)| result).collect()
 }
-

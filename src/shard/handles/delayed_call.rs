@@ -88,7 +88,11 @@ impl DelayedCall {
     }
 
     fn gone(&self) -> DelayedCallError {
-        if self.cancelled.get() { DelayedCallError::AlreadyCancelled } else { DelayedCallError::AlreadyCalled }
+        if self.cancelled.get() {
+            DelayedCallError::AlreadyCancelled
+        } else {
+            DelayedCallError::AlreadyCalled
+        }
     }
 }
 

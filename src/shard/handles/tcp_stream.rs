@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::error::{CloseReason, ConnectError, WriteError};
+use crate::error::{CloseReason, ConnectError};
 use crate::net::addr::ToAddr;
 use crate::net::connection::{Connection, EndKind, Phase, ReadHalf, WriteHalf};
 use crate::reactor::driver::DetachedSocket;
@@ -165,7 +165,9 @@ impl StreamCore {
             let kind = match &reason {
                 CloseReason::Os { source, .. } => Some(source.kind()),
                 CloseReason::Closed | CloseReason::PeerFinished | CloseReason::HandedOff => None,
-                CloseReason::WriteStalled { .. } | CloseReason::DeadlineReached => Some(io::ErrorKind::TimedOut),
+                CloseReason::WriteStalled { .. } | CloseReason::DeadlineReached => {
+                    Some(io::ErrorKind::TimedOut)
+                }
                 _ => Some(io::ErrorKind::ConnectionAborted),
             };
             match kind {

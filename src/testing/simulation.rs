@@ -1,0 +1,181 @@
+//! A whole runtime on one thread: its shards are stepped in an order drawn from a seed, in virtual time.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::ShardId;
+use crate::config::Config;
+use crate::error::RunError;
+use crate::reactor::driver::Driver;
+use crate::reactor::driver::sim::{SimOptions, World};
+use crate::runtime::app::App;
+use crate::runtime::new_shared;
+use crate::shard::Shard;
+use crate::shard::handles::handle::Handle;
+use crate::shard::lifecycle::ShardPhase;
+use crate::shard::turn::Rest;
+
+/// A runtime whose kernel, network and clock are simulated. The same seed gives the same run, step by step, as long as
+/// the application takes nothing from outside: wall clock, threads, random numbers, the order of a `HashMap`.
+///
+/// `thread_local!` values are shared by all shards, since all run on one thread: keep what belongs to a shard in what
+/// belongs to the shard.
+///
+/// ```
+/// use shardwise::testing::Simulation;
+/// use shardwise::Shard;
+/// use std::time::Duration;
+///
+/// Simulation::new(7).shards(3).run(async |shard: Shard| {
+///     shard.sleep(Duration::from_secs(3600)).await; // an hour that takes no time
+///     let _ = shard.stop();
+///     Ok(())
+/// }).unwrap();
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a simulation does nothing until it is run"]
+pub struct Simulation {
+    seed: u64,
+    shards: usize,
+    config: Config,
+    kind_network: bool,
+}
+
+/// More turns than this mean that the simulated application goes round in circles.
+const TURNS_MAX: u64 = 50_000_000;
+
+impl Simulation {
+    /// Two shards, and a network that is slow and unkind in ways drawn from `seed`.
+    pub fn new(seed: u64) -> Self {
+        Simulation { seed, shards: 2, config: Config::default(), kind_network: false }
+    }
+
+    /// How many shards; at least one.
+    pub fn shards(mut self, count: usize) -> Self {
+        self.shards = count.clamp(1, 256);
+        self
+    }
+
+    /// Limits and times.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// A network without latency, where every byte arrives at once and whole.
+    pub fn kind_network(mut self) -> Self {
+        self.kind_network = true;
+        self
+    }
+
+    /// Runs `app` until it is stopped.
+    ///
+    /// # Errors
+    /// As [`Runtime::run`](crate::Runtime::run).
+    /// # Panics
+    /// When nothing can ever happen any more, and nobody has stopped the runtime; names the seed.
+    pub fn run<A: App>(self, app: A) -> Result<(), RunError> {
+        self.config.check().map_err(RunError::Config)?;
+        let options = SimOptions {
+            read_buffer_bytes: self.config.read_buffer_bytes,
+            ..if self.kind_network { SimOptions::calm() } else { SimOptions::default() }
+        };
+        let world = World::new(self.seed, options);
+        let drivers: Vec<_> = (0..self.shards).map(|number| world.driver(number)).collect();
+        let wakers = drivers.iter().map(|driver| driver.waker()).collect();
+        let shared = new_shared(self.config.clone(), wakers, vec![None; self.shards], false);
+        let app = Arc::new(app);
+        app.prepare(&Handle::new(Arc::clone(&shared))).map_err(RunError::Prepare)?;
+        let mut shards: Vec<Option<Shard>> = Vec::new();
+        for (number, driver) in drivers.into_iter().enumerate() {
+            let shard = Shard::new(ShardId::new(number as u16), Arc::clone(&shared), Box::new(driver));
+            shard.begin(Arc::clone(&app));
+            shards.push(Some(shard));
+        }
+        for _ in 0..TURNS_MAX {
+            if shards.iter().all(Option::is_none) {
+                return shared.lifecycle.take_error().map_or(Ok(()), Err);
+            }
+            let ready =
+                |number: &usize| shards[*number].as_ref().is_some_and(|shard| is_ready(shard, &world));
+            let candidates: Vec<usize> = (0..shards.len()).filter(ready).collect();
+            if candidates.is_empty() {
+                self.advance(&world, &shards);
+                continue;
+            }
+            let chosen = candidates[(world.random() % candidates.len() as u64) as usize];
+            self.step(&mut shards[chosen]);
+        }
+        panic!("simulation with seed {}: still running after {TURNS_MAX} turns", self.seed);
+    }
+
+    fn step(&self, place: &mut Option<Shard>) {
+        let Some(shard) = place else { return };
+        // A simulated driver's wait does not fail; it has no kernel to fail it.
+        shard.turn(None).expect("the simulated driver waits without errors");
+        if shard.inner.phase.get() == ShardPhase::Stopped {
+            let shared = Arc::clone(&shard.inner.shared);
+            let current = shard.enter();
+            shard.shut();
+            drop(current);
+            *place = None;
+            shared.shard_ended();
+        }
+    }
+
+    /// Moves the clock to when something happens next.
+    fn advance(&self, world: &World, shards: &[Option<Shard>]) {
+        let deadlines = shards.iter().flatten().filter_map(|shard| match shard.inner.rest.get() {
+            Rest::None => None,
+            Rest::Until(deadline) => deadline,
+        });
+        match deadlines.chain(world.next_delivery()).min() {
+            Some(next) => world.advance_to(next),
+            None => panic!(
+                "simulation with seed {}: nothing can happen any more after {:?}, and nobody has stopped it",
+                self.seed,
+                world.elapsed()
+            ),
+        }
+    }
+}
+
+/// Whether a turn of this shard would not sleep.
+fn is_ready(shard: &Shard, world: &World) -> bool {
+    let number = shard.inner.id.index();
+    let due = |deadline: Instant| deadline <= world.now();
+    match shard.inner.rest.get() {
+        Rest::None => true,
+        Rest::Until(deadline) => {
+            deadline.is_some_and(due) || world.is_woken(number) || world.has_events(number)
+        }
+    }
+}
+
+/// Virtual time passes without cost, but never without end.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn an_hour_takes_no_time() {
+        let begun = Instant::now();
+        Simulation::new(1)
+            .run(async |shard: Shard| {
+                let before = shard.now();
+                shard.sleep(Duration::from_secs(3600)).await;
+                assert!(shard.now() - before >= Duration::from_secs(3600));
+                let _ = shard.stop();
+                Ok(())
+            })
+            .unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    }
+
+    #[test]
+    #[should_panic(expected = "seed 5: nothing can happen any more")]
+    fn a_runtime_that_nobody_stops_is_noticed() {
+        let _ = Simulation::new(5).run(async |_shard: Shard| Ok(()));
+    }
+}
