@@ -216,7 +216,7 @@ fn doors_passed(tree: &Tree, path: &str, source: &str) -> Vec<String> {
         let Reference::Outside { name, line } = reference else { continue };
         let Some((_, doors)) = DOORS.iter().find(|(dependency, _)| *dependency == name) else { continue };
         let passes = |door: &&str| if door.ends_with('/') { path.starts_with(*door) } else { path == *door };
-        if !doors.iter().any(|door| *door == EVERYWHERE || passes(&door)) {
+        if !doors.iter().any(|door| *door == EVERYWHERE || passes(door)) {
             let doors = doors.join("` or `");
             violations.push(format!("`{path}` names `{name}`, whose door is `{doors}` (line {line})"));
         }
