@@ -28,10 +28,10 @@ die() {
 
 # Waits up to $1 seconds for the rest of the line to succeed.
 eventually() {
-    local until=$((${EPOCHREALTIME/./} + $1 * 1000000))
+    local until=$((${EPOCHREALTIME/[.,]/} + $1 * 1000000))
     shift
     while ! "$@"; do
-        ((${EPOCHREALTIME/./} < until)) || return 1
+        ((${EPOCHREALTIME/[.,]/} < until)) || return 1
         sleep 0.02
     done
 }
@@ -90,6 +90,7 @@ http_answers() {
 redis_answers() {
     (
         exec 3<>"/dev/tcp/$1/$2"
+        # shellcheck disable=SC2016 # the dollar is RESP's
         printf '*1\r\n$4\r\nPING\r\n' >&3
         IFS= read -r -t 5 -u 3 answer
         [[ $answer == $'+PONG\r' ]]
