@@ -176,6 +176,9 @@ fn a_file_without_a_job_or_with_too_many_is_named() {
     for source in ["", "//!\n//! TCP.", "use std::io;\n//! TCP.", "/// TCP.", "\n//! TCP."] {
         assert!(without_job("net/tcp.rs", source).is_some(), "in: {source:?}");
     }
+    let readme = "#![doc = include_str!(\"../README.md\")]";
+    assert_eq!(without_job("src/lib.rs", readme), None);
+    assert!(without_job("src/net/tcp.rs", readme).is_some(), "only the crate is as large as a README");
     assert_eq!(too_long("net/tcp.rs", &"\n".repeat(800)), None);
     let said = too_long("net/tcp.rs", &"\n".repeat(801));
     assert_eq!(said.as_deref(), Some("`net/tcp.rs` has 801 lines: above 800 it holds two ideas"));
