@@ -10,7 +10,6 @@ use super::foreign::Answer;
 use crate::ShardId;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::any::Any;
-use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::mem::MaybeUninit;
 use std::rc::Rc;

@@ -39,9 +39,8 @@ mod test_kit;
 mod withdrawal;
 
 pub(crate) use calls::Call;
-pub(crate) use counters::InboxCounters;
 pub(crate) use credit::{Acquire, Credit};
-pub(crate) use endpoint::{Delivered, Endpoint, Reply};
+pub(crate) use endpoint::{Endpoint, Reply};
 pub use error::{CallError, Panic, Stopped};
 pub(crate) use foreign::ForeignCall;
 pub(crate) use mesh::Mesh;

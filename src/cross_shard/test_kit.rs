@@ -1,6 +1,7 @@
 //! For this folder's tests: shards that are nothing but an endpoint and a log, stepped by hand.
 
-use super::{Delivered, Endpoint, Mesh};
+use super::endpoint::Delivered;
+use super::{Endpoint, Mesh};
 use crate::ShardId;
 use crate::reactor::waker::{DriverWaker, Wake};
 use std::cell::{Cell, RefCell};

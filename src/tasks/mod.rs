@@ -8,5 +8,5 @@ mod join;
 mod task;
 
 pub use executor::yield_now;
-pub(crate) use executor::{Entered, Executor, Remote, RemoteTask};
+pub(crate) use executor::{Executor, Remote, RemoteTask};
 pub use join::{JoinError, JoinHandle, PanicPayload};

@@ -26,8 +26,8 @@ use rustix::io::Errno;
 
 use self::events::ReadBuffers;
 use self::network::{EndId, Phase};
-pub(crate) use self::options::{Faults, SimOptions};
-pub(crate) use self::world::{AcceptFault, World, WorldCensus};
+pub(crate) use self::options::SimOptions;
+pub(crate) use self::world::World;
 use super::{
     Census, CloseKind, ConnectSpec, DetachedSocket, Discarded, Driver, Event, KernelKind, ListenSpec,
     SocketOption, Submitted,

@@ -171,6 +171,7 @@ impl<D, T> Call<D, T> {
     }
 }
 
+#[expect(private_bounds, reason = "how a closure is sent is nobody else's business")]
 impl<D: Dispatch<T>, T> Call<D, T> {
     fn begin(&mut self, dispatch: D) {
         let Some(shard) = self.handle.home() else {

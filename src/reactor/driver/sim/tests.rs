@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::options::Faults;
+use super::world::{AcceptFault, WorldCensus};
 use super::*;
 use crate::reactor::lease::Lease;
 
