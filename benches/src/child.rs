@@ -7,7 +7,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-use crate::servers::Implementation;
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+
+use crate::servers::{Implementation, control};
 use crate::{Result, machine};
 
 /// What a row of a table is measured on.
@@ -132,18 +134,19 @@ impl RunningServer {
 
     /// What its counting allocator says. Own servers started with `count_allocations` only.
     pub(crate) fn live_bytes(&mut self) -> Result<i64> {
-        Ok(self.process.ask("bytes")?.parse()?)
+        self.process.signal(control::TELL_BYTES)?;
+        Ok(self.process.answer("a signal")?.parse()?)
     }
 
     /// Tells an own server to exit and waits for it.
     pub(crate) fn exit(mut self) -> Result<()> {
-        self.process.tell("exit")?;
+        self.process.signal(control::EXIT)?;
         let status = self.process.child.wait()?;
         if status.success() { Ok(()) } else { Err(format!("the server ended with {status}").into()) }
     }
 }
 
-/// A child that obeys words on its standard input and dies with this process.
+/// A child that is told things by words or signals, answers in lines, and dies with this process.
 pub(crate) struct Process {
     child: Child,
     words: ChildStdin,
@@ -156,8 +159,7 @@ impl Process {
         // SAFETY: runs between fork and exec and makes one system call: no allocation, no lock.
         unsafe {
             command.pre_exec(|| {
-                let kill = Some(rustix::process::Signal::KILL);
-                Ok(rustix::process::set_parent_process_death_signal(kill)?)
+                Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
             });
         }
         let mut child = command.spawn().map_err(|error| {
@@ -168,17 +170,21 @@ impl Process {
         Ok(Process { child, words, answers })
     }
 
-    pub(crate) fn tell(&mut self, word: &str) -> io::Result<()> {
-        writeln!(self.words, "{word}")?;
-        self.words.flush()
-    }
-
     /// Sends a word and waits for the line that answers it.
     pub(crate) fn ask(&mut self, word: &str) -> io::Result<String> {
-        self.tell(word)?;
+        writeln!(self.words, "{word}")?;
+        self.words.flush()?;
+        self.answer(word)
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
+    fn answer(&mut self, question: &str) -> io::Result<String> {
         let mut line = String::new();
         if self.answers.read_line(&mut line)? == 0 {
-            return Err(io::Error::other(format!("the child ended instead of answering {word:?}")));
+            return Err(io::Error::other(format!("the child ended instead of answering {question:?}")));
         }
         Ok(line.trim().to_owned())
     }

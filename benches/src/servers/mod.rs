@@ -1,14 +1,15 @@
 //! The echo servers, by name, and how they are told to count and to stop. Does not measure.
 
+#[allow(unsafe_code, reason = "installing a signal handler is unsafe")]
+pub(crate) mod control;
 mod raw_epoll;
 mod raw_mio;
 #[cfg(feature = "ours")]
 mod shardwise;
 mod tokio;
 
-use std::io::{self, BufRead, Write};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
-use std::thread;
 
 use clap::{Args, ValueEnum};
 use rustix::net::{AddressFamily, SocketType, bind, listen, socket, sockopt};
@@ -67,7 +68,7 @@ pub(crate) struct ServeArgs {
     /// Count live allocator bytes (slower).
     #[arg(long)]
     count_allocations: bool,
-    /// Obey `bytes` (answered with the live bytes) and `exit` on standard input; its end also exits.
+    /// Obey SIGUSR1 (answer with a line: the live bytes) and SIGUSR2 (exit cleanly).
     #[arg(long)]
     controlled: bool,
 }
@@ -81,8 +82,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<()> {
         allocation::start_counting();
     }
     if args.controlled {
-        // Blocked in a read but for the moments it is asked something, hence no part of what is measured.
-        thread::Builder::new().name("control".to_owned()).spawn(obey)?;
+        control::obey()?;
     }
     match args.implementation {
         Implementation::RawEpoll | Implementation::RawEpoll2 => raw_epoll::serve(args.port)?,
@@ -100,20 +100,6 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<()> {
         _ => return Err(format!("{}: {NOT_BUILT} ({} shards)", args.implementation.name(), args.shards).into()),
     }
     Ok(())
-}
-
-fn obey() {
-    for line in io::stdin().lock().lines() {
-        match line.as_deref().map(str::trim) {
-            Ok("bytes") => {
-                println!("{}", allocation::live_bytes());
-                let _ = io::stdout().flush(); // the harness has gone: the end of stdin follows
-            }
-            Ok("exit") | Err(_) => break,
-            Ok(other) => eprintln!("unknown control word {other:?}: known are bytes, exit"),
-        }
-    }
-    std::process::exit(0);
 }
 
 /// A non-blocking listener on loopback with a backlog no workload here overruns.
