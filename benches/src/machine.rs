@@ -102,6 +102,15 @@ pub(crate) fn cpu_time_of(pid: u32) -> io::Result<Duration> {
     Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
 }
 
+/// How often threads of this process have gone to sleep of their own accord, ended threads included.
+pub(crate) fn sleeps() -> u64 {
+    // SAFETY: all zeroes is a valid rusage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` is valid for writes during the call, which keeps no pointer. RUSAGE_SELF cannot fail.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
+    usage.ru_nvcsw as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

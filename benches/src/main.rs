@@ -5,6 +5,7 @@ mod allocation;
 #[allow(unsafe_code, reason = "a child's parent-death signal is set between fork and exec")]
 mod child;
 mod client;
+mod cross_shard;
 mod echo;
 mod instructions;
 #[allow(unsafe_code, reason = "the CPU clock of another process has no safe wrapper")]
@@ -12,7 +13,9 @@ mod machine;
 mod memory;
 mod report;
 mod servers;
+mod spawn;
 mod statistics;
+mod timers;
 
 use std::process::ExitCode;
 
@@ -43,6 +46,12 @@ enum Command {
     Hold(memory::HoldArgs),
     /// User-space instructions per request, counted by callgrind.
     Instructions(instructions::InstructionsArgs),
+    /// Round trips between two threads, asleep and polling.
+    CrossShard(cross_shard::CrossShardArgs),
+    /// Timers: schedule and cancel, and fire, a million of each.
+    Timers(timers::TimersArgs),
+    /// Spawning a local task and awaiting it.
+    Spawn(spawn::SpawnArgs),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +61,9 @@ fn main() -> ExitCode {
         Command::Memory(args) => memory::run(&args),
         Command::Hold(args) => memory::hold(&args),
         Command::Instructions(args) => instructions::run(&args),
+        Command::CrossShard(args) => cross_shard::run(&args),
+        Command::Timers(args) => timers::run(&args),
+        Command::Spawn(args) => spawn::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -61,7 +61,12 @@ pub(crate) fn spread(summary: &Summary) -> String {
     format!("{:.2} ({:.2}–{:.2})", summary.median, summary.min, summary.max)
 }
 
-/// The same with digits fit for nanoseconds and microseconds.
+/// The same for figures that may be far below one.
+pub(crate) fn spread_fine(summary: &Summary) -> String {
+    format!("{:.3} ({:.3}–{:.3})", summary.median, summary.min, summary.max)
+}
+
+/// One figure with digits fit for nanoseconds and microseconds.
 pub(crate) fn figure(value: f64) -> String {
     match value.abs() {
         large if large >= 100.0 => format!("{value:.0}"),
