@@ -158,9 +158,7 @@ impl Process {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         // SAFETY: runs between fork and exec and makes one system call: no allocation, no lock.
         unsafe {
-            command.pre_exec(|| {
-                Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
-            });
+            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
         }
         let mut child = command.spawn().map_err(|error| {
             io::Error::new(error.kind(), format!("{}: {error}", command.get_program().to_string_lossy()))

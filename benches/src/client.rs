@@ -280,7 +280,8 @@ impl Connection {
         if end > self.bytes_sent {
             return Err(format!("connection {key}: {end} bytes came back of {} sent", self.bytes_sent).into());
         }
-        let checked_bytes = if self.batch.is_multiple_of(SAMPLED_EVERY) { received.len() } else { STAMP_BYTES };
+        let checked_bytes =
+            if self.batch.is_multiple_of(SAMPLED_EVERY) { received.len() } else { STAMP_BYTES };
         if start < STAMP_BYTES || checked_bytes == received.len() {
             pattern[..STAMP_BYTES].copy_from_slice(&self.stamp(key));
             let checked_bytes = checked_bytes.min(received.len());

@@ -91,7 +91,8 @@ pub(crate) fn run(args: &EchoArgs) -> Result<()> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut rows = Vec::new();
     for name in &args.workloads {
-        let measured = measure(args, name.parse()?, &mut random).map_err(|error| format!("{name}: {error}"))?;
+        let measured =
+            measure(args, name.parse()?, &mut random).map_err(|error| format!("{name}: {error}"))?;
         let workload_rows = rows_of(name, args, measured);
         print(name, &workload_rows);
         rows.extend(workload_rows);
@@ -157,8 +158,7 @@ fn slice(
 ) -> Result<()> {
     crowd.run(Until::Elapsed(Duration::from_millis(args.lead_in_ms)), &mut latencies())?;
     let before = server.cpu_time()?;
-    let done =
-        crowd.run(Until::Elapsed(Duration::from_millis(args.slice_ms)), &mut contender.latencies)?;
+    let done = crowd.run(Until::Elapsed(Duration::from_millis(args.slice_ms)), &mut contender.latencies)?;
     let cpu = server.cpu_time()? - before;
     contender.requests += done.requests;
     contender.slices.push(Slice {
@@ -206,7 +206,14 @@ fn summarise(contender: Contender, first: &[Slice]) -> Measured {
 fn print(workload: &str, rows: &[Row]) {
     println!("\n{workload}");
     let mut table = Table::new(&[
-        "server", "cpu ÷ first", "median (min–max)", "rate ÷ first", "cpu µs/request", "requests/s", "p50 µs", "p99 µs",
+        "server",
+        "cpu ÷ first",
+        "median (min–max)",
+        "rate ÷ first",
+        "cpu µs/request",
+        "requests/s",
+        "p50 µs",
+        "p99 µs",
     ]);
     for row in rows {
         match &row.measured {
@@ -228,4 +235,3 @@ fn print(workload: &str, rows: &[Row]) {
 
 /// The servers are restarted between these: twice.
 const BLOCKS: usize = 3;
-

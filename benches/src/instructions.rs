@@ -60,8 +60,7 @@ pub(crate) fn run(args: &InstructionsArgs) -> Result<()> {
     for &implementation in &args.implementations {
         let server = Server::Own(implementation);
         for &shards in &args.shards {
-            let mut row =
-                Row { server: server.name(), shards, absent: None, instructions_per_request: None };
+            let mut row = Row { server: server.name(), shards, absent: None, instructions_per_request: None };
             if server.is_built() {
                 let count = |requests| {
                     count(args, &server, shards, requests)
@@ -91,11 +90,7 @@ fn has_valgrind() -> bool {
 /// Instructions of a whole server run that answers `requests`.
 fn count(args: &InstructionsArgs, server: &Server, shards: usize, requests: u64) -> Result<u64> {
     let folder = args.keep.clone().unwrap_or_else(std::env::temp_dir);
-    let file = folder.join(format!(
-        "callgrind.{}.{}.{shards}.{requests}",
-        std::process::id(),
-        server.name()
-    ));
+    let file = folder.join(format!("callgrind.{}.{}.{shards}.{requests}", std::process::id(), server.name()));
     let wrapper = ["valgrind", "--tool=callgrind", "--quiet"].map(str::to_owned);
     let out = format!("--callgrind-out-file={}", file.display());
     let wrapper: Vec<String> = wrapper.into_iter().chain([out]).collect();

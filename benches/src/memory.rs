@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
+use crate::Result;
 use crate::child::{Process, RunningServer, Server, ServerOptions};
 use crate::machine::{self, Facts};
 use crate::report::{self, NOT_BUILT, Table, figure};
 use crate::servers::Implementation;
-use crate::Result;
 
 #[derive(Args)]
 pub(crate) struct MemoryArgs {
@@ -147,9 +147,7 @@ fn print(rows: &[Row]) {
     let mut table =
         Table::new(&["server", "allocated, fresh", "resident, fresh", "allocated, used", "resident, used"]);
     for row in rows {
-        let cells = |bytes: &Bytes| {
-            [bytes.allocated.map_or("–".to_owned(), figure), figure(bytes.resident)]
-        };
+        let cells = |bytes: &Bytes| [bytes.allocated.map_or("–".to_owned(), figure), figure(bytes.resident)];
         match (&row.fresh, &row.used) {
             (Some(fresh), Some(used)) => {
                 let mut cells_of_row = vec![row.server.clone()];

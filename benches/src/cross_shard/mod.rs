@@ -137,7 +137,8 @@ impl Load {
         let trips = burst.trips as f64;
         Ok(Sample {
             million_per_second: trips / burst.elapsed.as_secs_f64() / 1e6,
-            p50_us: (!burst.latencies.is_empty()).then(|| burst.latencies.value_at_quantile(0.5) as f64 / 1e3),
+            p50_us: (!burst.latencies.is_empty())
+                .then(|| burst.latencies.value_at_quantile(0.5) as f64 / 1e3),
             cpu_ns_per_trip: cpu.as_nanos() as f64 / trips,
             sleeps_per_trip: sleeps as f64 / trips,
             trips: burst.trips,
@@ -263,8 +264,7 @@ fn measure(
     let rows = rows(args, mode, in_flight);
     let poll = if mode == Mode::Polling { Duration::from_micros(args.poll_us) } else { Duration::ZERO };
     let slice = Duration::from_millis(args.slice_ms);
-    let load =
-        Load { in_flight, slice, poll, origin_cpu: args.origin_cpu, target_cpu: args.target_cpu };
+    let load = Load { in_flight, slice, poll, origin_cpu: args.origin_cpu, target_cpu: args.target_cpu };
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); rows.len()];
     let mut order: Vec<usize> = (0..rows.len()).filter(|&index| rows[index].is_built()).collect();
     for _ in 0..args.rounds {
@@ -305,7 +305,8 @@ fn summarise(samples: &[Sample], first: &[Sample]) -> Summaries {
 
 fn print(mode: Mode, in_flight: usize, measured: &[Measured]) {
     println!("\n{mode:?}, {in_flight} in flight: median (min–max) over rounds");
-    let mut table = Table::new(&["row", "p50 µs", "p50 ÷ first", "M/s", "rate ÷ first", "cpu ns/trip", "sleeps/trip"]);
+    let mut table =
+        Table::new(&["row", "p50 µs", "p50 ÷ first", "M/s", "rate ÷ first", "cpu ns/trip", "sleeps/trip"]);
     for row in measured {
         let Some(summaries) = &row.summaries else {
             table.absent(&row.row, row.absent.unwrap_or("no rounds"));
@@ -346,16 +347,20 @@ fn under_strace(args: &CrossShardArgs) -> Result<()> {
 
 fn traced(args: &CrossShardArgs, row: Row, mode: Mode, in_flight: usize) -> Result<String> {
     let stem = format!("shardwise-bench.{}", std::process::id());
-    let (counts, json) = (env::temp_dir().join(format!("{stem}.strace")), env::temp_dir().join(format!("{stem}.json")));
+    let (counts, json) =
+        (env::temp_dir().join(format!("{stem}.strace")), env::temp_dir().join(format!("{stem}.json")));
     let mut strace = Command::new("strace");
     strace.args(["-f", "-c", "-U", "calls,name", "-o"]).arg(&counts).arg(env::current_exe()?);
     strace.args(["cross-shard", "--rounds", "1", "--slice-ms", &args.slice_ms.to_string()]);
     strace.args(["--rows", &row.name(), "--in-flight", &in_flight.to_string()]);
     strace.args(["--modes", mode.to_possible_value().expect("no variant is skipped").get_name()]);
     strace.args(["--poll-us", &args.poll_us.to_string(), "--json"]).arg(&json);
-    let output = strace.output().map_err(|error| format!("strace: {error}; on Debian: apt install strace"))?;
+    let output =
+        strace.output().map_err(|error| format!("strace: {error}; on Debian: apt install strace"))?;
     if !output.status.success() {
-        return Err(format!("{} under strace: {}", row.name(), String::from_utf8_lossy(&output.stderr)).into());
+        return Err(
+            format!("{} under strace: {}", row.name(), String::from_utf8_lossy(&output.stderr)).into()
+        );
     }
     let trips = trips_in(&json)?;
     let calls = calls_in(&fs::read_to_string(&counts)?);

@@ -14,7 +14,6 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use clap::{Args, ValueEnum};
 use rustix::net::{AddressFamily, SocketType, bind, listen, socket, sockopt};
 
-use crate::report::NOT_BUILT;
 use crate::{Result, allocation, machine};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -97,7 +96,15 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<()> {
             shardwise::serve_copied(args.port, args.shards, args.buffer_bytes)?;
         }
         #[cfg(not(feature = "ours"))]
-        _ => return Err(format!("{}: {NOT_BUILT} ({} shards)", args.implementation.name(), args.shards).into()),
+        _ => {
+            return Err(format!(
+                "{}: {} ({} shards)",
+                args.implementation.name(),
+                crate::report::NOT_BUILT,
+                args.shards
+            )
+            .into());
+        }
     }
     Ok(())
 }

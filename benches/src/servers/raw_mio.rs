@@ -28,8 +28,12 @@ pub(super) fn serve(port: u16) -> io::Result<()> {
     let mut listener = TcpListener::from_std(listen_on_loopback(port)?);
     let mut poll = Poll::new()?;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-    let mut server =
-        Server { listener, connections: Slab::new(), buffer: vec![0; READ_BUFFER_BYTES], carried: Vec::new() };
+    let mut server = Server {
+        listener,
+        connections: Slab::new(),
+        buffer: vec![0; READ_BUFFER_BYTES],
+        carried: Vec::new(),
+    };
     let mut events = Events::with_capacity(EVENTS_PER_WAIT);
     let mut resumed = Vec::new();
     loop {

@@ -10,10 +10,10 @@ use std::thread;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::Result;
 use crate::machine::{self, Facts};
 use crate::report::{self, NOT_BUILT, Table, figure};
 use crate::statistics::Summary;
-use crate::Result;
 
 #[derive(Args)]
 pub(crate) struct SpawnArgs {
@@ -55,7 +55,7 @@ impl Row {
             Row::TokioSpawn => on_pinned_thread(tasks, cpu, tokio::spawn),
             Row::TokioSpawnLocal => on_pinned_thread(tasks, cpu, tokio::spawn_local),
             #[cfg(feature = "ours")]
-            Row::ShardwiseSpawn => shardwise::spawn(tasks, cpu),
+            Row::ShardwiseSpawn => on_pinned_thread(tasks, cpu, shardwise::spawn),
             #[cfg(not(feature = "ours"))]
             Row::ShardwiseSpawn => Err(NOT_BUILT.into()),
         }

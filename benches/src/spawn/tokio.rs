@@ -31,10 +31,7 @@ pub(super) fn spawn_local(tasks: usize) -> Result<f64> {
     })
 }
 
-async fn one_after_the_other(
-    tasks: usize,
-    spawn: impl Fn() -> tokio::task::JoinHandle<()>,
-) -> Result<f64> {
+async fn one_after_the_other(tasks: usize, spawn: impl Fn() -> tokio::task::JoinHandle<()>) -> Result<f64> {
     let before: Duration = thread_cpu_time();
     for _ in 0..tasks {
         spawn().await?;

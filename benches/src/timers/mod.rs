@@ -62,7 +62,7 @@ impl Row {
             Row::TokioSleep => on_pinned_thread(load, tokio::sleeps),
             Row::TokioDelayQueue => on_pinned_thread(load, tokio::delay_queue),
             #[cfg(feature = "ours")]
-            Row::ShardwiseCallLater => shardwise::delayed_calls(load),
+            Row::ShardwiseCallLater => on_pinned_thread(load, shardwise::delayed_calls),
             #[cfg(not(feature = "ours"))]
             Row::ShardwiseCallLater => Err(NOT_BUILT.into()),
         }
@@ -159,7 +159,7 @@ fn all_scheduled_in_time(base: Instant) -> Result<()> {
     }
 }
 
-fn on_pinned_thread(load: &Arc<Load>, measure: fn(&Load) -> Result<Sample>) -> Result<Sample> {
+fn on_pinned_thread(load: &Arc<Load>, measure: fn(&Arc<Load>) -> Result<Sample>) -> Result<Sample> {
     let (sender, receiver) = mpsc::channel();
     let load = Arc::clone(load);
     let thread = thread::spawn(move || {
@@ -196,10 +196,13 @@ pub(crate) fn run(args: &TimersArgs) -> Result<()> {
             samples: Vec::new(),
         })
         .collect();
+    let mut order: Vec<usize> = (0..rows.len()).filter(|&index| rows[index].is_built()).collect();
     for _ in 0..args.rounds {
-        for (row, measured) in rows.iter().zip(&mut results).filter(|(row, _)| row.is_built()) {
+        random.shuffle(&mut order);
+        for &index in &order {
+            let row = rows[index];
             let sample = row.measure(&load).map_err(|error| format!("{}: {error}", row.name()))?;
-            measured.samples.push(sample);
+            results[index].samples.push(sample);
         }
     }
     print(&results);
@@ -209,7 +212,14 @@ pub(crate) fn run(args: &TimersArgs) -> Result<()> {
 fn print(results: &[Measured]) {
     println!("\nmedian over rounds; CPU ns per timer, lateness in ms");
     let mut table = Table::new(&[
-        "row", "cancel at once", "cancel later", "schedule", "fire", "late p50", "late p99", "late max",
+        "row",
+        "cancel at once",
+        "cancel later",
+        "schedule",
+        "fire",
+        "late p50",
+        "late p99",
+        "late max",
     ]);
     for result in results {
         if result.samples.is_empty() {

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use tokio_util::time::DelayQueue;
 use super::{Lateness, Load, Meter, Sample, all_scheduled_in_time};
 use crate::Result;
 
-pub(super) fn sleeps(load: &Load) -> Result<Sample> {
+pub(super) fn sleeps(load: &Arc<Load>) -> Result<Sample> {
     Builder::new_current_thread().enable_time().build()?.block_on(async {
         // Not through a FuturesUnordered: under the cooperative budget a million there is quadratic.
         let mut context = Context::from_waker(Waker::noop());
@@ -81,7 +82,7 @@ thread_local! {
     static SCHEDULED: Cell<usize> = const { Cell::new(0) };
 }
 
-pub(super) fn delay_queue(load: &Load) -> Result<Sample> {
+pub(super) fn delay_queue(load: &Arc<Load>) -> Result<Sample> {
     Builder::new_current_thread().enable_time().build()?.block_on(async {
         let mut queue = DelayQueue::new();
         let mut meter = Meter::start(load);
