@@ -97,7 +97,7 @@ pub(crate) fn run(args: &EchoArgs) -> Result<()> {
         print(name, &workload_rows);
         rows.extend(workload_rows);
     }
-    report::write_json(args.json.as_deref(), &facts, &rows)?;
+    report::finish(args.json.as_deref(), &facts, &rows)?;
     Ok(())
 }
 

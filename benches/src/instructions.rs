@@ -78,7 +78,7 @@ pub(crate) fn run(args: &InstructionsArgs) -> Result<()> {
     }
     println!("\n{:?}, runs of {short} and {long} requests", args.workload);
     table.print();
-    Ok(report::write_json(args.json.as_deref(), &facts, &rows)?)
+    Ok(report::finish(args.json.as_deref(), &facts, &rows)?)
 }
 
 fn has_valgrind() -> bool {

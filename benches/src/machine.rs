@@ -33,7 +33,7 @@ impl Facts {
             ),
             cpu_model: cpu_model().unwrap_or_else(|| "unknown".to_owned()),
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
-            load_average: fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned(),
+            load_average: load_average(),
             command: env::args().collect::<Vec<_>>().join(" "),
             date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             ours: cfg!(feature = "ours"),
@@ -44,6 +44,12 @@ impl Facts {
         println!("{} · {} · {} CPUs · load {}", self.kernel, self.cpu_model, self.cpus, self.load_average);
         println!("{} · {}", self.date, self.command);
     }
+}
+
+/// Runnable tasks, averaged over 1, 5 and 15 minutes: others' load is the first reason to doubt a figure.
+pub(crate) fn load_average() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
 }
 
 fn cpu_model() -> Option<String> {

@@ -78,7 +78,7 @@ pub(crate) fn run(args: &MemoryArgs) -> Result<()> {
         rows.push(measure(args, &server).map_err(|error| format!("{}: {error}", server.name()))?);
     }
     print(&rows);
-    Ok(report::write_json(args.json.as_deref(), &facts, &rows)?)
+    Ok(report::finish(args.json.as_deref(), &facts, &rows)?)
 }
 
 fn measure(args: &MemoryArgs, server: &Server) -> Result<Row> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::machine::Facts;
+use crate::machine::{Facts, load_average};
 use crate::statistics::Summary;
 
 /// What a row says when the library's own rows were not built in.
@@ -78,14 +78,17 @@ pub(crate) fn figure(value: f64) -> String {
 #[derive(Serialize)]
 struct Report<'a, R: Serialize> {
     machine: &'a Facts,
+    load_average_at_the_end: String,
     results: &'a R,
 }
 
-/// Writes `results` with the machine's facts to `path`, when there is one.
-pub(crate) fn write_json(path: Option<&Path>, machine: &Facts, results: &impl Serialize) -> io::Result<()> {
+/// Ends a run: tells the load it ends under, and writes `results` with the machine's facts to `path`.
+pub(crate) fn finish(path: Option<&Path>, machine: &Facts, results: &impl Serialize) -> io::Result<()> {
+    let load_average_at_the_end = load_average();
+    println!("load at the end: {load_average_at_the_end}");
     let Some(path) = path else { return Ok(()) };
     let mut file = BufWriter::new(File::create(path)?);
-    serde_json::to_writer_pretty(&mut file, &Report { machine, results })?;
+    serde_json::to_writer_pretty(&mut file, &Report { machine, load_average_at_the_end, results })?;
     writeln!(file)?;
     file.flush()?;
     println!("written: {}", path.display());

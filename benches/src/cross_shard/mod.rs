@@ -247,7 +247,7 @@ pub(crate) fn run(args: &CrossShardArgs) -> Result<()> {
             results.extend(measured);
         }
     }
-    Ok(report::write_json(args.json.as_deref(), &facts, &results)?)
+    Ok(report::finish(args.json.as_deref(), &facts, &results)?)
 }
 
 fn rows(args: &CrossShardArgs, mode: Mode, in_flight: usize) -> Vec<Row> {
@@ -389,3 +389,31 @@ fn calls_in(table: &str) -> BTreeMap<String, u64> {
 }
 
 const TRIPS_PER_CLOCK_READ: u64 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_call_but_the_total_is_read_from_a_table_of_strace() {
+        let table = "    calls syscall\n--------- ----------------\n       12 read\n        3 epoll_wait\n--------- ---\n       15 total\n";
+        let expected = BTreeMap::from([("read".to_owned(), 12), ("epoll_wait".to_owned(), 3)]);
+        assert_eq!(calls_in(table), expected);
+    }
+
+    #[test]
+    fn every_trip_asked_for_comes_back_in_both_raw_rows() {
+        let load = |in_flight, poll_us| Load {
+            in_flight,
+            slice: Duration::from_millis(20),
+            poll: Duration::from_micros(poll_us),
+            origin_cpu: 0,
+            target_cpu: 0, // one CPU: the machine may have no more
+        };
+        for (in_flight, poll_us) in [(1, 0), (1, 50), (64, 0), (64, 50)] {
+            let sample = raw::queues(load(in_flight, poll_us)).unwrap();
+            assert!(sample.trips >= in_flight as u64);
+        }
+        assert!(raw::eventfds(load(1, 0)).unwrap().trips > 0);
+    }
+}

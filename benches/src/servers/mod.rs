@@ -84,9 +84,11 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<()> {
         control::obey()?;
     }
     match args.implementation {
-        Implementation::RawEpoll | Implementation::RawEpoll2 => raw_epoll::serve(args.port)?,
-        Implementation::RawMio => raw_mio::serve(args.port)?,
-        Implementation::Tokio => tokio::serve(args.port, args.buffer_bytes)?,
+        Implementation::RawEpoll | Implementation::RawEpoll2 => {
+            raw_epoll::serve(listen_on_loopback(args.port)?)?
+        }
+        Implementation::RawMio => raw_mio::serve(listen_on_loopback(args.port)?)?,
+        Implementation::Tokio => tokio::serve(listen_on_loopback(args.port)?, args.buffer_bytes)?,
         #[cfg(feature = "ours")]
         Implementation::ShardwiseProtocol => shardwise::serve_protocol(args.port, args.shards)?,
         #[cfg(feature = "ours")]
@@ -127,3 +129,48 @@ const READ_BUFFER_BYTES: usize = 64 * 1024;
 /// Accepts per turn.
 const ACCEPTS_PER_TURN: usize = 64;
 const EVENTS_PER_WAIT: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpStream};
+    use std::thread;
+
+    /// Eight megabytes written before the first is read back: far more than the kernel's buffers hold.
+    fn echoes_what_the_kernel_refuses_at_first(serve: fn(TcpListener) -> io::Result<()>) {
+        let listener = listen_on_loopback(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        // Servers never return: this thread ends with the test process.
+        thread::spawn(move || serve(listener).unwrap());
+        let mut reading = TcpStream::connect(address).unwrap();
+        let mut writing = reading.try_clone().unwrap();
+        let seed = fastrand::u64(..);
+        let mut random = fastrand::Rng::with_seed(seed);
+        let sent: Vec<u8> = (0..8 * 1024 * 1024).map(|_| random.u8(..)).collect();
+        let mut received = vec![0; sent.len()];
+        thread::scope(|scope| {
+            let sent = &sent;
+            scope.spawn(move || writing.write_all(sent).unwrap());
+            reading.read_exact(&mut received).unwrap();
+        });
+        assert!(sent == received, "the echo differs, seed {seed}");
+        reading.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(reading.read(&mut [0]).unwrap(), 0, "the server closes when its peer has finished");
+    }
+
+    #[test]
+    fn raw_epoll_keeps_and_sends_what_the_kernel_refuses_at_first() {
+        echoes_what_the_kernel_refuses_at_first(raw_epoll::serve);
+    }
+
+    #[test]
+    fn raw_mio_keeps_and_sends_what_the_kernel_refuses_at_first() {
+        echoes_what_the_kernel_refuses_at_first(raw_mio::serve);
+    }
+
+    #[test]
+    fn tokio_sends_all_too() {
+        echoes_what_the_kernel_refuses_at_first(|listener| tokio::serve(listener, 16 * 1024));
+    }
+}

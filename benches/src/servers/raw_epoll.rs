@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send, sockopt};
 use slab::Slab;
 
-use super::{ACCEPTS_PER_TURN, EVENTS_PER_WAIT, READ_BUFFER_BYTES, READS_PER_TURN, listen_on_loopback};
+use super::{ACCEPTS_PER_TURN, EVENTS_PER_WAIT, READ_BUFFER_BYTES, READS_PER_TURN};
 
 struct Connection {
     socket: OwnedFd,
@@ -23,8 +23,7 @@ enum Verdict {
     Close,
 }
 
-pub(super) fn serve(port: u16) -> io::Result<()> {
-    let listener = listen_on_loopback(port)?;
+pub(super) fn serve(listener: TcpListener) -> io::Result<()> {
     let epoll = epoll::create(CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
     let mut connections: Slab<Connection> = Slab::new();

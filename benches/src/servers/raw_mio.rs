@@ -8,7 +8,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
-use super::{ACCEPTS_PER_TURN, EVENTS_PER_WAIT, READ_BUFFER_BYTES, READS_PER_TURN, listen_on_loopback};
+use super::{ACCEPTS_PER_TURN, EVENTS_PER_WAIT, READ_BUFFER_BYTES, READS_PER_TURN};
 
 struct Connection {
     socket: TcpStream,
@@ -24,8 +24,8 @@ enum Verdict {
     Close,
 }
 
-pub(super) fn serve(port: u16) -> io::Result<()> {
-    let mut listener = TcpListener::from_std(listen_on_loopback(port)?);
+pub(super) fn serve(listener: std::net::TcpListener) -> io::Result<()> {
+    let mut listener = TcpListener::from_std(listener);
     let mut poll = Poll::new()?;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
     let mut server = Server {

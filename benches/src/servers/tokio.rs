@@ -5,11 +5,9 @@ use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::listen_on_loopback;
-
-pub(super) fn serve(port: u16, buffer_bytes: usize) -> io::Result<()> {
+pub(super) fn serve(listener: std::net::TcpListener, buffer_bytes: usize) -> io::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_io().build()?.block_on(async {
-        let listener = TcpListener::from_std(listen_on_loopback(port)?)?;
+        let listener = TcpListener::from_std(listener)?;
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;

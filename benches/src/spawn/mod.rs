@@ -114,7 +114,7 @@ pub(crate) fn run(args: &SpawnArgs) -> Result<()> {
         })
         .collect();
     print(&results);
-    Ok(report::write_json(args.json.as_deref(), &facts, &results)?)
+    Ok(report::finish(args.json.as_deref(), &facts, &results)?)
 }
 
 fn print(results: &[Measured]) {
