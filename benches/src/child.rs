@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::servers::{Implementation, control};
 use crate::{Result, machine};
@@ -72,6 +73,7 @@ impl Server {
                 shell
             }
         };
+        place_on(&mut command, options.cpu);
         let mut process = Process::spawn(&mut command)?;
         wait_until_accepting(port, &mut process).map_err(|error| format!("{}: {error}", self.name()))?;
         Ok(RunningServer { process, port })
@@ -100,6 +102,16 @@ fn own_command(
         command.arg("--count-allocations");
     }
     Ok(command)
+}
+
+/// Has the child start on `cpu`, whatever this process is pinned to; it may choose others itself.
+fn place_on(command: &mut Command, cpu: usize) {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu);
+    // SAFETY: runs between fork and exec and makes one system call: no allocation, no lock.
+    unsafe {
+        command.pre_exec(move || Ok(sched_setaffinity(None, &cpus)?));
+    }
 }
 
 /// A server that accepts connections. Dropping it ends the process.

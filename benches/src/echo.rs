@@ -20,7 +20,7 @@ pub(crate) struct EchoArgs {
     /// CONNECTIONSxBYTES, pipelinedDEPTH or connect.
     #[arg(long, value_delimiter = ',', default_values = ["64x64", "1000x64", "64x16384", "pipelined16", "connect"])]
     workloads: Vec<String>,
-    #[arg(long, default_value_t = 24)]
+    #[arg(long, value_parser = crate::positive, default_value_t = 24)]
     rounds: usize,
     #[arg(long, default_value_t = 250)]
     slice_ms: u64,

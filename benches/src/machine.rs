@@ -64,7 +64,8 @@ pub(crate) fn pin(cpus: &[usize]) -> io::Result<()> {
     for &cpu in cpus {
         set.set(cpu);
     }
-    Ok(sched_setaffinity(None, &set)?)
+    sched_setaffinity(None, &set)
+        .map_err(|error| io::Error::other(format!("pinning to CPUs {cpus:?}: {error}")))
 }
 
 /// Raises the soft limit on open descriptors to the hard one and returns it.

@@ -23,6 +23,15 @@ use clap::{Parser, Subcommand};
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
+/// Parses a number that makes sense only from one up.
+fn positive(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 #[global_allocator]
 static ALLOCATOR: allocation::Counting = allocation::Counting;
 

@@ -18,7 +18,7 @@ use crate::servers::Implementation;
 
 #[derive(Args)]
 pub(crate) struct MemoryArgs {
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, value_parser = crate::positive, default_value_t = 10_000)]
     connections: usize,
     /// Opened and used before the base line is drawn, and kept open.
     #[arg(long, default_value_t = 200)]

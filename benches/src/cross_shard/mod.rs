@@ -23,13 +23,13 @@ use crate::{Result, machine::process_cpu_time};
 
 #[derive(Args)]
 pub(crate) struct CrossShardArgs {
-    #[arg(long, value_delimiter = ',', default_values = ["1", "64", "1024"])]
+    #[arg(long, value_parser = crate::positive, value_delimiter = ',', default_values = ["1", "64", "1024"])]
     in_flight: Vec<usize>,
     #[arg(long, value_delimiter = ',', default_values = ["asleep", "polling"])]
     modes: Vec<Mode>,
     #[arg(long, value_delimiter = ',')]
     rows: Vec<Row>,
-    #[arg(long, default_value_t = 24)]
+    #[arg(long, value_parser = crate::positive, default_value_t = 24)]
     rounds: usize,
     #[arg(long, default_value_t = 150)]
     slice_ms: u64,

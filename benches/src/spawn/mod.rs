@@ -18,9 +18,9 @@ use crate::statistics::Summary;
 #[derive(Args)]
 pub(crate) struct SpawnArgs {
     /// Tasks per slice, one after the other.
-    #[arg(long, default_value_t = 200_000)]
+    #[arg(long, value_parser = crate::positive, default_value_t = 200_000)]
     tasks: usize,
-    #[arg(long, default_value_t = 24)]
+    #[arg(long, value_parser = crate::positive, default_value_t = 24)]
     rounds: usize,
     #[arg(long, default_value_t = 0)]
     cpu: usize,

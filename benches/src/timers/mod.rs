@@ -21,9 +21,9 @@ use crate::statistics::Summary;
 
 #[derive(Args)]
 pub(crate) struct TimersArgs {
-    #[arg(long, default_value_t = 1_000_000)]
+    #[arg(long, value_parser = crate::positive, default_value_t = 1_000_000)]
     timers: usize,
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, value_parser = crate::positive, default_value_t = 3)]
     rounds: usize,
     /// All are scheduled this long before the first is due. Too short is an error, not a wrong figure.
     #[arg(long, default_value_t = 3000)]
