@@ -65,6 +65,8 @@ enum Row {
     RawEventfd,
     /// crossbeam ArrayQueues of plain words, a state byte, an eventfd.
     RawQueue,
+    /// The same, but every word is a turn of its own: asks after each whether the other side sleeps.
+    RawQueueEach,
     /// Unbounded mpsc with a oneshot for the reply, between two current_thread runtimes.
     Tokio,
     /// The same, asked by a plain thread that blocks.
@@ -94,6 +96,7 @@ impl Row {
             // tokio has no polling: its one way is shown beside both, but for the spinning caller.
             Row::TokioThread => mode == Mode::Asleep && in_flight == 1,
             Row::ShardwiseThread => in_flight == 1,
+            Row::RawQueueEach => in_flight > 1,
             Row::RawQueue | Row::Tokio | Row::ShardwisePost | Row::ShardwiseCall => true,
         }
     }
@@ -101,7 +104,8 @@ impl Row {
     fn measure(self, load: Load) -> Result<Sample> {
         match self {
             Row::RawEventfd => raw::eventfds(load),
-            Row::RawQueue => raw::queues(load),
+            Row::RawQueue => raw::queues(load, load.in_flight),
+            Row::RawQueueEach => raw::queues(load, 1),
             Row::Tokio => tokio::between_runtimes(load),
             Row::TokioThread => tokio::from_thread(load),
             #[cfg(feature = "ours")]
@@ -411,8 +415,10 @@ mod tests {
             target_cpu: 0, // one CPU: the machine may have no more
         };
         for (in_flight, poll_us) in [(1, 0), (1, 50), (64, 0), (64, 50)] {
-            let sample = raw::queues(load(in_flight, poll_us)).unwrap();
-            assert!(sample.trips >= in_flight as u64);
+            for words_per_turn in [1, in_flight] {
+                let sample = raw::queues(load(in_flight, poll_us), words_per_turn).unwrap();
+                assert!(sample.trips >= in_flight as u64);
+            }
         }
         assert!(raw::eventfds(load(1, 0)).unwrap().trips > 0);
     }

@@ -81,17 +81,18 @@ fn hear(bell: &OwnedFd) {
     while read(bell, &mut count) == Err(Errno::INTR) {}
 }
 
-pub(super) fn queues(load: Load) -> Result<Sample> {
+/// Takes up to `words_per_turn` words before it wakes the other side: all that are in flight, or just one.
+pub(super) fn queues(load: Load, words_per_turn: usize) -> Result<Sample> {
     let capacity = load.in_flight + 1; // and the word that stops
     let origin = Arc::new(Inbox::new(capacity)?);
     let target = Arc::new(Inbox::new(capacity)?);
     let answering = thread::spawn({
         let (origin, target) = (Arc::clone(&origin), Arc::clone(&target));
-        move || answer_words(load, &origin, &target)
+        move || answer_words(load, words_per_turn, &origin, &target)
     });
     let asking = thread::spawn(move || {
         machine::pin(&[load.origin_cpu])?;
-        let sample = load.measure(|slice| Ok(ask_words(load, slice, &origin, &target)));
+        let sample = load.measure(|slice| Ok(ask_words(load, words_per_turn, slice, &origin, &target)));
         target.push(STOP);
         target.wake();
         sample
@@ -101,7 +102,7 @@ pub(super) fn queues(load: Load) -> Result<Sample> {
     sample
 }
 
-fn ask_words(load: Load, slice: Duration, origin: &Inbox, target: &Inbox) -> Burst {
+fn ask_words(load: Load, words_per_turn: usize, slice: Duration, origin: &Inbox, target: &Inbox) -> Burst {
     let mut counter = Counter::start(load.in_flight, slice);
     for word in 0..load.in_flight as u64 {
         target.push(word);
@@ -111,7 +112,7 @@ fn ask_words(load: Load, slice: Duration, origin: &Inbox, target: &Inbox) -> Bur
     while in_flight > 0 {
         let mut asked = false;
         // Bounded: with both sides busy the queue may never run dry, and a turn must end to wake the other.
-        for _ in 0..load.in_flight {
+        for _ in 0..words_per_turn {
             let Some(word) = origin.words.pop() else { break };
             if counter.trip() {
                 target.push(word);
@@ -130,11 +131,11 @@ fn ask_words(load: Load, slice: Duration, origin: &Inbox, target: &Inbox) -> Bur
     counter.finish()
 }
 
-fn answer_words(load: Load, origin: &Inbox, target: &Inbox) -> io::Result<()> {
+fn answer_words(load: Load, words_per_turn: usize, origin: &Inbox, target: &Inbox) -> io::Result<()> {
     machine::pin(&[load.target_cpu])?;
     loop {
         let mut answered = false;
-        for _ in 0..load.in_flight {
+        for _ in 0..words_per_turn {
             match target.words.pop() {
                 Some(STOP) => return Ok(()),
                 Some(word) => origin.push(word ^ 1),

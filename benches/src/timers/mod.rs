@@ -26,7 +26,7 @@ pub(crate) struct TimersArgs {
     #[arg(long, value_parser = crate::positive, default_value_t = 3)]
     rounds: usize,
     /// All are scheduled this long before the first is due. Too short is an error, not a wrong figure.
-    #[arg(long, default_value_t = 3000)]
+    #[arg(long, default_value_t = 8000)]
     lead_ms: u64,
     #[arg(long, value_delimiter = ',')]
     rows: Vec<Row>,
