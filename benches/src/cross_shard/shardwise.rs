@@ -8,14 +8,16 @@ use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
-use ::shardwise::{Handle, Running, Runtime, Shard, ShardId};
+use ::shardwise::{Config, Handle, Running, Runtime, Shard, ShardId};
 
 use super::{Burst, Counter, Load, Sample};
 use crate::{Result, machine};
 
 /// Shards on the CPUs the calling thread may use, in ascending order.
 fn start(shards: usize, load: Load) -> Result<Running> {
-    let runtime = Runtime::new().shards(shards).poll_before_park(load.poll);
+    let mut config = Config::default();
+    config.poll_before_park = load.poll;
+    let runtime = Runtime::new().shards(shards).config(config);
     Ok(runtime.start(async |_: Shard| Ok(()))?)
 }
 
