@@ -654,12 +654,16 @@ impl Home {
     }
 }
 
-/// Drops what a panic carried. Its destructor may panic again, with a payload that is better leaked.
+/// Drops what a panic carried. Its destructor may panic again, and what that carries too: given up after a few.
 #[cold]
-pub(super) fn drop_payload(payload: Box<dyn Any + Send>) {
-    if let Err(second) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        mem::forget(second);
+pub(super) fn drop_payload(mut payload: Box<dyn Any + Send>) {
+    for _ in 0..8 {
+        match panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            Ok(()) => return,
+            Err(next) => payload = next,
+        }
     }
+    mem::forget(payload);
 }
 
 /// Catches the next task to become ready; what is caught is queued if `wake` panics.
