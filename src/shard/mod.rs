@@ -1,1 +1,3 @@
 //! What.
+
+pub(crate) mod placement;
