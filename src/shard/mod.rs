@@ -68,8 +68,11 @@ pub(crate) struct Inner {
     pub(crate) attempts: Attempts,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
-    /// That connection.
-    pub(crate) active: Cell<Option<Token>>,
+    /// How much may be staged without a further look at that connection; 0 when it may not be written to, or has output
+    /// already.
+    pub(crate) staged_room: Cell<usize>,
+    /// That connection, or nobody.
+    pub(crate) active: Cell<Token>,
     /// Whether its input has run dry: it was closed or paused in its own callback.
     pub(crate) dry: Cell<bool>,
     /// Connections written to, or closed, outside their own event.
@@ -168,7 +171,8 @@ impl Shard {
             listeners: Listeners::default(),
             attempts: Attempts::default(),
             staged: RefCell::default(),
-            active: Cell::new(None),
+            staged_room: Cell::new(0),
+            active: Cell::new(Token::NOBODY),
             dry: Cell::new(false),
             unsettled: RefCell::default(),
             resumed: RefCell::default(),

@@ -119,6 +119,11 @@ impl StreamCore {
         }
     }
 
+    /// Keeps bytes that nobody is to be shown yet.
+    pub(crate) fn keep(&self, bytes: &[u8]) {
+        self.state.borrow_mut().queued.extend_from_slice(bytes);
+    }
+
     pub(crate) fn on_finished(&self, shard: &Shard) {
         self.finish(shard);
     }
@@ -356,7 +361,7 @@ impl TcpStream {
         let buffered = self.transport.buffered();
         if buffered > marks.high_bytes {
             self.core.check_broken()?;
-            self.core.keep(|state| &mut state.writer, context);
+            self.core.keep_waker(|state| &mut state.writer, context);
             inner.mark_unsettled(self.transport.token());
             return Poll::Pending;
         }
@@ -383,7 +388,7 @@ impl TcpStream {
             if self.transport.buffered() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            self.core.keep(|state| &mut state.flusher, context);
+            self.core.keep_waker(|state| &mut state.flusher, context);
             self.transport.shard().inner.mark_unsettled(self.transport.token());
             Poll::Pending
         })
@@ -455,7 +460,7 @@ impl TcpStream {
     /// Dropping the future before it is ready closes the connection.
     pub async fn detach(self) -> io::Result<DetachedTcpStream> {
         // A shard's own callback may be the one that detaches: what it staged goes first.
-        while self.transport.shard().inner.active.get() == Some(self.transport.token())
+        while self.transport.shard().inner.active.get() == self.transport.token()
             && !self.transport.shard().inner.staged.borrow().is_empty()
         {
             crate::tasks::yield_now().await;
@@ -514,7 +519,7 @@ impl StreamCore {
         if matches!(self.state.borrow().end, End::Finished) {
             return Poll::Ready(Ok(()));
         }
-        self.keep(|state| &mut state.reader, context);
+        self.keep_waker(|state| &mut state.reader, context);
         Poll::Pending
     }
 
@@ -527,7 +532,7 @@ impl StreamCore {
 
     /// Remembers whom to wake. The waker it replaces may run foreign code when it is dropped, so that happens outside
     /// of the borrow.
-    fn keep(&self, place: impl Fn(&mut StreamState) -> &mut Option<Waker>, context: &Context<'_>) {
+    fn keep_waker(&self, place: impl Fn(&mut StreamState) -> &mut Option<Waker>, context: &Context<'_>) {
         let mut state = self.state.borrow_mut();
         let kept = place(&mut state);
         if kept.as_ref().is_some_and(|kept| kept.will_wake(context.waker())) {
