@@ -50,13 +50,7 @@ pub(crate) struct MioDriver {
     waker: Arc<MioWaker>,
     sources: Registry<Source>,
     listener_count: usize,
-    /// What has news. Copied out of `events`, whose iterator cannot be resumed.
-    ready: Vec<News>,
-    /// The first of `ready` that is not served yet, and how often it was read or accepted from in this turn.
-    head: usize,
-    served: usize,
-    /// What stopped on its budget: news of the next turn.
-    carried: Vec<Token>,
+    turn: Turn,
     /// What `accept_queue` took, and `next` has not told yet.
     accepted: VecDeque<Event>,
     shortage: Shortage,
@@ -82,10 +76,12 @@ impl MioDriver {
             waker,
             sources: Registry::new(),
             listener_count: 0,
-            ready: Vec::with_capacity(config.events_per_wait),
-            head: 0,
-            served: 0,
-            carried: Vec::new(),
+            turn: Turn {
+                ready: Vec::with_capacity(config.events_per_wait),
+                head: 0,
+                served: 0,
+                carried: Vec::new(),
+            },
             accepted: VecDeque::new(),
             shortage: Shortage::none(),
             pool: LeasePool::new(config.read_buffer_bytes),
@@ -117,14 +113,6 @@ impl MioDriver {
     }
 
     #[inline]
-    fn connection_mut(&mut self, token: Token) -> io::Result<&mut Connection> {
-        match self.sources.get_mut(token) {
-            Some(Source::Connection(connection)) => Ok(connection),
-            _ => Err(not_connected()),
-        }
-    }
-
-    #[inline]
     fn connected_mut(&mut self, token: Token) -> io::Result<&mut Connection> {
         match self.sources.get_mut(token) {
             Some(Source::Connection(connection)) if connection.phase != Phase::Connecting => Ok(connection),
@@ -139,107 +127,6 @@ impl MioDriver {
         }
     }
 
-    /// Done, for this turn, with what is at the head.
-    #[inline]
-    fn pass_head(&mut self) {
-        self.head += 1;
-        self.served = 0;
-    }
-
-    /// Serves the connection at the head once. It stays there if it may have more to tell in this turn.
-    #[inline]
-    fn serve_connection(&mut self, token: Token, readiness: Readiness) -> Option<Event> {
-        let Ok(connection) = self.connection_mut(token) else { return None };
-        connection.note(readiness);
-        if connection.phase == Phase::Connecting {
-            match connect_outcome(&connection.socket) {
-                None => {
-                    self.pass_head();
-                    return None;
-                }
-                Some(Ok(())) => {
-                    connection.phase = Phase::Open;
-                    return Some(Event::Connected { token });
-                }
-                Some(Err(error)) => {
-                    connection.phase = Phase::Failed;
-                    self.pass_head();
-                    return Some(Event::Failed { token, error });
-                }
-            }
-        }
-        if connection.blocked && readiness.has(Readiness::WRITABLE) && connection.phase != Phase::Failed {
-            connection.blocked = false;
-            return Some(Event::Sent { token });
-        }
-        let reads = connection.receiving && connection.phase == Phase::Open;
-        if connection.errored && !reads && connection.phase != Phase::Failed {
-            // Nobody reads, who would meet the error behind the last byte: ask for it.
-            connection.errored = false;
-            if let Some(error) = stored_error(&connection.socket) {
-                connection.phase = Phase::Failed;
-                self.pass_head();
-                return Some(Event::Failed { token, error });
-            }
-        }
-        // What is carried already has had its share of this turn.
-        if reads && connection.unread && !connection.carried {
-            return self.read(token);
-        }
-        self.pass_head();
-        None
-    }
-
-    /// One read from the connection at the head, which is open and has something, or may have.
-    #[inline]
-    fn read(&mut self, token: Token) -> Option<Event> {
-        let Some(Source::Connection(connection)) = self.sources.get_mut(token) else { return None };
-        if self.served == READS_PER_TURN {
-            // Bounded: a fast sender would otherwise keep this loop for itself.
-            connection.carried = true;
-            self.carried.push(token);
-            self.pass_head();
-            return None;
-        }
-        self.served += 1;
-        let mut buffer = self.pool.take();
-        match connection.socket.recv(&mut buffer) {
-            Ok(0) => {
-                connection.phase = Phase::PeerFinished;
-                connection.unread = false;
-                self.pool.give_back(buffer);
-                Some(Event::PeerFinished { token })
-            }
-            Ok(received_bytes) => {
-                connection.doubtful = false;
-                if received_bytes < buffer.len() && !connection.to_the_end {
-                    connection.unread = false;
-                    self.pass_head();
-                }
-                Some(Event::Received { token, bytes: self.pool.lend(buffer, received_bytes) })
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if connection.doubtful {
-                    connection.doubtful = false;
-                    connection.carried = true;
-                    self.carried.push(token);
-                } else {
-                    connection.unread = false;
-                    connection.to_the_end = false;
-                }
-                self.pool.give_back(buffer);
-                self.pass_head();
-                None
-            }
-            Err(error) => {
-                connection.phase = Phase::Failed;
-                self.pool.give_back(buffer);
-                self.pass_head();
-                Some(Event::Failed { token, error })
-            }
-        }
-    }
-
     /// Accepts one connection from the listener at the head. It stays there while it may have more for this turn.
     fn serve_listener(&mut self, token: Token, readiness: Readiness) -> Option<Event> {
         let short_of_descriptors = self.shortage.lasts_at(self.now);
@@ -248,39 +135,39 @@ impl MioDriver {
             listener.unread = true;
         }
         if !listener.accepting || !listener.unread || listener.carried || listener.paused {
-            self.pass_head();
+            self.turn.pass_head();
             return None;
         }
         if short_of_descriptors {
             listener.paused = true;
             self.shortage.listeners.push(token);
-            self.pass_head();
+            self.turn.pass_head();
             return None;
         }
         // Bounded: in a reconnect storm endless accepting starves open connections until they time out and
         // reconnect too, which feeds the storm.
-        while self.served < self.listener_mut(token).ok()?.accepts_per_turn {
-            self.served += 1;
+        while self.turn.served < self.listener_mut(token).ok()?.accepts_per_turn {
+            self.turn.served += 1;
             match self.accept_one(token) {
                 Accept::One(event) => return Some(event),
                 Accept::Again => {}
                 Accept::Nothing => {
-                    self.pass_head();
+                    self.turn.pass_head();
                     return None;
                 }
                 Accept::Ended(event) => {
-                    self.pass_head();
+                    self.turn.pass_head();
                     return Some(event);
                 }
                 Accept::Paused(report) => {
-                    self.pass_head();
+                    self.turn.pass_head();
                     return report;
                 }
             }
         }
         self.listener_mut(token).ok()?.carried = true;
-        self.carried.push(token);
-        self.pass_head();
+        self.turn.carried.push(token);
+        self.turn.pass_head();
         None
     }
 
@@ -334,7 +221,7 @@ impl MioDriver {
         while let Some(token) = self.shortage.listeners.pop() {
             if let Ok(listener) = self.listener_mut(token) {
                 listener.paused = false;
-                self.ready.push(News { token, readiness: Readiness::NONE });
+                self.turn.ready.push(News { token, readiness: Readiness::NONE });
             }
         }
     }
@@ -390,7 +277,7 @@ impl Driver for MioDriver {
         listener.accepting = on;
         if on && listener.unread && !listener.carried && !listener.paused {
             listener.carried = true;
-            self.carried.push(token);
+            self.turn.carried.push(token);
         }
     }
 
@@ -460,15 +347,14 @@ impl Driver for MioDriver {
     }
 
     fn receive(&mut self, token: Token, on: bool) {
-        let Ok(connection) = self.connection_mut(token) else { return };
+        let Some(Source::Connection(connection)) = self.sources.get_mut(token) else { return };
         connection.receiving = on;
         // The edges came while nobody looked, and will not come again. A connection that has just been registered has none yet:
         // its first edge is still to come.
         let has_news = if on { connection.unread } else { connection.errored };
         let can_tell = connection.phase == Phase::Open && !connection.carried;
         if has_news && can_tell {
-            connection.carried = true;
-            self.carried.push(token);
+            connection.carry(token, &mut self.turn);
         }
     }
 
@@ -557,8 +443,7 @@ impl Driver for MioDriver {
         };
         let has_more = connection.unread && connection.receiving && !connection.carried;
         if has_more && connection.phase == Phase::Open {
-            connection.carried = true;
-            self.carried.push(token);
+            connection.carry(token, &mut self.turn);
         }
         self.pool.give_back(buffer);
         result
@@ -583,20 +468,18 @@ impl Driver for MioDriver {
     /// A sleep is rounded up to whole milliseconds. It may end early, without news, to look whether descriptors
     /// are to be had again.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.ready.drain(..self.head);
-        self.head = 0;
-        self.served = 0;
+        self.turn.begin();
         // A shard that serves less than what comes still has all of the last batch: more would only pile up.
-        let may_poll = self.ready.len() < self.events.capacity();
-        for token in self.carried.drain(..) {
+        let may_poll = self.turn.ready.len() < self.events.capacity();
+        for token in self.turn.carried.drain(..) {
             match self.sources.get_mut(token) {
                 Some(Source::Connection(connection)) => connection.carried = false,
                 Some(Source::Listener(listener)) => listener.carried = false,
                 None => continue,
             }
-            self.ready.push(News { token, readiness: Readiness::NONE });
+            self.turn.ready.push(News { token, readiness: Readiness::NONE });
         }
-        let has_work = !self.ready.is_empty() || !self.accepted.is_empty();
+        let has_work = !self.turn.ready.is_empty() || !self.accepted.is_empty();
         let timeout = if has_work { Some(Duration::ZERO) } else { self.shortage.clamp(timeout) };
         let polled = if may_poll {
             self.poll.poll(&mut self.events, timeout)
@@ -607,7 +490,7 @@ impl Driver for MioDriver {
         for event in &self.events {
             if event.token() != WAKER {
                 let token = Token::from_bits(event.token().0 as u64);
-                self.ready.push(News { token, readiness: Readiness::of(event) });
+                self.turn.ready.push(News { token, readiness: Readiness::of(event) });
             }
         }
         self.now = Instant::now();
@@ -623,15 +506,17 @@ impl Driver for MioDriver {
         if let Some(event) = self.accepted.pop_front() {
             return Some(event);
         }
-        while let Some(news) = self.ready.get_mut(self.head) {
+        while let Some(news) = self.turn.ready.get_mut(self.turn.head) {
             let token = news.token;
-            // Taken, because an edge is told once: a connection that blocks while it is at the head waits for a new edge.
+            // Taken, since an edge is told once: a connection that blocks while it is at the head waits for a new one.
             let readiness = std::mem::replace(&mut news.readiness, Readiness::NONE);
-            let event = match self.sources.get(token) {
-                Some(Source::Connection(_)) => self.serve_connection(token, readiness),
+            let event = match self.sources.get_mut(token) {
+                Some(Source::Connection(connection)) => {
+                    connection.serve(token, readiness, &mut self.turn, &self.pool)
+                }
                 Some(Source::Listener(_)) => self.serve_listener(token, readiness),
                 None => {
-                    self.pass_head();
+                    self.turn.pass_head();
                     None
                 }
             };
@@ -752,6 +637,145 @@ impl Connection {
         if readiness.has(Readiness::ERROR) {
             self.errored = true;
         }
+    }
+
+    /// Serves this connection, which is at the head of the turn, once. It stays there while it may have more to tell
+    /// in this turn.
+    #[inline]
+    fn serve(
+        &mut self,
+        token: Token,
+        readiness: Readiness,
+        turn: &mut Turn,
+        pool: &Rc<LeasePool>,
+    ) -> Option<Event> {
+        self.note(readiness);
+        if self.phase == Phase::Connecting {
+            return self.finish_connecting(token, turn);
+        }
+        if self.blocked && readiness.has(Readiness::WRITABLE) && self.phase != Phase::Failed {
+            self.blocked = false;
+            return Some(Event::Sent { token });
+        }
+        let reads = self.receiving && self.phase == Phase::Open;
+        if self.errored && !reads && self.phase != Phase::Failed {
+            // Nobody reads, who would meet the error behind the last byte: ask for it.
+            self.errored = false;
+            if let Some(error) = stored_error(&self.socket) {
+                self.phase = Phase::Failed;
+                turn.pass_head();
+                return Some(Event::Failed { token, error });
+            }
+        }
+        // What is carried already has had its share of this turn.
+        if reads && self.unread && !self.carried {
+            return self.read(token, turn, pool);
+        }
+        turn.pass_head();
+        None
+    }
+
+    /// One read, of an open connection that has something, or may have.
+    #[inline]
+    fn read(&mut self, token: Token, turn: &mut Turn, pool: &Rc<LeasePool>) -> Option<Event> {
+        if turn.served == READS_PER_TURN {
+            // Bounded: a fast sender would otherwise keep the loop for itself.
+            self.carry(token, turn);
+            turn.pass_head();
+            return None;
+        }
+        turn.served += 1;
+        let mut buffer = pool.take();
+        match self.socket.recv(&mut buffer) {
+            Ok(0) => {
+                pool.give_back(buffer);
+                self.phase = Phase::PeerFinished;
+                self.unread = false;
+                Some(Event::PeerFinished { token })
+            }
+            Ok(received_bytes) => {
+                self.doubtful = false;
+                if received_bytes < buffer.len() && !self.to_the_end {
+                    self.unread = false;
+                    turn.pass_head();
+                }
+                Some(Event::Received { token, bytes: pool.lend(buffer, received_bytes) })
+            }
+            Err(error) => {
+                pool.give_back(buffer);
+                turn.pass_head();
+                self.after_failed_read(token, error, turn)
+            }
+        }
+    }
+
+    #[cold]
+    fn after_failed_read(&mut self, token: Token, error: io::Error, turn: &mut Turn) -> Option<Event> {
+        if error.kind() != io::ErrorKind::WouldBlock {
+            self.phase = Phase::Failed;
+            return Some(Event::Failed { token, error });
+        }
+        if self.doubtful {
+            self.doubtful = false;
+            self.carry(token, turn);
+        } else {
+            self.unread = false;
+            self.to_the_end = false;
+        }
+        None
+    }
+
+    /// Looks whether the attempt to connect has ended.
+    fn finish_connecting(&mut self, token: Token, turn: &mut Turn) -> Option<Event> {
+        match connect_outcome(&self.socket) {
+            None => {
+                turn.pass_head();
+                None
+            }
+            Some(Ok(())) => {
+                // It stays at the head: the same edge may tell of bytes or of a hang-up.
+                self.phase = Phase::Open;
+                Some(Event::Connected { token })
+            }
+            Some(Err(error)) => {
+                self.phase = Phase::Failed;
+                turn.pass_head();
+                Some(Event::Failed { token, error })
+            }
+        }
+    }
+
+    fn carry(&mut self, token: Token, turn: &mut Turn) {
+        self.carried = true;
+        turn.carried.push(token);
+    }
+}
+
+/// What this turn serves, and what the next one will.
+struct Turn {
+    /// What has news. Copied out of mio's events, whose iterator cannot be resumed.
+    ready: Vec<News>,
+    /// The first of `ready` that is not served yet.
+    head: usize,
+    /// How often the one at the head was read or accepted from in this turn.
+    served: usize,
+    /// What stopped on its budget: news of the next turn.
+    carried: Vec<Token>,
+}
+
+impl Turn {
+    /// Done, for this turn, with what is at the head.
+    #[inline]
+    fn pass_head(&mut self) {
+        self.head += 1;
+        self.served = 0;
+    }
+
+    /// Forgets what was served. What the shard had no time for stays in front.
+    fn begin(&mut self) {
+        self.ready.drain(..self.head);
+        self.head = 0;
+        self.served = 0;
     }
 }
 
@@ -1126,7 +1150,7 @@ mod tests {
         first_peer.write_all(b"1").unwrap();
         second_peer.write_all(b"2").unwrap();
         let deadline = Instant::now() + PATIENCE;
-        while bench.driver.ready.len() < 2 && Instant::now() < deadline {
+        while bench.driver.turn.ready.len() < 2 && Instant::now() < deadline {
             bench.driver.wait(Some(Duration::from_millis(50))).unwrap();
         }
         let Some(Event::Received { token, .. }) = bench.driver.next() else { panic!("both have bytes") };
