@@ -9,7 +9,8 @@
 //!   the edge came with a hang-up, an error or urgent data: then reading goes on to the end. (A read stops at the
 //!   urgent mark with more behind it.)
 //! * What stops on its budget is carried into the next turn, and the next `wait` does not sleep.
-//! * An edge whose first read finds nothing is looked at once more before it is believed.
+//! * `EAGAIN` is rare with these rules, so it is checked: if `poll(2)` disagrees, a spurious one would else wait
+//!   for an edge that never comes.
 //! * An edge for a token of an older generation is dropped: its source was closed earlier in the same batch.
 //!
 //! # Out of descriptors
@@ -196,7 +197,7 @@ impl MioDriver {
             },
         };
         let Ok(listener) = self.listener_mut(listener_token) else { return Accept::Nothing };
-        if !listener.socket.has_waiting_peer() {
+        if !listener.socket.is_readable() {
             // The kernel looks for a descriptor before it looks into the queue. Nobody waits, so nothing is wrong.
             listener.unread = false;
             return Accept::Nothing;
@@ -364,7 +365,7 @@ impl Driver for MioDriver {
         if bytes.is_empty() {
             return Ok(0);
         }
-        let sent_bytes = none_if_full(connection.socket.send(bytes))?;
+        let sent_bytes = send_by(&connection.socket, |socket| socket.send(bytes))?;
         connection.blocked = sent_bytes < bytes.len();
         Ok(sent_bytes)
     }
@@ -376,9 +377,9 @@ impl Driver for MioDriver {
             let count = output.slices(&mut slices);
             let offered = &slices[..count];
             let offered_bytes: usize = offered.iter().map(|slice| slice.len()).sum();
-            let sent_bytes = none_if_full(match offered {
-                [only] => connection.socket.send(only),
-                _ => connection.socket.send_vectored(offered),
+            let sent_bytes = send_by(&connection.socket, |socket| match offered {
+                [only] => socket.send(only),
+                _ => socket.send_vectored(offered),
             })?;
             output.advance(sent_bytes);
             connection.blocked = sent_bytes < offered_bytes;
@@ -587,8 +588,6 @@ struct Connection {
     unread: bool,
     /// A short read proves nothing now: read until FIN, error or nothing.
     to_the_end: bool,
-    /// An edge came and nothing has been read since.
-    doubtful: bool,
     /// An edge told of an error that nobody has asked for yet.
     errored: bool,
     /// A send came short: tell when there is room.
@@ -616,7 +615,6 @@ impl Connection {
             receiving: false,
             unread: false,
             to_the_end: false,
-            doubtful: false,
             errored: false,
             blocked: false,
             carried: false,
@@ -628,7 +626,6 @@ impl Connection {
     fn note(&mut self, readiness: Readiness) {
         if readiness.has(Readiness::READABLE) {
             self.unread = true;
-            self.doubtful = true;
         }
         if readiness.has(Readiness::TO_THE_END) {
             self.unread = true;
@@ -694,7 +691,6 @@ impl Connection {
                 Some(Event::PeerFinished { token })
             }
             Ok(received_bytes) => {
-                self.doubtful = false;
                 if received_bytes < buffer.len() && !self.to_the_end {
                     self.unread = false;
                     turn.pass_head();
@@ -715,8 +711,7 @@ impl Connection {
             self.phase = Phase::Failed;
             return Some(Event::Failed { token, error });
         }
-        if self.doubtful {
-            self.doubtful = false;
+        if self.socket.is_readable() {
             self.carry(token, turn);
         } else {
             self.unread = false;
@@ -918,12 +913,20 @@ fn stored_error(socket: &Socket) -> Option<io::Error> {
     }
 }
 
+/// Sends by `send`; 0 if the kernel has no room.
 #[inline]
-fn none_if_full(sent: io::Result<usize>) -> io::Result<usize> {
-    match sent {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-        sent => sent,
+fn send_by(socket: &Socket, mut send: impl FnMut(&Socket) -> io::Result<usize>) -> io::Result<usize> {
+    for _ in 0..SPURIOUS_SENDS_MAX {
+        match send(socket) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if !socket.is_writable() {
+                    break;
+                }
+            }
+            sent => return sent,
+        }
     }
+    Ok(0)
 }
 
 fn not_connected() -> io::Error {
@@ -932,6 +935,8 @@ fn not_connected() -> io::Error {
 
 /// With 64 KiB buffers: 256 KiB per connection and turn.
 const READS_PER_TURN: usize = 4;
+/// How often a kernel that has room may say that it has none.
+const SPURIOUS_SENDS_MAX: usize = 8;
 const SLICES_PER_SEND: usize = 64;
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 const RETRY_AFTER_CLOSE: Duration = Duration::from_millis(20);
