@@ -1,5 +1,5 @@
-//! Sockets: the one door to socket2. Every socket is non-blocking and closed on exec; what a socket is for, and
-//! when to call, is decided above.
+//! Sockets: the one door to socket2. Every socket is non-blocking and closed on exec; what a socket is for,
+//! and when to call, is decided above.
 
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
@@ -24,15 +24,17 @@ pub(crate) struct Socket {
 /// Which place a listening socket takes at its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ListenerRole {
-    /// The first at its address: fails with "address in use" if anybody listens there, of this process or another.
+    /// The first at its address: fails with "address in use" if anybody listens there, of this process or
+    /// another.
     First,
     /// Shares the address with a first one that has called [`Socket::share_port`].
     Joiner,
 }
 
 impl Socket {
-    /// Binds to `addr` and listens; `backlog` finished handshakes may wait, or as many as `net.core.somaxconn`
-    /// allows. An IPv6 socket takes no IPv4 connections, so that both families can be bound side by side.
+    /// Binds to `addr` and listens; `backlog` finished handshakes may wait, or as many as
+    /// `net.core.somaxconn` allows. An IPv6 socket takes no IPv4 connections, so that both families can be
+    /// bound side by side.
     ///
     /// The first member listens *without* SO_REUSEPORT: with it, a second server of the same user would join
     /// silently and take half of the connections (`socket(7)`).
@@ -56,7 +58,8 @@ impl Socket {
     }
 
     /// Turns new handshakes away: the kernel drops their first segment, and a peer that repeats it (after a
-    /// second) finds another member or a refusal once this one is closed. What is queued or half-done still arrives.
+    /// second) finds another member or a refusal once this one is closed. What is queued or half-done still
+    /// arrives.
     pub(crate) fn refuse_handshakes(&self) -> io::Result<()> {
         let program = linux::DROP_NEW_HANDSHAKES
             .map(|step| SockFilter::new(step.code, step.jump_if_true, step.jump_if_false, step.operand));
@@ -89,8 +92,8 @@ impl Socket {
         Ok((Socket { fd }, internet_addr(peer)?))
     }
 
-    /// Begins to connect to `addr`, from `bind_addr` if given. The socket becomes writable when the outcome is
-    /// known, which [`Socket::take_error`] then tells.
+    /// Begins to connect to `addr`, from `bind_addr` if given. The socket becomes writable when the outcome
+    /// is known, which [`Socket::take_error`] then tells.
     pub(crate) fn connect(addr: SocketAddr, bind_addr: Option<SocketAddr>) -> io::Result<Self> {
         let socket = socket2::Socket::new(Domain::for_address(addr), stream_type(), Some(Protocol::TCP))?;
         if let Some(bind_addr) = bind_addr {
@@ -144,8 +147,8 @@ impl Socket {
     }
 
     /// Notices a peer that vanished without a word, idle or with unanswered bytes under way, after about 90
-    /// seconds: the user timeout decides both cases, and keepalive makes an idle connection ask (`tcp(7)`). Off,
-    /// the user timeout is the system's again.
+    /// seconds: the user timeout decides both cases, and keepalive makes an idle connection ask (`tcp(7)`).
+    /// Off, the user timeout is the system's again.
     pub(crate) fn set_keepalive(&self, on: bool) -> io::Result<()> {
         let socket = SockRef::from(&self.fd);
         if on {
@@ -299,7 +302,8 @@ mod tests {
             let addr = leaving.local_addr().unwrap();
             let staying = listen(addr, ListenerRole::Joiner).unwrap();
             leaving.refuse_handshakes().unwrap();
-            // The kernel spreads them by a hash of the ports: 32 all meet one member once in two billion runs.
+            // The kernel spreads them by a hash of the ports: 32 all meet one member once in two billion
+            // runs.
             let attempts: Vec<_> = (0..32).map(|_| Socket::connect(addr, None).unwrap()).collect();
             let connected = attempts.iter().filter(|attempt| becomes(attempt, PollFlags::OUT, 5)).count();
             assert!(connected > 0 && connected < 32, "{connected} of 32 met the member that stays");
