@@ -89,7 +89,8 @@ pub(crate) struct Inner {
     /// Calls to be made once the runtime runs.
     pub(crate) when_running: RefCell<Vec<Box<dyn FnOnce(&Shard)>>>,
     pub(crate) drain_deadline: RefCell<Option<DelayedCall>>,
-    pub(crate) late_drain_planned: Cell<bool>,
+    /// Set while connections that came in late have their time to be served.
+    pub(crate) late_drain: RefCell<Option<DelayedCall>>,
     pub(crate) port_zero_calls: Cell<usize>,
     /// What the shard may do after its last turn: go on, or sleep until when.
     pub(crate) rest: Cell<Rest>,
@@ -181,7 +182,7 @@ impl Shard {
             phase: Cell::new(ShardPhase::Starting),
             when_running: RefCell::default(),
             drain_deadline: RefCell::default(),
-            late_drain_planned: Cell::new(false),
+            late_drain: RefCell::default(),
             serving: Cell::new(0),
             port_zero_calls: Cell::new(0),
             rest: Cell::new(Rest::None),
