@@ -123,22 +123,22 @@ impl Shard {
             slot.connection.input.extend_from_slice(&lease);
         } else if slot.connection.input.is_empty() {
             drop(connections);
-            self.deliver(token, &lease);
+            self.deliver(token, &lease, true);
         } else {
             let mut kept = std::mem::take(&mut slot.connection.input);
             drop(connections);
             kept.extend_from_slice(&lease);
             drop(lease);
-            self.deliver(token, &kept);
+            self.deliver(token, &kept, true);
         }
         if inner.phase.get() == ShardPhase::Draining {
             self.tell_draining_if_served(token);
         }
     }
 
-    /// Lends `bytes` to the protocol, and keeps what it leaves.
+    /// Lends `bytes` to the protocol, and keeps what it leaves. `has_new` tells whether it has seen all of them before.
     #[inline]
-    fn deliver(&self, token: Token, bytes: &[u8]) {
+    fn deliver(&self, token: Token, bytes: &[u8], has_new: bool) {
         self.with_active(token, || {
             let mut consumed = 0;
             self.invoke(token, |protocol, transport| {
@@ -147,6 +147,9 @@ impl Shard {
                 consumed = input.consumed();
                 outcome
             });
+            if consumed == 0 && !has_new {
+                self.forget_resumed(token);
+            }
             if consumed < bytes.len() {
                 self.keep_input(token, &bytes[consumed..]);
             }
@@ -474,10 +477,24 @@ impl Shard {
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
-        let waits = !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending;
+        // What the callback that runs now leaves is not kept yet, and it may not have been shown all of it.
+        let is_active = inner.active.get() == Some(token);
+        if is_active && slot.connection.may_read() {
+            inner.dry.set(false);
+        }
+        let waits = is_active
+            || !slot.connection.input.is_empty()
+            || slot.connection.read == ReadHalf::FinishPending;
         if waits && !slot.marks.resumed {
             slot.marks.resumed = true;
             inner.resumed.borrow_mut().push(token);
+        }
+    }
+
+    /// The protocol has been shown what it left, and left it again: showing it once more would go on for ever.
+    fn forget_resumed(&self, token: Token) {
+        if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token) {
+            slot.marks.resumed = false;
         }
     }
 
@@ -488,14 +505,13 @@ impl Shard {
             let kept = {
                 let mut connections = self.inner.connections.borrow_mut();
                 let Some(slot) = connections.get_mut(token) else { continue };
-                slot.marks.resumed = false;
-                if !slot.connection.may_read() {
+                if !std::mem::take(&mut slot.marks.resumed) || !slot.connection.may_read() {
                     continue;
                 }
                 std::mem::take(&mut slot.connection.input)
             };
             if !kept.is_empty() {
-                self.deliver(token, &kept);
+                self.deliver(token, &kept, false);
             }
             let finish = self.inner.connections.borrow().get(token).is_some_and(|slot| {
                 slot.connection.read == ReadHalf::FinishPending && slot.connection.may_read()

@@ -1,0 +1,47 @@
+//! Bugs that were found and fixed, each with its story. The name says what holds since then.
+
+use std::time::Duration;
+
+use shardwise::testing::on_every_driver;
+use shardwise::{Input, Protocol, Result, TcpStream, Transport};
+
+/// Answers every line with itself; what it does between two lines is the test's.
+struct Lines<F> {
+    between: F,
+}
+
+impl<F: FnMut(&Transport) + 'static> Protocol for Lines<F> {
+    fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+        while let Some(end) = input.bytes().iter().position(|byte| *byte == b'\n') {
+            transport.write(&input.bytes()[..=end])?;
+            input.consume(end + 1);
+            (self.between)(transport);
+        }
+        Ok(())
+    }
+}
+
+/// A protocol that paused and resumed within one callback was never shown the rest of its input: the pause had
+/// made the input run dry, and the resume had found nothing kept yet. The connection hung until the peer sent more.
+#[test]
+fn a_pause_that_ends_within_its_callback_loses_no_input() {
+    type Between = fn(&Transport);
+    let pauses: [Between; 2] = [
+        |transport| {
+            transport.pause_reading();
+            transport.resume_reading();
+        },
+        |transport| drop(transport.hold_reading()),
+    ];
+    on_every_driver(async move |env| {
+        for between in pauses {
+            let listener = env.shard().listen_tcp("127.0.0.1:0", move || Lines { between })?;
+            let mut client = TcpStream::connect(listener.local_addr()).await?;
+            client.write_all(b"one\ntwo\nthree\n").await?;
+            let mut answer = [0; 14];
+            env.shard().timeout(Duration::from_secs(20), client.read_exact(&mut answer)).await??;
+            assert_eq!(&answer, b"one\ntwo\nthree\n");
+        }
+        Ok(())
+    });
+}
