@@ -45,3 +45,29 @@ fn a_pause_that_ends_within_its_callback_loses_no_input() {
         Ok(())
     });
 }
+
+/// The driver gave a detached stream's slot away at once, the shard only at the end of the turn: whatever took the
+/// driver's slot in between met the old connection in the shard's.
+#[test]
+fn a_detached_stream_can_be_attached_in_the_same_turn() {
+    on_every_driver(async |env| {
+        let listener = env.shard().serve_tcp("127.0.0.1:0", async |mut stream: TcpStream| {
+            for _ in 0..10 {
+                let shard = stream.transport().shard().clone();
+                stream = stream.detach().await?.attach(&shard)?;
+            }
+            while let Some(chunk) = stream.read_chunk().await? {
+                stream.write_all(&chunk).await?;
+            }
+            Ok(())
+        })?;
+        for _ in 0..3 {
+            let mut client = TcpStream::connect(listener.local_addr()).await?;
+            client.write_all(b"hello").await?;
+            let mut answer = [0; 5];
+            env.shard().timeout(Duration::from_secs(20), client.read_exact(&mut answer)).await??;
+            assert_eq!(&answer, b"hello");
+        }
+        Ok(())
+    });
+}

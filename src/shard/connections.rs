@@ -578,10 +578,6 @@ impl Shard {
                     connections.remove(token);
                     inner.stats.open.subtract(1);
                 }
-                EndKind::Released => {
-                    connections.remove(token);
-                    inner.stats.open.subtract(1);
-                }
             }
             (handler, *reason)
         };
