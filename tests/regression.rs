@@ -71,3 +71,27 @@ fn a_detached_stream_can_be_attached_in_the_same_turn() {
         Ok(())
     });
 }
+
+/// Panics of tasks and of routed calls were counted by the parts that caught them, and reported by nobody.
+#[test]
+fn every_panic_of_application_code_is_reported() {
+    on_every_driver(async |env| {
+        let panics = || env.handle().report().iter().map(|report| report.panics).collect::<Vec<_>>();
+        assert_eq!(panics(), [0, 0]);
+        assert!(env.shard().spawn(async { panic!("a task, as the test wants it") }).await.is_err());
+        assert_eq!(panics(), [1, 0]);
+        let other = env.handle().shard_ids().nth(1).unwrap();
+        let call = env.shard().call(other, |_| panic!("a call, as the test wants it"));
+        assert!(call.await.is_err());
+        assert_eq!(panics(), [1, 1]);
+        let call = env.shard().call_async(other, async |_| panic!("an async call, as the test wants it"));
+        assert!(call.await.is_err());
+        assert_eq!(panics(), [1, 2]);
+        let posted = env.handle().call_from_thread(other, |_| panic!("a post, as the test wants it"));
+        assert!(posted.is_ok());
+        // Calls to one shard run in the order they were made.
+        env.shard().call(other, |_| ()).await?;
+        assert_eq!(panics(), [1, 3]);
+        Ok(())
+    });
+}
