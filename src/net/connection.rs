@@ -54,8 +54,6 @@ pub(crate) enum EndKind {
     Close(CloseKind),
     /// The socket waits for the peer's FIN first.
     Linger,
-    /// The socket has gone elsewhere.
-    Released,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

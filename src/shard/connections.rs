@@ -155,14 +155,15 @@ impl Shard {
         }
     }
 
-    /// Lends `bytes` to the protocol, keeps what it leaves, and sends what it wrote.
+    /// Lends `bytes` to the protocol, keeps what it leaves, and sends what it wrote. Says how much it took.
     #[inline]
-    fn deliver(&self, token: Token, mut protocol: Box<dyn Protocol>, bytes: &[u8]) {
+    fn deliver(&self, token: Token, mut protocol: Box<dyn Protocol>, bytes: &[u8]) -> usize {
         let transport = Transport::new(self.clone(), token);
         let mut input = Input::new(bytes, &self.inner.dry);
         let outcome = catch_unwind(AssertUnwindSafe(|| protocol.data_received(&transport, &mut input)));
-        let rest = &bytes[input.consumed()..];
-        self.callback_done(token, protocol, outcome, rest);
+        let consumed = input.consumed();
+        self.callback_done(token, protocol, outcome, &bytes[consumed..]);
+        consumed
     }
 
     /// Puts the protocol back, keeps what it left of its input, and settles the connection: one look at its slot for
@@ -501,10 +502,23 @@ impl Shard {
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
-        let waits = !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending;
+        // What the callback that runs now leaves is not kept yet, and it may not have been shown all of it.
+        let is_active = inner.active.get() == token;
+        if is_active && slot.connection.may_read() {
+            inner.dry.set(false);
+        }
+        let waits =
+            is_active || !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending;
         if waits && !slot.marks.resumed {
             slot.marks.resumed = true;
             inner.resumed.borrow_mut().push(token);
+        }
+    }
+
+    /// The protocol has been shown what it left, and left it again: showing it once more would go on for ever.
+    fn forget_resumed(&self, token: Token) {
+        if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token) {
+            slot.marks.resumed = false;
         }
     }
 
@@ -515,8 +529,7 @@ impl Shard {
             let kept = {
                 let mut connections = self.inner.connections.borrow_mut();
                 let Some(slot) = connections.get_mut(token) else { continue };
-                slot.marks.resumed = false;
-                if !slot.connection.may_read() {
+                if !std::mem::take(&mut slot.marks.resumed) || !slot.connection.may_read() {
                     continue;
                 }
                 std::mem::take(&mut slot.connection.input)
@@ -527,8 +540,11 @@ impl Shard {
                 if let Some(slot) = self.inner.connections.borrow().get(token) {
                     self.inner.activate(token, &slot.connection);
                 }
-                self.deliver(token, protocol, &kept);
+                let consumed = self.deliver(token, protocol, &kept);
                 self.inner.deactivate();
+                if consumed == 0 {
+                    self.forget_resumed(token);
+                }
             }
             let finish = self.inner.connections.borrow().get(token).is_some_and(|slot| {
                 slot.connection.read == ReadHalf::FinishPending && slot.connection.may_read()
@@ -592,10 +608,6 @@ impl Shard {
                 }
                 EndKind::Close(kind) => {
                     driver.close(token, kind);
-                    connections.remove(token);
-                    inner.stats.open.subtract(1);
-                }
-                EndKind::Released => {
                     connections.remove(token);
                     inner.stats.open.subtract(1);
                 }

@@ -162,6 +162,11 @@ impl Shard {
         let executor = Executor::new(Arc::new(WayHome { id, shared: Arc::downgrade(&shared) }));
         let bound = if shared.may_poll { shared.config.poll_before_park } else { Duration::ZERO };
         let stats = Arc::clone(&shared.stats[id.index()]);
+        let task_stats = Arc::clone(&stats);
+        executor.set_panic_hook(move |panic| {
+            task_stats.panics.add(1);
+            tracing::error!(shard = id.index(), panic, "a task panicked");
+        });
         let inner = Inner {
             id,
             driver: RefCell::new(driver),

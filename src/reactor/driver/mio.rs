@@ -509,7 +509,7 @@ impl Driver for MioDriver {
 
     #[inline]
     fn has_ready(&self) -> bool {
-        self.head < self.ready.len() || !self.accepted.is_empty()
+        self.turn.head < self.turn.ready.len() || !self.accepted.is_empty()
     }
 
     fn next(&mut self) -> Option<Event> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::error::{CloseReason, ConnectError};
 use crate::net::addr::ToAddr;
-use crate::net::connection::{Connection, EndKind, Phase, ReadHalf, WriteHalf};
+use crate::net::connection::{Connection, ReadHalf, WriteHalf};
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
@@ -474,9 +474,17 @@ impl TcpStream {
         let token = self.transport.token();
         let mut connections = inner.connections.borrow_mut();
         let not_connected = || io::Error::from(io::ErrorKind::NotConnected);
-        let slot = connections.get_mut(token).ok_or_else(not_connected)?;
-        if !slot.connection.is_open() || slot.connection.write != WriteHalf::Open {
+        let connection = &connections.get(token).ok_or_else(not_connected)?.connection;
+        if !connection.is_open() || connection.write != WriteHalf::Open {
             return Err(not_connected());
+        }
+        let socket = inner.driver.borrow_mut().release(token).ok_or_else(not_connected)?;
+        // Not at the end of the turn: the driver may give the token's slot to another at once.
+        let mut slot = connections.remove(token).expect("looked up above");
+        drop(connections);
+        inner.stats.open.subtract(1);
+        for key in [slot.deadline.take(), slot.guard.take()].into_iter().flatten() {
+            inner.timers.borrow_mut().cancel(key);
         }
         let unsent = slot.connection.unsent();
         let finished = slot.connection.read != ReadHalf::Open;
@@ -490,13 +498,6 @@ impl TcpStream {
         }
         unread.append(&mut slot.connection.input);
         let peer_addr = slot.connection.peer_addr;
-        slot.connection.discard_output();
-        let socket = inner.driver.borrow_mut().release(token).ok_or_else(not_connected)?;
-        slot.connection.phase = Phase::Ending(Box::new(CloseReason::HandedOff), EndKind::Released);
-        if !slot.marks.ending {
-            slot.marks.ending = true;
-            inner.ending.borrow_mut().push(token);
-        }
         Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, finished })
     }
 }
