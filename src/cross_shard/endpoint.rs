@@ -1008,9 +1008,11 @@ mod tests {
         assert!(bed.mesh.post(id(1), |_| ()).is_ok());
         assert_eq!(wakes(1), 1, "one write per sleep, whoever comes");
         bed[1].finish_sleep();
-        assert_eq!(bed.deliver(1).count, 502);
+        assert!(bed.mesh.post(id(1), |_| ()).is_ok());
+        assert_eq!(wakes(1), 1, "awake again");
+        assert_eq!(bed.deliver(1).count, 503);
         let counters = bed[1].counters();
-        assert_eq!((counters.wakes_written, counters.sleeps, counters.messages), (1, 1, 1_002));
+        assert_eq!((counters.wakes_written, counters.sleeps, counters.messages), (1, 1, 1_003));
         assert_eq!(counters.envelopes, counters.wakes_written + counters.wakes_elided);
         assert_eq!((wakes(0), wakes(2)), (0, 0));
     }
