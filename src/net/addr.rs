@@ -1,11 +1,11 @@
 //! Addresses as callers write them. Resolves no names.
 
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use crate::error::InvalidAddress;
 
 /// What [`Shard::listen_tcp`](crate::Shard::listen_tcp) and
-/// [`Shard::connect_tcp`](crate::Shard::connect_tcp) take as an address: a [`SocketAddr`], an `(IpAddr, port)`
+/// [`Shard::connect_tcp`](crate::Shard::connect_tcp) take as an address: a [`SocketAddr`], an `(host, port)`
 /// pair, or text such as `127.0.0.1:7000` and `[::1]:7000`.
 pub trait ToAddr {
     /// The address.
@@ -33,9 +33,23 @@ impl ToAddr for SocketAddrV6 {
     }
 }
 
-impl<I: Into<IpAddr> + Copy> ToAddr for (I, u16) {
+macro_rules! host_and_port {
+    ($($host:ty),*) => {$(
+        impl ToAddr for ($host, u16) {
+            fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
+                Ok(SocketAddr::new(self.0.into(), self.1))
+            }
+        }
+    )*};
+}
+
+host_and_port!(IpAddr, Ipv4Addr, Ipv6Addr, [u8; 4]);
+
+impl ToAddr for (&str, u16) {
     fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
-        Ok(SocketAddr::new(self.0.into(), self.1))
+        let (host, port) = *self;
+        let ip: IpAddr = host.parse().map_err(|_| InvalidAddress { text: format!("{host}:{port}") })?;
+        Ok(SocketAddr::new(ip, port))
     }
 }
 
@@ -60,7 +74,6 @@ impl<T: ToAddr + ?Sized> ToAddr for &T {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
 
     #[test]
     fn addresses_come_in_several_spellings() {
@@ -68,6 +81,7 @@ mod tests {
         assert_eq!("127.0.0.1:80".to_addr(), Ok(expected));
         assert_eq!((Ipv4Addr::LOCALHOST, 80).to_addr(), Ok(expected));
         assert_eq!(expected.to_addr(), Ok(expected));
+        assert_eq!(("127.0.0.1", 80).to_addr(), Ok(expected));
     }
 
     #[test]

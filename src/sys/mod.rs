@@ -2,5 +2,6 @@
 
 #[allow(unsafe_code, reason = "setsockopt with options that no library wraps")]
 pub(crate) mod linux;
+#[allow(unsafe_code, reason = "sigaction and its handler; no library restores dispositions")]
 pub(crate) mod signals;
 pub(crate) mod socket;

@@ -16,9 +16,10 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
-use async_task::{Builder, Runnable, ScheduleInfo, WithInfo};
+use async_task::{Builder, Runnable, ScheduleInfo, Task, WithInfo};
 
-use super::join::{JoinHandle, message_of};
+use super::join::{JoinHandle, PanicPayload, message_of};
+use super::output::Output;
 use super::task::{Parked, TaskFuture};
 use crate::reactor::registry::Registry;
 use crate::reactor::token::Token;
@@ -63,11 +64,12 @@ impl Executor {
             yielded: RefCell::new(VecDeque::new()),
             cancelled: RefCell::new(Vec::new()),
             tasks: RefCell::new(Registry::new()),
-            polls_on_stack: Cell::new(0),
+            live: Cell::new(0),
+            polled: Cell::new(NO_TASK),
+            condemned: Cell::new(0),
             drops_on_stack: Cell::new(0),
             catch: Cell::new(Catch::Off),
             caught: Cell::new(None),
-            finished_joiner: Cell::new(None),
             panics: Cell::new(0),
             panic_hook: RefCell::new(None),
         });
@@ -88,9 +90,9 @@ impl Executor {
         let home = self.home();
         if home.phase.get() != Phase::Open {
             home.contain(|| drop(future));
-            return JoinHandle::cancelled(Rc::clone(home));
+            return JoinHandle::new(Rc::clone(home), NO_TASK);
         }
-        let token = home.tasks.borrow_mut().insert(Entry::default());
+        let token = home.tasks.borrow_mut().insert(Entry::Finished(Outcome::Cancelled));
         let future = TaskFuture::new(Rc::clone(home), token, future);
         let builder = Builder::new().metadata(Arc::clone(&home.shared));
         // SAFETY: the schedule function is a function item: `Send`, `Sync` and `'static`; so is `F`, but for
@@ -102,12 +104,18 @@ impl Executor {
         // - in a `RemoteTask`, which does nothing but carry it until `accept` has checked that it came home;
         // - in `strays`, where it is not touched until `close` drops it at home;
         // - in the hands of `RemoteTask::drop` after `close`: dropped on any thread, but then `TaskFuture` is
-        //   `Finished` and has nothing left of `F` (see `Executor::close`; the mutex around `strays` orders
-        //   the two).
-        // The output goes to the `Task` inside `JoinHandle`, which is `!Send`.
+        //   finished and has nothing left of `F` (see `Home::close_if_asked`; the mutex around `strays`
+        //   orders the two).
+        // The output is `()`.
         let (runnable, task) = unsafe { builder.spawn_unchecked(move |_| future, WithInfo(route)) };
+        let live =
+            Entry::Live(LiveTask { task, place: Place::Queued, joiner: None, flags: LiveFlags::default() });
+        if let Some(entry) = home.tasks.borrow_mut().get_mut(token) {
+            *entry = live;
+        }
+        home.live.set(home.live.get() + 1);
         home.ready.borrow_mut().push_back(runnable);
-        JoinHandle::new(Rc::clone(home), token, task.fallible())
+        JoinHandle::new(Rc::clone(home), token)
     }
 
     /// Polls ready tasks, at most `budget_tasks` of them, and asks `stop` every few polls whether to go on.
@@ -122,6 +130,7 @@ impl Executor {
             return self.has_ready();
         }
         let _entered = home.enter();
+        // What was cancelled before its first poll is in the queue, and finds out by itself.
         home.drop_cancelled();
         {
             let mut ready = home.ready.borrow_mut();
@@ -134,7 +143,8 @@ impl Executor {
         }
         for polled in 1..=budget_tasks {
             let Some(runnable) = home.pop_ready() else { break };
-            home.poll_task(runnable);
+            // Does not unwind: `TaskFuture` contains the panics of what it holds.
+            runnable.run();
             if polled % POLLS_PER_STOP_CHECK == 0 && stop() {
                 break;
             }
@@ -180,13 +190,14 @@ impl Executor {
         let catching = Catching::start(home);
         wake();
         let Some(runnable) = catching.stop() else { return false };
-        home.poll_task(runnable);
+        // As in `run`.
+        runnable.run();
         true
     }
 
     /// Tasks that have not finished.
     pub(crate) fn live(&self) -> usize {
-        self.home().tasks.borrow().len()
+        self.home().live.get()
     }
 
     /// Panics that tasks have thrown: from polling or dropping their futures, or dropping unwanted results.
@@ -289,15 +300,19 @@ pub(super) struct Home {
     yielded: RefCell<VecDeque<TaskRunnable>>,
     /// To be dropped at the beginning of the next run.
     cancelled: RefCell<Vec<Token>>,
+    /// The live tasks, and the results nobody has taken yet.
     tasks: RefCell<Registry<Entry>>,
-    polls_on_stack: Cell<u32>,
-    /// Futures being dropped in place. Meanwhile no `Runnable` is run or dropped: one of them may be the
-    /// last reference to the very task.
+    live: Cell<usize>,
+    /// The task being polled, or `NO_TASK`. There is never more than one.
+    polled: Cell<Token>,
+    /// Futures being dropped in place. Meanwhile no `Runnable` is run or dropped: it might drop the same
+    /// future.
     drops_on_stack: Cell<u32>,
+    /// Live tasks that were cancelled, and one more when the executor closes. While it is not 0, each task is
+    /// looked at before and after its poll.
+    condemned: Cell<usize>,
     catch: Cell<Catch>,
     caught: Cell<Option<TaskRunnable>>,
-    /// Who awaits the task that has just finished; woken once async-task holds the result.
-    finished_joiner: Cell<Option<Waker>>,
     panics: Cell<u64>,
     panic_hook: RefCell<Option<PanicHook>>,
 }
@@ -336,25 +351,49 @@ enum Catch {
     Done,
 }
 
-/// A live task, as its home sees it.
-#[derive(Default)]
-struct Entry {
+/// A task, as its home sees it.
+enum Entry {
+    Live(LiveTask),
+    /// Kept for the `JoinHandle`, which exists: a detached task leaves nothing.
+    Finished(Outcome),
+}
+
+struct LiveTask {
+    /// Keeps async-task's memory, and so a parked future, where it is.
+    task: Task<(), Metadata>,
     place: Place,
     joiner: Option<Waker>,
+    flags: LiveFlags,
+}
+
+#[derive(Clone, Copy, Default)]
+struct LiveFlags {
     is_detached: bool,
     is_cancelled: bool,
 }
 
-/// Where a task's future is.
-#[derive(Default)]
+/// Where a live task's future is.
 enum Place {
-    /// Never polled: its `Runnable` is in the queue and owns it.
-    #[default]
+    /// Not parked yet: its `Runnable` is in the queue and owns it, or it is being polled for the first time.
     Queued,
-    /// Being polled or dropped, somewhere down the stack.
-    Busy,
-    /// At rest between two polls.
+    /// Where it stays until it is dropped.
     Parked(Parked),
+    /// Being dropped in place.
+    Dropping,
+}
+
+/// What has become of a task.
+pub(super) enum Outcome {
+    Returned(Output),
+    Panicked(PanicPayload),
+    Cancelled,
+}
+
+/// What [`Home::join`] finds.
+pub(super) enum Joined {
+    /// The waker is kept.
+    NotYet,
+    Ended(Outcome),
 }
 
 impl Home {
@@ -371,7 +410,7 @@ impl Home {
 
     /// Whether application code of a task is running further down the stack.
     fn is_on_stack(&self) -> bool {
-        self.polls_on_stack.get() > 0 || self.drops_on_stack.get() > 0
+        self.polled.get() != NO_TASK || self.drops_on_stack.get() > 0
     }
 
     fn pop_ready(&self) -> Option<TaskRunnable> {
@@ -380,16 +419,6 @@ impl Home {
 
     fn pop_any(&self) -> Option<TaskRunnable> {
         self.pop_ready().or_else(|| self.yielded.borrow_mut().pop_front())
-    }
-
-    fn poll_task(&self, runnable: TaskRunnable) {
-        self.polls_on_stack.set(self.polls_on_stack.get() + 1);
-        // Does not unwind: `TaskFuture` contains the panics of what it holds.
-        runnable.run();
-        self.polls_on_stack.set(self.polls_on_stack.get() - 1);
-        if let Some(joiner) = self.finished_joiner.take() {
-            self.contain(|| joiner.wake());
-        }
     }
 
     /// A task has become ready, here at home. Gives it back if nobody will ever poll it.
@@ -409,100 +438,137 @@ impl Home {
         None
     }
 
-    /// The task is about to be polled. False if its future is to be dropped instead.
+    /// The task is about to be polled.
     #[inline]
-    pub(super) fn begin_poll(&self, token: Token) -> bool {
-        let mut tasks = self.tasks.borrow_mut();
-        let entry = tasks.get_mut(token).expect("a task that holds its future is registered");
-        entry.place = Place::Busy;
-        !entry.is_cancelled && self.phase.get() == Phase::Open
+    pub(super) fn begin_poll(&self, token: Token) {
+        self.polled.set(token);
     }
 
-    /// The task was polled and rests at `parked`. False if its future is to be dropped instead.
     #[inline]
-    pub(super) fn park(&self, token: Token, parked: Parked) -> bool {
-        let mut tasks = self.tasks.borrow_mut();
-        let entry = tasks.get_mut(token).expect("a task that holds its future is registered");
-        if entry.is_cancelled || self.phase.get() != Phase::Open {
-            return false;
+    pub(super) fn end_poll(&self) {
+        self.polled.set(NO_TASK);
+    }
+
+    /// Whether the task's future is to be dropped instead of polled (again).
+    #[inline]
+    pub(super) fn is_condemned(&self, token: Token) -> bool {
+        self.condemned.get() > 0 && (self.phase.get() != Phase::Open || self.is_cancelled(token))
+    }
+
+    #[cold]
+    fn is_cancelled(&self, token: Token) -> bool {
+        matches!(self.tasks.borrow().get(token), Some(Entry::Live(live)) if live.flags.is_cancelled)
+    }
+
+    /// The task's future has been polled for the first time, and rests at `parked` between polls.
+    #[inline]
+    pub(super) fn park(&self, token: Token, parked: Parked) {
+        if let Some(Entry::Live(live)) = self.tasks.borrow_mut().get_mut(token) {
+            live.place = Place::Parked(parked);
         }
-        entry.place = Place::Parked(parked);
-        true
     }
 
-    /// The task is about to drop its future.
-    pub(super) fn begin_drop(&self, token: Token) {
-        if let Some(entry) = self.tasks.borrow_mut().get_mut(token) {
-            entry.place = Place::Busy;
-        }
-    }
-
-    /// The task has dropped its future in a poll. True if somebody wants its result, and is woken once the
-    /// result can be had.
+    /// The task has dropped its future.
     #[inline]
-    pub(super) fn finish_polled(&self, token: Token) -> bool {
-        let entry = self.tasks.borrow_mut().remove(token).expect("a task finishes once");
-        self.finished_joiner.set(entry.joiner);
-        !entry.is_detached
-    }
-
-    /// The task has dropped its future outside a poll; it has no result.
-    pub(super) fn finish_dropped(&self, token: Token) {
-        let entry = self.tasks.borrow_mut().remove(token).expect("a task finishes once");
-        if let Some(joiner) = entry.joiner {
+    pub(super) fn finish(&self, token: Token, outcome: Outcome) {
+        let (live, unwanted) = {
+            let mut tasks = self.tasks.borrow_mut();
+            let entry = tasks.get_mut(token).expect("a task finishes once");
+            let is_detached = matches!(entry, Entry::Live(live) if live.flags.is_detached);
+            let (entry, unwanted) = if is_detached {
+                (tasks.remove(token).expect("found above"), Some(outcome))
+            } else {
+                (mem::replace(entry, Entry::Finished(outcome)), None)
+            };
+            let Entry::Live(live) = entry else { unreachable!("a task finishes once") };
+            (live, unwanted)
+        };
+        self.live.set(self.live.get() - 1);
+        if live.flags.is_cancelled {
+            self.condemned.set(self.condemned.get() - 1);
+        }
+        // Dropping the handle instead would cancel and thereby schedule the task.
+        live.task.detach();
+        if let Some(joiner) = live.joiner {
             self.contain(|| joiner.wake());
         }
+        if let Some(Outcome::Returned(output)) = unwanted {
+            self.contain(|| drop(output));
+        }
     }
 
-    /// Sees to it that `waker` is woken when the task finishes. False if it has.
+    /// Takes what has become of a task, or has `waker` woken when it is known.
     #[inline]
-    pub(super) fn watch(&self, token: Token, waker: &Waker) -> bool {
+    pub(super) fn join(&self, token: Token, waker: &Waker) -> Joined {
         {
-            let tasks = self.tasks.borrow();
-            let Some(entry) = tasks.get(token) else { return false };
-            if entry.joiner.as_ref().is_some_and(|joiner| joiner.will_wake(waker)) {
-                return true;
+            let mut tasks = self.tasks.borrow_mut();
+            match tasks.get(token) {
+                None => return Joined::Ended(Outcome::Cancelled),
+                Some(Entry::Finished(_)) => {
+                    let Some(Entry::Finished(outcome)) = tasks.remove(token) else {
+                        unreachable!("found above")
+                    };
+                    return Joined::Ended(outcome);
+                }
+                Some(Entry::Live(live)) => {
+                    if live.joiner.as_ref().is_some_and(|joiner| joiner.will_wake(waker)) {
+                        return Joined::NotYet;
+                    }
+                }
             }
         }
         // Cloning and dropping a waker may run anybody's code: neither under a borrow, and looked up again.
         let joiner = waker.clone();
-        let before = match self.tasks.borrow_mut().get_mut(token) {
-            Some(entry) => entry.joiner.replace(joiner),
-            None => return false,
+        let unused = match self.tasks.borrow_mut().get_mut(token) {
+            Some(Entry::Live(live)) => live.joiner.replace(joiner),
+            _ => Some(joiner),
         };
-        drop(before);
-        true
+        // The task may have finished during the clone: then poll again.
+        if let Some(unused) = unused
+            && !self.is_live(token)
+        {
+            unused.wake();
+        }
+        Joined::NotYet
     }
 
     pub(super) fn is_live(&self, token: Token) -> bool {
-        self.tasks.borrow().contains(token)
+        matches!(self.tasks.borrow().get(token), Some(Entry::Live(_)))
     }
 
     /// Nobody waits for the task's result any more.
     pub(super) fn detach(&self, token: Token) {
-        let joiner = match self.tasks.borrow_mut().get_mut(token) {
-            Some(entry) => {
-                entry.is_detached = true;
-                entry.joiner.take()
-            }
-            None => None,
-        };
+        let joiner;
+        let finished;
+        {
+            let mut tasks = self.tasks.borrow_mut();
+            (joiner, finished) = match tasks.get_mut(token) {
+                Some(Entry::Live(live)) => {
+                    live.flags.is_detached = true;
+                    (live.joiner.take(), None)
+                }
+                Some(Entry::Finished(_)) => (None, tasks.remove(token)),
+                None => (None, None),
+            };
+        }
         drop(joiner);
+        drop(finished);
     }
 
     /// Has the task's future dropped: at the beginning of the next run, in place of its next poll, or at the
     /// end of the present one.
     pub(super) fn cancel(&self, token: Token) {
-        if let Some(entry) = self.tasks.borrow_mut().get_mut(token)
-            && !mem::replace(&mut entry.is_cancelled, true)
+        if let Some(Entry::Live(live)) = self.tasks.borrow_mut().get_mut(token)
+            && !mem::replace(&mut live.flags.is_cancelled, true)
         {
             self.cancelled.borrow_mut().push(token);
+            self.condemned.set(self.condemned.get() + 1);
         }
     }
 
     fn drop_cancelled(self: &Rc<Self>) {
         loop {
-            let Some(token) = self.cancelled.borrow_mut().pop() else { return };
+            let Some(token) = self.cancelled.borrow_mut().pop() else { break };
             self.drop_parked(token);
         }
     }
@@ -510,6 +576,7 @@ impl Home {
     fn close(self: &Rc<Self>) {
         if self.phase.get() == Phase::Open {
             self.phase.set(Phase::ToBeClosed);
+            self.condemned.set(self.condemned.get() + 1);
             self.close_if_asked();
         }
     }
@@ -541,18 +608,22 @@ impl Home {
 
     /// Drops the task's future if it is at rest.
     fn drop_parked(self: &Rc<Self>, token: Token) {
+        if token == self.polled.get() {
+            return;
+        }
         let place = match self.tasks.borrow_mut().get_mut(token) {
-            Some(entry) if matches!(entry.place, Place::Parked(_)) => {
-                mem::replace(&mut entry.place, Place::Busy)
+            Some(Entry::Live(live)) if matches!(live.place, Place::Parked(_)) => {
+                mem::replace(&mut live.place, Place::Dropping)
             }
             _ => return,
         };
         if let Place::Parked(parked) = place {
             self.drops_on_stack.set(self.drops_on_stack.get() + 1);
-            // SAFETY: the task was parked until a moment ago and has not been polled or dropped since, as
-            // either replaces the place first. It is not freed before this returns, even if its future owns
-            // the last waker: that makes a `Runnable`, and none is dropped while `drops_on_stack` says so.
-            // This is its home's thread, since `Home` is `!Send`.
+            // SAFETY: the task is live and not being polled. It is not polled or dropped before this returns:
+            // that takes a `Runnable`, and none is touched while `drops_on_stack` says so. It is not freed
+            // either: its entry owns a `Task`, released by `finish`, which drops no future any more.
+            // Nobody drops it in place a second time, since the place says so. This is its home's thread, since
+            // `Home` is `!Send`.
             unsafe { parked.drop_future() };
             self.drops_on_stack.set(self.drops_on_stack.get() - 1);
             self.close_if_asked();
@@ -583,12 +654,16 @@ impl Home {
     }
 }
 
-/// Drops what a panic carried. Its destructor may panic again, with a payload that is better leaked.
+/// Drops what a panic carried. Its destructor may panic again, and what that carries too: given up after a few.
 #[cold]
-pub(super) fn drop_payload(payload: Box<dyn Any + Send>) {
-    if let Err(second) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        mem::forget(second);
+pub(super) fn drop_payload(mut payload: Box<dyn Any + Send>) {
+    for _ in 0..8 {
+        match panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            Ok(()) => return,
+            Err(next) => payload = next,
+        }
     }
+    mem::forget(payload);
 }
 
 /// Catches the next task to become ready; what is caught is queued if `wake` panics.
@@ -648,5 +723,8 @@ thread_local! {
     static CURRENT: RefCell<ManuallyDrop<Option<Rc<Home>>>> =
         const { RefCell::new(ManuallyDrop::new(None)) };
 }
+
+/// Names no task, ever.
+const NO_TASK: Token = Token::from_bits(u64::MAX);
 
 const POLLS_PER_STOP_CHECK: usize = 8;

@@ -4,14 +4,13 @@ use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use async_task::FallibleTask;
-
-use super::executor::{Home, Metadata, drop_payload};
+use super::executor::{Home, Joined, Outcome, drop_payload};
 use crate::reactor::token::Token;
 
 /// A spawned task, seen by whoever spawned it: a future of its result.
@@ -28,8 +27,7 @@ use crate::reactor::token::Token;
 pub struct JoinHandle<T> {
     home: Rc<Home>,
     token: Token,
-    /// `None` once the result was taken, or if there never was a task.
-    task: Option<FallibleTask<Result<T, JoinError>, Metadata>>,
+    result: PhantomData<T>,
 }
 
 /// Why a task has no result.
@@ -47,16 +45,8 @@ pub struct PanicPayload {
 }
 
 impl<T> JoinHandle<T> {
-    pub(super) fn new(
-        home: Rc<Home>,
-        token: Token,
-        task: FallibleTask<Result<T, JoinError>, Metadata>,
-    ) -> Self {
-        JoinHandle { home, token, task: Some(task) }
-    }
-
-    pub(super) fn cancelled(home: Rc<Home>) -> Self {
-        JoinHandle { home, token: Token::from_bits(u64::MAX), task: None }
+    pub(super) fn new(home: Rc<Home>, token: Token) -> Self {
+        JoinHandle { home, token, result: PhantomData }
     }
 
     /// Has the task's future dropped, on its shard and before it would be polled again. A task that finishes
@@ -71,33 +61,15 @@ impl<T> JoinHandle<T> {
     }
 }
 
-impl<T> Future for JoinHandle<T> {
+impl<T: 'static> Future for JoinHandle<T> {
     type Output = Result<T, JoinError>;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.home.watch(self.token, context.waker()) {
-            return Poll::Pending;
-        }
-        let Some(task) = &mut self.task else { return Poll::Ready(Err(JoinError::Cancelled)) };
-        // A future that was dropped in place leaves a task that async-task takes for a sleeping one.
-        let result = if task.is_finished() {
-            match Pin::new(task).poll(context) {
-                Poll::Ready(result) => result.unwrap_or(Err(JoinError::Cancelled)),
-                Poll::Pending => return Poll::Pending,
-            }
-        } else {
-            Err(JoinError::Cancelled)
-        };
-        self.release();
-        Poll::Ready(result)
-    }
-}
-
-impl<T> JoinHandle<T> {
-    fn release(&mut self) {
-        if let Some(task) = self.task.take() {
-            // Dropping it instead would cancel the task.
-            task.detach();
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.home.join(self.token, context.waker()) {
+            Joined::NotYet => Poll::Pending,
+            Joined::Ended(Outcome::Returned(output)) => Poll::Ready(Ok(output.take())),
+            Joined::Ended(Outcome::Panicked(payload)) => Poll::Ready(Err(JoinError::Panicked(payload))),
+            Joined::Ended(Outcome::Cancelled) => Poll::Ready(Err(JoinError::Cancelled)),
         }
     }
 }
@@ -107,7 +79,6 @@ impl<T> Unpin for JoinHandle<T> {}
 impl<T> Drop for JoinHandle<T> {
     fn drop(&mut self) {
         self.home.detach(self.token);
-        self.release();
     }
 }
 
@@ -118,10 +89,6 @@ impl<T> fmt::Debug for JoinHandle<T> {
 }
 
 impl JoinError {
-    pub(super) fn panicked(payload: Box<dyn Any + Send>) -> Self {
-        JoinError::Panicked(PanicPayload { payload: Mutex::new(Some(payload)) })
-    }
-
     /// Whether the task was cancelled, or its shard stopped.
     pub fn is_cancelled(&self) -> bool {
         matches!(self, JoinError::Cancelled)
@@ -137,6 +104,10 @@ impl JoinError {
 }
 
 impl PanicPayload {
+    pub(super) fn new(payload: Box<dyn Any + Send>) -> Self {
+        PanicPayload { payload: Mutex::new(Some(payload)) }
+    }
+
     /// The text of the panic, or a stand-in if it carried something else.
     pub fn message(&self) -> String {
         let payload = self.payload.lock().unwrap_or_else(PoisonError::into_inner);

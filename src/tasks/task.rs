@@ -1,6 +1,8 @@
 //! What async-task polls: one future of the application, contained and able to go early. Knows its home.
 
 use std::future::Future;
+use std::marker::PhantomPinned;
+use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
 use std::ptr::NonNull;
@@ -9,8 +11,9 @@ use std::task::{Context, Poll};
 
 use pin_project_lite::pin_project;
 
-use super::executor::Home;
-use super::join::JoinError;
+use super::executor::{Home, Outcome};
+use super::join::PanicPayload;
+use super::output::Output;
 use crate::reactor::token::Token;
 
 pin_project! {
@@ -20,12 +23,15 @@ pin_project! {
     pub(super) struct TaskFuture<F: Future> {
         #[pin]
         stage: Stage<F>,
+        // Never `Unpin`: a pointer to it outlives the borrow it stems from (`Parked`).
+        #[pin]
+        _pinned: PhantomPinned,
     }
 
     impl<F: Future> PinnedDrop for TaskFuture<F> {
         fn drop(this: Pin<&mut Self>) {
             if let Some((home, token)) = this.take_future() {
-                home.finish_dropped(token);
+                home.finish(token, Outcome::Cancelled);
             }
         }
     }
@@ -34,7 +40,7 @@ pin_project! {
 pin_project! {
     #[project = StageProjection]
     enum Stage<F> {
-        Live { #[pin] future: F, home: Rc<Home>, token: Token },
+        Live { #[pin] future: F, home: Rc<Home>, token: Token, is_parked: bool },
         /// May be dropped on any thread.
         Finished,
     }
@@ -48,7 +54,7 @@ pub(super) struct Parked {
 
 impl<F: Future> TaskFuture<F> {
     pub(super) fn new(home: Rc<Home>, token: Token, future: F) -> Self {
-        TaskFuture { stage: Stage::Live { future, home, token } }
+        TaskFuture { stage: Stage::Live { future, home, token, is_parked: false }, _pinned: PhantomPinned }
     }
 
     /// Drops the future, if it is there still, and becomes `Finished`. The caller tells the home.
@@ -56,9 +62,11 @@ impl<F: Future> TaskFuture<F> {
         let mut stage = self.project().stage;
         let StageProjection::Live { home, token, .. } = stage.as_mut().project() else { return None };
         let (home, token) = (Rc::clone(home), *token);
-        // First of all: from here on nobody else may drop it in place, whatever its destructor does.
-        home.begin_drop(token);
-        home.contain(|| stage.set(Stage::Finished));
+        if mem::needs_drop::<F>() {
+            home.contain(|| stage.set(Stage::Finished));
+        } else {
+            stage.set(Stage::Finished);
+        }
         Some((home, token))
     }
 
@@ -69,36 +77,44 @@ impl<F: Future> TaskFuture<F> {
     }
 }
 
-impl<F: Future> Future for TaskFuture<F> {
-    type Output = Result<F::Output, JoinError>;
+impl<F: Future> Future for TaskFuture<F>
+where
+    F::Output: 'static,
+{
+    type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let stage = self.as_mut().project().stage;
-        let StageProjection::Live { future, home, token } = stage.project() else {
+        let StageProjection::Live { future, home, token, is_parked } = stage.project() else {
             // Woken after it was cancelled.
-            return Poll::Ready(Err(JoinError::Cancelled));
+            return Poll::Ready(());
         };
         let (home, token) = (Rc::clone(home), *token);
-        let result = if home.begin_poll(token) {
+        home.begin_poll(token);
+        let outcome = if home.is_condemned(token) {
+            Outcome::Cancelled
+        } else {
             match panic::catch_unwind(AssertUnwindSafe(|| future.poll(context))) {
-                Ok(Poll::Ready(output)) => Ok(output),
-                Ok(Poll::Pending) if home.park(token, self.as_mut().park()) => return Poll::Pending,
-                Ok(Poll::Pending) => Err(JoinError::Cancelled),
+                Ok(Poll::Ready(output)) => Outcome::Returned(Output::new(output)),
+                Ok(Poll::Pending) if home.is_condemned(token) => Outcome::Cancelled,
+                Ok(Poll::Pending) => {
+                    if !mem::replace(is_parked, true) {
+                        home.park(token, self.park());
+                    }
+                    home.end_poll();
+                    return Poll::Pending;
+                }
                 Err(payload) => {
                     home.note_panic(&*payload);
-                    Err(JoinError::panicked(payload))
+                    Outcome::Panicked(PanicPayload::new(payload))
                 }
             }
-        } else {
-            Err(JoinError::Cancelled)
         };
+        // Still the task that is being polled: nobody drops it in place while its destructor runs.
         self.take_future();
-        if home.finish_polled(token) {
-            return Poll::Ready(result);
-        }
-        // Nobody waits: dropped here, where a destructor that panics is contained.
-        home.contain(|| drop(result));
-        Poll::Ready(Err(JoinError::Cancelled))
+        home.finish(token, outcome);
+        home.end_poll();
+        Poll::Ready(())
     }
 }
 
@@ -120,6 +136,6 @@ unsafe fn drop_future_of<F: Future>(task: NonNull<()>) {
     // since.
     let task = unsafe { Pin::new_unchecked(task.cast::<TaskFuture<F>>().as_mut()) };
     if let Some((home, token)) = task.take_future() {
-        home.finish_dropped(token);
+        home.finish(token, Outcome::Cancelled);
     }
 }

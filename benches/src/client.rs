@@ -1,0 +1,387 @@
+//! The closed-loop client: many connections on one thread, every reply checked. Does not compare servers.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, connect, recv, send, socket_with,
+    sockopt,
+};
+use rustix::time::Timespec;
+
+use crate::Result;
+
+/// What the connections do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Workload {
+    connections: usize,
+    message_bytes: usize,
+    /// Messages written at once; the next ones follow when all have come back.
+    depth: usize,
+    /// A connection per message, closed by the client when the echo is there.
+    reconnect: bool,
+}
+
+impl Workload {
+    /// The plainest one: what instruction counts are stated for.
+    pub(crate) const ECHO_64: Workload =
+        Workload { connections: 64, message_bytes: 64, depth: 1, reconnect: false };
+}
+
+impl FromStr for Workload {
+    type Err = String;
+
+    /// `CONNECTIONSxBYTES`, `pipelinedDEPTH` (64 connections, 64 bytes) or `connect`.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let parse = |number: &str| match number.parse() {
+            Ok(0) | Err(_) => Err(format!("{text:?}: expected 64x64, pipelined16, connect or the like")),
+            Ok(number) => Ok(number),
+        };
+        if text == "connect" {
+            return Ok(Workload { reconnect: true, ..Workload::ECHO_64 });
+        }
+        if let Some(depth) = text.strip_prefix("pipelined") {
+            return Ok(Workload { depth: parse(depth)?, ..Workload::ECHO_64 });
+        }
+        let (connections, bytes) = text.split_once('x').unwrap_or((text, ""));
+        let workload = Workload {
+            connections: parse(connections)?,
+            message_bytes: parse(bytes)?,
+            depth: 1,
+            reconnect: false,
+        };
+        if workload.message_bytes < STAMP_BYTES {
+            return Err(format!("{text:?}: a message has room for {STAMP_BYTES} bytes of stamp at least"));
+        }
+        Ok(workload)
+    }
+}
+
+/// When a run stops sending. What is in flight then is still awaited and counted.
+#[derive(Clone, Copy)]
+pub(crate) enum Until {
+    Elapsed(Duration),
+    /// Rounded up to whole batches.
+    Requests(u64),
+}
+
+/// What one run did.
+pub(crate) struct Done {
+    pub(crate) requests: u64,
+    pub(crate) elapsed: Duration,
+}
+
+/// The connections to one server, kept over all its slices.
+pub(crate) struct Crowd {
+    epoll: OwnedFd,
+    server: SocketAddrV4,
+    workload: Workload,
+    connections: Vec<Connection>,
+    /// What every batch looks like behind its stamp.
+    pattern: Vec<u8>,
+    received: Vec<u8>,
+    events: Vec<Event>,
+    /// Rotates the source address of short connections.
+    opened: u64,
+}
+
+struct Connection {
+    socket: OwnedFd,
+    batch: u64,
+    started: Instant,
+    bytes_sent: usize,
+    bytes_received: usize,
+    in_flight: bool,
+}
+
+impl Crowd {
+    /// Opens the connections, unless the workload opens one per message.
+    pub(crate) fn connect(port: u16, workload: Workload) -> Result<Self> {
+        let server = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        let mut random = fastrand::Rng::with_seed(u64::from(port));
+        let mut crowd = Crowd {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            server,
+            workload,
+            connections: Vec::with_capacity(workload.connections),
+            pattern: (0..workload.message_bytes * workload.depth).map(|_| random.u8(..)).collect(),
+            received: vec![0; RECEIVE_BUFFER_BYTES],
+            events: Vec::with_capacity(1024),
+            opened: 0,
+        };
+        while !workload.reconnect && crowd.connections.len() < workload.connections {
+            let key = crowd.connections.len();
+            let socket = crowd.open(key)?;
+            crowd.connections.push(Connection::new(socket));
+        }
+        Ok(crowd)
+    }
+
+    /// Keeps every connection busy until `until`. Adds a latency (ns) per batch to `latencies`.
+    ///
+    /// # Errors
+    /// When a connection breaks, a reply is not what was sent, or nothing moves for five seconds.
+    pub(crate) fn run(&mut self, until: Until, latencies: &mut Histogram<u64>) -> Result<Done> {
+        let started = Instant::now();
+        let mut run = Run { until, started, batches_started: 0, batches_done: 0, in_flight: 0, now: started };
+        if self.workload.reconnect {
+            self.connections.clear();
+        }
+        for key in 0..self.workload.connections {
+            if !run.may_start(self.workload.depth) {
+                break;
+            }
+            if self.workload.reconnect {
+                let socket = self.open(key)?;
+                self.connections.push(Connection::new(socket));
+            }
+            self.start_batch(key, &mut run)?;
+        }
+        let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
+        let mut events = std::mem::take(&mut self.events);
+        while run.in_flight > 0 {
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&patience)) {
+                Ok(0) => return Err(format!("nothing moved for 5 s, {} in flight", run.in_flight).into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in events.drain(..) {
+                self.serve(event.data.u64() as usize, event.flags, &mut run, latencies)?;
+            }
+        }
+        self.events = events;
+        let requests = run.batches_done * self.workload.depth as u64;
+        Ok(Done { requests, elapsed: started.elapsed() })
+    }
+
+    fn serve(
+        &mut self,
+        key: usize,
+        flags: EventFlags,
+        run: &mut Run,
+        latencies: &mut Histogram<u64>,
+    ) -> Result<()> {
+        let batch_bytes = self.pattern.len();
+        let connection = &mut self.connections[key];
+        if !connection.in_flight {
+            return if flags.intersects(EventFlags::IN | EventFlags::HUP) {
+                Err(format!("connection {key}: bytes or an end that nothing asked for").into())
+            } else {
+                Ok(()) // only writable
+            };
+        }
+        connection.send(&mut self.pattern, key)?;
+        loop {
+            let room = self.received.len().min(batch_bytes);
+            let received = match recv(&connection.socket, &mut self.received[..room], RecvFlags::empty()) {
+                Ok((0, _)) => return Err(format!("connection {key}: the server closed it").into()),
+                Ok((received, _)) => received,
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(format!("connection {key}: {error}").into()),
+            };
+            connection.check(key, &self.received[..received], &mut self.pattern)?;
+            if connection.bytes_received == batch_bytes {
+                break;
+            }
+            if received < room {
+                return Ok(());
+            }
+        }
+        connection.in_flight = false;
+        run.now = Instant::now();
+        run.batches_done += 1;
+        run.in_flight -= 1;
+        latencies.saturating_record((run.now - connection.started).as_nanos() as u64);
+        if run.may_start(self.workload.depth) {
+            if self.workload.reconnect {
+                let batch = connection.batch;
+                let socket = self.open(key)?;
+                self.connections[key] = Connection { batch, started: run.now, ..Connection::new(socket) };
+            }
+            self.start_batch(key, run)?;
+        }
+        Ok(())
+    }
+
+    fn start_batch(&mut self, key: usize, run: &mut Run) -> Result<()> {
+        run.batches_started += 1;
+        run.in_flight += 1;
+        let connection = &mut self.connections[key];
+        connection.batch += 1;
+        connection.bytes_sent = 0;
+        connection.bytes_received = 0;
+        connection.in_flight = true;
+        if !self.workload.reconnect {
+            connection.started = run.now; // a reconnecting one started when it began to connect
+        }
+        connection.send(&mut self.pattern, key)
+    }
+
+    fn open(&mut self, key: usize) -> Result<OwnedFd> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        // The client closes first, so its ports linger for a minute. 28,000 of them last seconds at these
+        // rates, hence many source addresses.
+        self.opened += 1;
+        let source = Ipv4Addr::new(127, 0, 1, (self.opened % 250) as u8 + 1);
+        bind(&socket, &SocketAddrV4::new(source, 0))?;
+        match connect(&socket, &self.server) {
+            Ok(()) | Err(Errno::INPROGRESS) => {}
+            Err(error) => return Err(format!("connect to {}: {error}", self.server).into()),
+        }
+        // Edge-triggered: registered once for both ways.
+        let both = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
+        epoll::add(&self.epoll, &socket, EventData::new_u64(key as u64), both)?;
+        Ok(socket)
+    }
+}
+
+impl Connection {
+    fn new(socket: OwnedFd) -> Self {
+        Connection {
+            socket,
+            batch: 0,
+            started: Instant::now(),
+            bytes_sent: 0,
+            bytes_received: 0,
+            in_flight: false,
+        }
+    }
+
+    /// Sends what is left of the batch, as far as the kernel takes it.
+    fn send(&mut self, pattern: &mut [u8], key: usize) -> Result<()> {
+        if self.bytes_sent == pattern.len() {
+            return Ok(());
+        }
+        pattern[..STAMP_BYTES].copy_from_slice(&self.stamp(key));
+        while self.bytes_sent < pattern.len() {
+            match send(&self.socket, &pattern[self.bytes_sent..], SendFlags::NOSIGNAL) {
+                Ok(sent) => self.bytes_sent += sent,
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(format!("connection {key}: {error}").into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Length and stamp are checked always, every byte of one batch in [`SAMPLED_EVERY`].
+    fn check(&mut self, key: usize, received: &[u8], pattern: &mut [u8]) -> Result<()> {
+        let start = self.bytes_received;
+        let end = start + received.len();
+        if end > self.bytes_sent {
+            return Err(format!("connection {key}: {end} bytes came back of {} sent", self.bytes_sent).into());
+        }
+        let checked_bytes =
+            if self.batch.is_multiple_of(SAMPLED_EVERY) { received.len() } else { STAMP_BYTES };
+        if start < STAMP_BYTES || checked_bytes == received.len() {
+            pattern[..STAMP_BYTES].copy_from_slice(&self.stamp(key));
+            let checked_bytes = checked_bytes.min(received.len());
+            if received[..checked_bytes] != pattern[start..start + checked_bytes] {
+                return Err(format!("connection {key}: batch {} came back changed", self.batch).into());
+            }
+        }
+        self.bytes_received = end;
+        Ok(())
+    }
+
+    fn stamp(&self, key: usize) -> [u8; STAMP_BYTES] {
+        (((key as u64) << 40) ^ self.batch).to_le_bytes()
+    }
+}
+
+struct Run {
+    until: Until,
+    started: Instant,
+    now: Instant,
+    batches_started: u64,
+    batches_done: u64,
+    in_flight: usize,
+}
+
+impl Run {
+    fn may_start(&self, depth: usize) -> bool {
+        match self.until {
+            Until::Elapsed(duration) => self.now - self.started < duration,
+            Until::Requests(requests) => self.batches_started * (depth as u64) < requests,
+        }
+    }
+}
+
+/// An empty histogram of nanoseconds, up to 10 s at three digits.
+pub(crate) fn latencies() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("the bounds are sound")
+}
+
+/// Connection and batch number, at the front of every batch: bytes of another connection are noticed.
+const STAMP_BYTES: usize = 8;
+const SAMPLED_EVERY: u64 = 64;
+const RECEIVE_BUFFER_BYTES: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    #[test]
+    fn a_server_that_changes_one_byte_is_caught() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut buffer = [0; 64];
+            while stream.read_exact(&mut buffer).is_ok() {
+                buffer[3] ^= 1;
+                stream.write_all(&buffer).unwrap();
+            }
+        });
+        let workload: Workload = "1x64".parse().unwrap();
+        let mut crowd = Crowd::connect(port, workload).unwrap();
+        let result = crowd.run(Until::Requests(1000), &mut latencies());
+        assert!(result.err().unwrap().to_string().contains("came back changed"));
+        drop(crowd);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn replies_in_pieces_are_counted_once() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_nodelay(true).unwrap();
+            let mut buffer = [0; 7];
+            while let Ok(received @ 1..) = stream.read(&mut buffer) {
+                stream.write_all(&buffer[..received]).unwrap();
+            }
+        });
+        let workload: Workload = "1x100".parse().unwrap();
+        let mut crowd = Crowd::connect(port, workload).unwrap();
+        let mut latencies = latencies();
+        let done = crowd.run(Until::Requests(200), &mut latencies).unwrap();
+        assert_eq!((done.requests, latencies.len()), (200, 200));
+        drop(crowd);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn workloads_are_read_as_the_tables_write_them() {
+        let parse = |text: &str| text.parse::<Workload>();
+        assert_eq!(parse("64x64"), Ok(Workload::ECHO_64));
+        assert_eq!(parse("pipelined16"), Ok(Workload { depth: 16, ..Workload::ECHO_64 }));
+        assert_eq!(parse("connect"), Ok(Workload { reconnect: true, ..Workload::ECHO_64 }));
+        for wrong in ["", "64", "0x64", "64x7", "pipelined", "x"] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}
