@@ -29,6 +29,9 @@ pub(crate) struct Connection {
     receiving: bool,
     /// Above the high watermark, and not yet back at low.
     above_high: bool,
+    /// A writer was told so while output was staged, and stopped: it is told when to go on, also when all of it has
+    /// gone out at once.
+    told_above_high: bool,
     /// The last submit left something: the driver says `Sent` when there is room.
     blocked: bool,
 }
@@ -105,6 +108,7 @@ impl Connection {
             paused_by_protocol: false,
             receiving: false,
             above_high: false,
+            told_above_high: false,
             blocked: false,
         }
     }
@@ -211,6 +215,11 @@ impl Connection {
         bytes
     }
 
+    /// A writer learns that it has written beyond the high watermark.
+    pub(crate) fn tell_above_high(&mut self) {
+        self.told_above_high = true;
+    }
+
     /// Looks whether the watermark was crossed since the last look.
     #[inline]
     pub(crate) fn crossing(&mut self, marks: &Watermarks) -> Option<Crossing> {
@@ -218,8 +227,9 @@ impl Connection {
         if !self.above_high && queued > marks.high_bytes {
             self.above_high = true;
             Some(Crossing::Paused)
-        } else if self.above_high && queued <= marks.low_bytes {
+        } else if (self.above_high || self.told_above_high) && queued <= marks.low_bytes {
             self.above_high = false;
+            self.told_above_high = false;
             Some(Crossing::Resumed)
         } else {
             None
@@ -268,6 +278,15 @@ mod tests {
         connection.output.advance(11);
         assert_eq!(connection.crossing(&marks), None, "not yet at low");
         connection.output.advance(1);
+        assert_eq!(connection.crossing(&marks), Some(Crossing::Resumed));
+        assert_eq!(connection.crossing(&marks), None);
+    }
+
+    #[test]
+    fn a_writer_that_was_stopped_goes_on_even_if_nothing_had_to_wait() {
+        let marks = Watermarks { high_bytes: 10, low_bytes: 4, cap_bytes: 20 };
+        let mut connection = Connection::new(([127, 0, 0, 1], 1).into());
+        connection.tell_above_high();
         assert_eq!(connection.crossing(&marks), Some(Crossing::Resumed));
         assert_eq!(connection.crossing(&marks), None);
     }
