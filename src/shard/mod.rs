@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use crate::ShardId;
 use crate::cross_shard::Endpoint;
 use crate::reactor::driver::Driver;
+use crate::reactor::lease::Lease;
 use crate::reactor::registry::Registry;
 use crate::reactor::timer_wheel::TimerWheel;
 use crate::reactor::token::Token;
@@ -68,6 +69,8 @@ pub(crate) struct Inner {
     pub(crate) attempts: Attempts,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
+    /// What it has just received, while its stream's task may take it.
+    pub(crate) lent: Cell<Option<Lease>>,
     /// How much may be staged without a further look at that connection; 0 when it may not be written to, or has output
     /// already.
     pub(crate) staged_room: Cell<usize>,
@@ -177,6 +180,7 @@ impl Shard {
             listeners: Listeners::default(),
             attempts: Attempts::default(),
             staged: RefCell::default(),
+            lent: Cell::new(None),
             staged_room: Cell::new(0),
             active: Cell::new(Token::NOBODY),
             dry: Cell::new(false),
