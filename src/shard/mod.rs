@@ -86,6 +86,8 @@ pub(crate) struct Inner {
     pub(crate) ending: RefCell<Vec<Token>>,
     /// The turn's clock.
     pub(crate) now: Cell<Instant>,
+    /// When the kernel was asked for events last, without sleeping.
+    pub(crate) kernel_asked: Cell<Instant>,
     pub(crate) phase: Cell<ShardPhase>,
     /// Tasks of `serve_tcp` that have not finished.
     pub(crate) serving: Cell<usize>,
@@ -188,6 +190,7 @@ impl Shard {
             resumed: RefCell::default(),
             ending: RefCell::default(),
             now: Cell::new(now),
+            kernel_asked: Cell::new(now),
             phase: Cell::new(ShardPhase::Starting),
             when_running: RefCell::default(),
             drain_deadline: RefCell::default(),
