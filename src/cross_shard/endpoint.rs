@@ -3,7 +3,7 @@
 use super::calls::{Call, Calls, Settled};
 use super::counters::{InboxCounters, OwnCounters, bump};
 use super::credit::{Acquire, Credit, Credits};
-use super::envelope::{Batch, CallKey, Envelope, Outcome, Site, Slot, Status};
+use super::envelope::{Batch, CallKey, Came, Envelope, Site, Slot, Status};
 use super::error::{Panic, message_of};
 use super::inbox::{Inbox, Slept};
 use super::mesh::Mesh;
@@ -128,7 +128,7 @@ impl<C: 'static> Endpoint<C> {
         if !self.local.mesh.is_open(target) {
             return Err(f);
         }
-        self.local.stage(target, Slot::post(f));
+        self.local.stage(target, self.local.outbox(target), Slot::post(f));
         Ok(())
     }
 
@@ -142,9 +142,7 @@ impl<C: 'static> Endpoint<C> {
         F: FnOnce(&C) -> T + Send + 'static,
         T: Send + 'static,
     {
-        let (key, call) = self.local.open_call(target);
-        self.local.stage_call(target, Slot::call(key, f));
-        call
+        self.local.stage_call(target, |key| Slot::call(key, f))
     }
 
     /// Stages a call of `f` on `target` that is answered whenever the [`Reply`] is sent there. A reply dropped
@@ -157,9 +155,7 @@ impl<C: 'static> Endpoint<C> {
         F: FnOnce(&C, Reply<T, C>) + Send + 'static,
         T: Send + 'static,
     {
-        let (key, call) = self.local.open_call(target);
-        self.local.stage_call(target, Slot::async_call(key, f));
-        call
+        self.local.stage_call(target, |key| Slot::async_call(key, f))
     }
 
     /// A credit for one call to `target`, if one is free. Hand it to [`Call::holding`].
@@ -291,8 +287,8 @@ impl<'a, C: 'static> Delivery<'a, C> {
                         Some(Envelope::One(mut slot)) => {
                             left -= 1;
                             messages += 1;
-                            let site = Site { context, local, origin: local.id };
-                            local.work(std::slice::from_mut(&mut slot), Some(&site));
+                            let site = local.site(context, local.id);
+                            local.work(std::slice::from_mut(&mut slot), &site);
                             continue;
                         }
                     }
@@ -305,10 +301,10 @@ impl<'a, C: 'static> Delivery<'a, C> {
             match way {
                 Way::Out => {
                     messages += count;
-                    let site = Site { context, local, origin: batch.origin };
-                    local.work(slots, Some(&site));
+                    let site = local.site(context, batch.origin);
+                    local.work(slots, &site);
                 }
-                Way::Home => local.work(slots, None),
+                Way::Home => local.work_at_home(slots),
             }
             batch.next = end;
             if end < batch.slots.len() {
@@ -336,45 +332,69 @@ impl<C: 'static> Local<C> {
         &self.mesh.station(self.id).inbox
     }
 
+    fn site<'a>(self: &'a Rc<Self>, context: &'a C, origin: ShardId) -> Site<'a, C> {
+        Site { context, local: self, origin, withdrawals: &self.mesh.station(origin).withdrawals }
+    }
+
     fn counters(&self) -> &OwnCounters {
         &self.mesh.station(self.id).counters
     }
 
     #[inline]
-    fn open_call<T>(&self, target: ShardId) -> (CallKey, Call<T>) {
-        assert!(target.index() < self.outboxes.len(), "there is no {target}");
-        let key = self.calls.open(target);
-        (key, self.calls.future(key))
+    fn outbox(&self, target: ShardId) -> &Outbox<C> {
+        let Some(outbox) = self.outboxes.get(target.index()) else { panic!("there is no {target}") };
+        outbox
     }
 
+    /// Stages a call; `slot` makes its request.
     #[inline]
-    fn stage_call(&self, target: ShardId, slot: Slot<C>) {
+    fn stage_call<T>(&self, target: ShardId, slot: impl FnOnce(CallKey) -> Slot<C>) -> Call<T> {
+        let outbox = self.outbox(target);
+        let key = self.calls.open(target);
+        let call = self.calls.future(key);
         if self.closed.get() {
             // No answer would come home.
-            self.calls.settle(slot.key(), || Outcome::STOPPED);
-            drop(slot);
-            return;
+            self.calls.settle(key, |_| Came::Stopped);
+            return call;
         }
-        self.outboxes[target.index()].brings_replies.set(true);
-        self.stage(target, slot);
+        outbox.brings_replies.set(true);
+        self.stage(target, outbox, slot(key));
+        call
     }
 
     #[inline]
-    fn stage(&self, target: ShardId, slot: Slot<C>) {
-        let Some(outbox) = self.outboxes.get(target.index()) else { panic!("there is no {target}") };
-        let mut staged = outbox.staged.borrow_mut();
-        if staged.capacity() == 0 {
-            *staged = self.spares.borrow_mut().pop().unwrap_or_default();
+    fn stage(&self, target: ShardId, outbox: &Outbox<C>, slot: Slot<C>) {
+        let staged = {
+            let mut staged = outbox.staged.borrow_mut();
+            if staged.capacity() == 0 {
+                *staged = self.spare();
+            }
+            staged.push(slot);
+            staged.len()
+        };
+        if staged == 1 || staged >= BATCH_SLOTS {
+            self.after_staging(target, outbox, staged);
         }
-        staged.push(slot);
-        let full = staged.len() >= BATCH_SLOTS;
-        drop(staged);
+    }
+
+    fn stage_answer(&self, origin: ShardId, slot: Slot<C>) {
+        self.stage(origin, self.outbox(origin), slot);
+    }
+
+    #[cold]
+    fn spare(&self) -> Vec<Slot<C>> {
+        self.spares.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// The first and the last slot of a batch need more than being staged.
+    #[inline(never)]
+    fn after_staging(&self, target: ShardId, outbox: &Outbox<C>, staged: usize) {
         self.list(target, outbox);
-        if full {
-            self.flush(target, outbox);
-        }
         if self.closed.get() {
+            // There are no more turns at whose end it would leave.
             self.publish();
+        } else if staged >= BATCH_SLOTS {
+            self.flush(target, outbox);
         }
     }
 
@@ -413,24 +433,45 @@ impl<C: 'static> Local<C> {
         }
     }
 
-    /// Deals with slots, one after the other. Panics of application code end here.
-    fn work(&self, slots: &mut [Slot<C>], site: Option<&Site<'_, C>>) {
+    /// Runs slots that somebody sent here, one after the other. Panics of application code end here.
+    fn work(&self, slots: &mut [Slot<C>], site: &Site<'_, C>) {
+        self.contain(slots, |slot| self.take_in(slot, site));
+        self.wake_all();
+    }
+
+    /// Takes in slots of this shard's own, back from where they were sent.
+    fn work_at_home(&self, slots: &mut [Slot<C>]) {
+        let settled = self.calls.settle_all(slots);
+        bump(&self.counters().replies, settled);
+        if settled < slots.len() {
+            self.contain(slots, |slot| self.take_home(slot));
+        }
+        self.wake_all();
+    }
+
+    /// One frame that catches panics for all slots, not one each: what panics is the slot before `next`.
+    #[inline]
+    fn contain(&self, slots: &mut [Slot<C>], deal_with: impl Fn(&mut Slot<C>)) {
         let mut next = 0;
         loop {
-            // One frame for all of them, not one each: what panics is the slot before `next`.
-            let worked = catch_unwind(AssertUnwindSafe(|| {
+            let dealt = catch_unwind(AssertUnwindSafe(|| {
                 while let Some(slot) = slots.get_mut(next) {
                     next += 1;
-                    match site {
-                        Some(site) => self.take_in(slot, site),
-                        None => self.take_home(slot),
-                    }
+                    deal_with(slot);
                 }
             }));
-            match worked {
+            match dealt {
                 Ok(()) => return,
                 Err(payload) => self.after_panic(&mut slots[next - 1], payload),
             }
+        }
+    }
+
+    /// Wakes the tasks whose answers have come in.
+    fn wake_all(&self) {
+        while let Err(payload) = catch_unwind(AssertUnwindSafe(|| while self.calls.wake_next() {})) {
+            self.note_panic("a waker", &*payload);
+            drop_contained(payload);
         }
     }
 
@@ -440,12 +481,12 @@ impl<C: 'static> Local<C> {
         match slot.status() {
             Status::Post => slot.run(site),
             Status::Call => {
-                if !self.is_withdrawn(site.origin, slot.key()) {
+                if !site.withdrawals.is_raised(slot.key().index) {
                     slot.run(site);
                 }
             }
             Status::AsyncCall => {
-                if !self.is_withdrawn(site.origin, slot.key()) {
+                if !site.withdrawals.is_raised(slot.key().index) {
                     self.start(slot, site);
                 }
             }
@@ -462,7 +503,7 @@ impl<C: 'static> Local<C> {
             Status::Spent | Status::Empty => {}
             Status::Call | Status::AsyncCall => {
                 // It has not run: withdrawn, or its target has stopped.
-                self.calls.settle(slot.key(), || Outcome::STOPPED);
+                self.calls.settle(slot.key(), |_| Came::Stopped);
                 slot.clear();
             }
             Status::Post => {
@@ -476,7 +517,7 @@ impl<C: 'static> Local<C> {
     #[inline]
     fn settle(&self, slot: &mut Slot<C>) {
         bump(&self.counters().replies, 1);
-        match self.calls.settle(slot.key(), || slot.take_outcome()) {
+        match self.calls.settle(slot.key(), |words| slot.take_outcome(words)) {
             Settled::Kept => {}
             Settled::Unwanted => slot.clear(),
             Settled::Late => {
@@ -486,7 +527,6 @@ impl<C: 'static> Local<C> {
         }
     }
 
-    #[inline]
     fn is_withdrawn(&self, origin: ShardId, key: CallKey) -> bool {
         self.mesh.station(origin).withdrawals.is_raised(key.index)
     }
@@ -504,7 +544,7 @@ impl<C: 'static> Local<C> {
     fn after_panic(&self, slot: &mut Slot<C>, payload: Box<dyn Any + Send>) {
         self.starting.set(None);
         if slot.status() != Status::Running {
-            self.note_panic("a value being dropped, or a waker", &*payload);
+            self.note_panic("a value being dropped", &*payload);
             drop_contained(payload);
         } else if slot.key() == CallKey::NONE {
             self.note_panic("a posted closure", &*payload);
@@ -564,7 +604,7 @@ impl<C: 'static> Local<C> {
 
     /// A batch of this shard's own that was not taken by its target, or is back.
     fn come_home(&self, mut batch: Batch<C>) {
-        self.work(&mut batch.slots, None);
+        self.work_at_home(&mut batch.slots);
         self.recycle(batch.slots);
     }
 
@@ -596,7 +636,7 @@ impl<C: 'static> Local<C> {
         let carried = self.carried.borrow_mut().take();
         match carried {
             Some(Carried { mut batch, way: Way::Home }) => {
-                self.work(&mut batch.slots[batch.next..], None);
+                self.work_at_home(&mut batch.slots[batch.next..]);
                 self.recycle(batch.slots);
             }
             Some(Carried { batch, way: Way::Out }) => self.turn_back(batch),
@@ -625,7 +665,7 @@ impl<C: 'static> Local<C> {
     fn finish_closing(&self) {
         self.publish();
         self.calls.stop();
-        self.credits.stop();
+        self.wake_all();
         // Tasks that were just told so may have answered others.
         self.publish();
     }
@@ -659,7 +699,7 @@ impl<T: Send + 'static, C: 'static> Reply<T, C> {
     /// Sends the result home: a message of its own, published with this turn's.
     pub(crate) fn send(mut self, result: Result<T, Panic>) {
         self.sent = true;
-        self.local.stage(self.origin, Slot::answer(self.key, result));
+        self.local.stage_answer(self.origin, Slot::answer(self.key, result));
     }
 
     /// Whether somebody still waits for it. A hint, for giving up early.
@@ -679,7 +719,7 @@ impl<T: Send + 'static, C: 'static> Drop for Reply<T, C> {
             Some(starting) if (starting.origin, starting.key) == (self.origin, self.key) => {
                 local.starting.set(Some(Starting { dropped: true, ..starting }));
             }
-            _ => local.stage(self.origin, Slot::unanswered(self.key)),
+            _ => local.stage_answer(self.origin, Slot::unanswered(self.key)),
         }
     }
 }
