@@ -3,11 +3,11 @@
 use super::calls::{Call, Calls, Settled};
 use super::counters::{InboxCounters, OwnCounters, bump};
 use super::credit::{Acquire, Credit, Credits};
-use super::envelope::{Batch, CallKey, Came, Envelope, Site, Slot, Status};
+use super::envelope::{Batch, CallKey, Came, Envelope, Site, Slot, Status, Way};
 use super::error::{Panic, message_of};
 use super::inbox::{Inbox, Slept};
 use super::mesh::Mesh;
-use super::outbox::{BATCH_SLOTS, Outbox};
+use super::outbox::{BATCH_SLOTS, FIRST_BATCH_SLOTS, Outbox};
 use super::route::Route;
 use crate::ShardId;
 use std::any::Any;
@@ -56,14 +56,8 @@ pub(super) struct Local<C: 'static> {
 
 struct Carried<C: 'static> {
     batch: Batch<C>,
-    way: Way,
-}
-
-/// Which way a batch is going.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Out,
-    Home,
+    /// Slots before this one have been dealt with.
+    next: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -269,54 +263,62 @@ impl<'a, C: 'static> Delivery<'a, C> {
 
     fn run(&self, context: &C, budget: usize) -> Delivered {
         let local = self.local;
-        let mut left = budget;
-        let mut envelopes = local.inbox().len();
-        let envelopes_before = envelopes;
-        let mut messages = 0;
-        while left > 0 {
-            let carried = local.carried.borrow_mut().take();
-            let (mut batch, way) = match carried {
-                Some(carried) => (carried.batch, carried.way),
-                None if envelopes == 0 => break,
-                None => {
-                    envelopes -= 1;
-                    match local.inbox().pop() {
-                        None => break,
-                        Some(Envelope::Batch(batch)) => (batch, Way::Out),
-                        Some(Envelope::Returned(batch)) => (batch, Way::Home),
-                        Some(Envelope::One(mut slot)) => {
-                            left -= 1;
-                            messages += 1;
-                            let site = local.site(context, local.id);
-                            local.work(std::slice::from_mut(&mut slot), &site);
-                            continue;
-                        }
-                    }
+        // What arrives from here on is left for the next turn.
+        let arrived = local.inbox().len();
+        let (mut left, mut taken, mut messages) = (budget, 0, 0);
+        let carried = local.carried.take();
+        if let Some(carried) = carried {
+            messages += self.batch(context, carried, &mut left);
+        }
+        while left > 0 && taken < arrived {
+            let Some(envelope) = local.inbox().pop() else { break };
+            taken += 1;
+            match envelope {
+                Envelope::Batch(batch) => {
+                    messages += self.batch(context, Carried { batch, next: 0 }, &mut left);
                 }
-            };
-            let end = batch.slots.len().min(batch.next.saturating_add(left));
-            let count = end - batch.next;
-            left -= count;
-            let slots = &mut batch.slots[batch.next..end];
-            match way {
-                Way::Out => {
-                    messages += count;
-                    let site = local.site(context, batch.origin);
-                    local.work(slots, &site);
+                Envelope::One(mut slot) => {
+                    left -= 1;
+                    messages += 1;
+                    local.work(std::slice::from_mut(&mut *slot), &local.site(context, local.id));
                 }
-                Way::Home => local.work_at_home(slots),
-            }
-            batch.next = end;
-            if end < batch.slots.len() {
-                *local.carried.borrow_mut() = Some(Carried { batch, way });
-            } else {
-                local.pass_on(batch, way);
             }
         }
         bump(&local.counters().messages, messages);
-        bump(&local.counters().envelopes, envelopes_before - envelopes);
-        let more = envelopes > 0 || local.carried.borrow().is_some();
-        Delivered { count: budget - left, more }
+        bump(&local.counters().envelopes, taken);
+        Delivered { count: budget - left, more: taken < arrived || local.carried.borrow().is_some() }
+    }
+
+    /// Deals with a batch as far as the budget goes, and passes it on or keeps the rest. Returns how many of its slots
+    /// were messages.
+    #[inline]
+    fn batch(&self, context: &C, carried: Carried<C>, left: &mut usize) -> usize {
+        let local = self.local;
+        let Carried { mut batch, next } = carried;
+        let end = batch.slots.len().min(next.saturating_add(*left));
+        let slots = &mut batch.slots[next..end];
+        *left -= slots.len();
+        let messages = match batch.way {
+            Way::Out => {
+                local.work(slots, &local.site(context, batch.origin));
+                slots.len()
+            }
+            Way::Home => {
+                if batch.brings_replies {
+                    local.work_at_home(slots);
+                }
+                0
+            }
+        };
+        if end < batch.slots.len() {
+            *local.carried.borrow_mut() = Some(Carried { batch, next: end });
+            return messages;
+        }
+        match batch.way {
+            Way::Out => local.send_home(batch),
+            Way::Home => local.recycle(batch.slots),
+        }
+        messages
     }
 }
 
@@ -372,7 +374,7 @@ impl<C: 'static> Local<C> {
             staged.push(slot);
             staged.len()
         };
-        if staged == 1 || staged >= BATCH_SLOTS {
+        if staged == 1 || staged >= outbox.limit.get() {
             self.after_staging(target, outbox, staged);
         }
     }
@@ -393,7 +395,8 @@ impl<C: 'static> Local<C> {
         if self.closed.get() {
             // There are no more turns at whose end it would leave.
             self.publish();
-        } else if staged >= BATCH_SLOTS {
+        } else if staged >= outbox.limit.get() {
+            outbox.limit.set(BATCH_SLOTS.min(staged * 2));
             self.flush(target, outbox);
         }
     }
@@ -410,6 +413,7 @@ impl<C: 'static> Local<C> {
             let Some(target) = self.dirty.borrow_mut().pop() else { return };
             let outbox = &self.outboxes[target.index()];
             outbox.listed.set(false);
+            outbox.limit.set(FIRST_BATCH_SLOTS);
             self.flush(target, outbox);
             if outbox.wake_owed.take() {
                 self.mesh.station(target).inbox.wake();
@@ -424,7 +428,7 @@ impl<C: 'static> Local<C> {
             return;
         }
         let brings_replies = outbox.brings_replies.take();
-        let batch = Batch { slots, next: 0, origin: self.id, brings_replies };
+        let batch = Batch { slots, origin: self.id, way: Way::Out, brings_replies };
         match self.mesh.station(target).inbox.push(Envelope::Batch(batch)) {
             Ok(false) => {}
             Ok(true) => outbox.wake_owed.set(true),
@@ -570,27 +574,19 @@ impl<C: 'static> Local<C> {
         }
     }
 
-    /// A batch has been dealt with.
-    fn pass_on(&self, batch: Batch<C>, way: Way) {
-        match way {
-            Way::Out => self.send_home(batch),
-            Way::Home => self.recycle(batch.slots),
-        }
-    }
-
     /// Returns a batch to the shard that made it. At once, so that its answers are not held back by the rest of this
     /// turn; a wake that is owed for them waits for `publish`. A batch that only brings memory wakes nobody: it
     /// lies in the inbox until its owner is awake anyway. (That is one push per batch; freeing it here instead
     /// would meet the allocator's locks, since it came from another thread.)
     fn send_home(&self, mut batch: Batch<C>) {
-        batch.next = 0;
+        batch.way = Way::Home;
         let (origin, brings_replies) = (batch.origin, batch.brings_replies);
         let outbox = &self.outboxes[origin.index()];
         if brings_replies {
             // What was posted home before the answers were given also arrives before them.
             self.flush(origin, outbox);
         }
-        match self.mesh.station(origin).inbox.push(Envelope::Returned(batch)) {
+        match self.mesh.station(origin).inbox.push(Envelope::Batch(batch)) {
             Ok(asleep) => {
                 if asleep && brings_replies {
                     outbox.wake_owed.set(true);
@@ -620,8 +616,8 @@ impl<C: 'static> Local<C> {
 
     fn drop_envelope(&self, envelope: Envelope<C>) {
         let slots = match envelope {
-            Envelope::One(slot) => vec![slot],
-            Envelope::Batch(batch) | Envelope::Returned(batch) => batch.slots,
+            Envelope::One(slot) => vec![*slot],
+            Envelope::Batch(batch) => batch.slots,
         };
         for slot in slots {
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(slot))) {
@@ -633,19 +629,13 @@ impl<C: 'static> Local<C> {
 
     /// Empties a closed inbox without running anything.
     fn turn_away(&self) {
-        let carried = self.carried.borrow_mut().take();
-        match carried {
-            Some(Carried { mut batch, way: Way::Home }) => {
-                self.work_at_home(&mut batch.slots[batch.next..]);
-                self.recycle(batch.slots);
-            }
-            Some(Carried { batch, way: Way::Out }) => self.turn_back(batch),
-            None => {}
+        let carried = self.carried.take();
+        if let Some(Carried { batch, next }) = carried {
+            self.turn_back(batch, next);
         }
         while let Some(envelope) = self.inbox().pop() {
             match envelope {
-                Envelope::Returned(batch) => self.come_home(batch),
-                Envelope::Batch(batch) => self.turn_back(batch),
+                Envelope::Batch(batch) => self.turn_back(batch, 0),
                 Envelope::One(_) => {
                     bump(&self.counters().refused, 1);
                     self.drop_envelope(envelope);
@@ -654,11 +644,19 @@ impl<C: 'static> Local<C> {
         }
     }
 
-    /// Sends a batch home unrun.
-    fn turn_back(&self, mut batch: Batch<C>) {
-        // Also posts are something to look at for their owner then.
-        batch.brings_replies = true;
-        self.send_home(batch);
+    /// Takes a batch in from `next` on, if it is home; else sends it there, unrun.
+    fn turn_back(&self, mut batch: Batch<C>, next: usize) {
+        match batch.way {
+            Way::Home => {
+                self.work_at_home(&mut batch.slots[next..]);
+                self.recycle(batch.slots);
+            }
+            Way::Out => {
+                // Also posts are something to look at for their owner then.
+                batch.brings_replies = true;
+                self.send_home(batch);
+            }
+        }
     }
 
     /// Nothing comes home any more.
