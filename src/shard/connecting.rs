@@ -160,6 +160,7 @@ impl Shard {
         self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
         let error = connect_error(attempt.addr, None, source);
         self.resolve_attempt(&attempt.outcome, Err(error));
+        self.drop_contained(attempt);
         None
     }
 
@@ -168,6 +169,7 @@ impl Shard {
         self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
         let error = ConnectError::TimedOut { addr: attempt.addr, after: attempt.timeout };
         self.resolve_attempt(&attempt.outcome, Err(error));
+        self.drop_contained(attempt);
     }
 
     /// The shard is stopping: what is not connected yet will not be.
@@ -177,6 +179,7 @@ impl Shard {
             let Some(attempt) = self.take_attempt(token) else { continue };
             self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::Stopping));
+            self.drop_contained(attempt);
         }
     }
 
@@ -195,7 +198,7 @@ impl Shard {
         }
         let waker = cell.waker.borrow_mut().take();
         if let Some(waker) = waker {
-            waker.wake();
+            self.call_contained("a waker", |_| waker.wake());
         }
     }
 

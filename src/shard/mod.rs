@@ -86,7 +86,8 @@ pub(crate) struct Inner {
     /// Calls to be made once the runtime runs.
     pub(crate) when_running: RefCell<Vec<Box<dyn FnOnce(&Shard)>>>,
     pub(crate) drain_deadline: RefCell<Option<DelayedCall>>,
-    pub(crate) late_drain_planned: Cell<bool>,
+    /// Set while connections are open that came in during the drain and have sent nothing.
+    pub(crate) late_drain: RefCell<Option<DelayedCall>>,
     pub(crate) port_zero_calls: Cell<usize>,
     /// What the shard may do after its last turn: go on, or sleep until when.
     pub(crate) rest: Cell<Rest>,
@@ -158,6 +159,11 @@ impl Shard {
         let executor = Executor::new(Arc::new(WayHome { id, shared: Arc::downgrade(&shared) }));
         let bound = if shared.may_poll { shared.config.poll_before_park } else { Duration::ZERO };
         let stats = Arc::clone(&shared.stats[id.index()]);
+        let counted = Arc::clone(&stats);
+        executor.set_panic_hook(move |message| {
+            counted.panics.add(1);
+            tracing::error!(shard = id.index(), message, "a task panicked");
+        });
         let inner = Inner {
             id,
             driver: RefCell::new(driver),
@@ -177,7 +183,7 @@ impl Shard {
             phase: Cell::new(ShardPhase::Starting),
             when_running: RefCell::default(),
             drain_deadline: RefCell::default(),
-            late_drain_planned: Cell::new(false),
+            late_drain: RefCell::default(),
             serving: Cell::new(0),
             port_zero_calls: Cell::new(0),
             rest: Cell::new(Rest::None),

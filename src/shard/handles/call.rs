@@ -108,7 +108,8 @@ where
 {
     let home = shard.clone();
     drop(shard.spawn(async move {
-        let outcome = Contained { future: f(home) }.await;
+        let outcome = Contained { future: f(home.clone()) }.await;
+        home.count_panic(&outcome);
         reply.send(outcome);
     }));
 }
@@ -121,7 +122,8 @@ where
     shared.mesh.call_async_from_thread(target, move |shard: &Shard, answer| {
         let home = shard.clone();
         drop(shard.spawn(async move {
-            let outcome = Contained { future: f(home) }.await;
+            let outcome = Contained { future: f(home.clone()) }.await;
+            home.count_panic(&outcome);
             answer.send(outcome.map_err(CallError::Panicked));
         }));
     })
@@ -134,6 +136,16 @@ where
     T: Send + 'static,
 {
     call_async_from_outside(shared, shared.mesh.resolve(route), f)
+}
+
+impl Shard {
+    /// A panic that travels to the caller is counted and logged where it happened all the same.
+    fn count_panic<T>(&self, outcome: &Result<T, Panic>) {
+        if let Err(panic) = outcome {
+            self.inner.stats.panics.add(1);
+            tracing::error!(shard = self.inner.id.index(), message = panic.message(), "a called closure panicked");
+        }
+    }
 }
 
 pin_project! {

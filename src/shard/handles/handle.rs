@@ -50,8 +50,7 @@ impl Handle {
 
     /// Stops the runtime now: connections that are open are reset, and counted.
     pub fn abort(&self) {
-        self.shared.connections_are_forced();
-        self.shared.abort();
+        self.shared.abort_by_force();
     }
 
     /// Runs `f` on the routed shard, soon: fire and forget, from any thread and any shard. Calls of one thread to one
@@ -244,7 +243,7 @@ impl ShardReport {
             busy: Duration::from_nanos(stats.busy_nanos.get()),
             turns: stats.turns.get(),
             parks: stats.parks.get(),
-            panics: stats.panics.get(),
+            panics: stats.panics.get() + inbox.panics,
             accept_failures: stats.accept_failures.get(),
             messages: inbox.messages,
             wakes_written: inbox.wakes_written,
