@@ -40,8 +40,6 @@ const SKIPS_MAX: u32 = 32;
 const LOOKS_PER_CLOCK: u32 = 32;
 /// How often the kernel is asked by a shard that does not sleep in between.
 const KERNEL_EVERY: Duration = Duration::from_micros(5);
-/// Tasks polled between two looks at the clock.
-const TASKS_PER_CLOCK: u32 = 8;
 
 impl AdaptivePoll {
     pub(crate) fn new(bound: Duration) -> Self {
@@ -196,7 +194,8 @@ impl Shard {
             let timer = inner.timers.borrow_mut().pop_expired();
             let Some(timer) = timer else { return false };
             match timer {
-                Timer::Wake(waker) => waker.wake(),
+                // The application may have made it, also the waker.
+                Timer::Wake(waker) => self.call_contained("a waker", |_| waker.wake()),
                 Timer::Call(call) => {
                     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| call(self))) {
                         self.panicked("a delayed call", payload);
@@ -217,13 +216,9 @@ impl Shard {
             return false;
         }
         let config = &inner.shared.config;
-        let mut polled = 0;
         let mut until = None;
+        // Asked every few polls, so that the clock is not read for each of many small tasks.
         inner.executor.run(config.tasks_per_turn, || {
-            polled += 1;
-            if polled % TASKS_PER_CLOCK != 0 {
-                return false;
-            }
             let now = inner.driver.borrow_mut().read_clock();
             now > *until.get_or_insert(now + config.task_time_per_turn)
         })

@@ -50,8 +50,7 @@ impl Handle {
 
     /// Stops the runtime now: connections that are open are reset, and counted.
     pub fn abort(&self) {
-        self.shared.connections_are_forced();
-        self.shared.abort();
+        self.shared.abort_by_force();
     }
 
     /// Runs `f` on the routed shard, soon: fire and forget, from any thread and any shard. Calls of one thread to one
