@@ -1,5 +1,7 @@
 //! Bugs that were found and fixed, each with its story. The name says what holds since then.
 
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::Duration;
 
 use shardwise::testing::on_every_driver;
@@ -92,6 +94,54 @@ fn every_panic_of_application_code_is_reported() {
         // Calls to one shard run in the order they were made.
         env.shard().call(other, |_| ()).await?;
         assert_eq!(panics(), [1, 3]);
+        Ok(())
+    });
+}
+
+/// Input that a protocol left was copied to a new allocation with each further read, so a large frame that came in
+/// small segments cost its square: a peer could hold a shard with a few bytes at a time.
+#[test]
+fn input_that_is_left_stays_where_it_is() {
+    const FRAME_BYTES: usize = 8 * 1024;
+    /// Takes nothing before all has come; counts how often what it had left lies elsewhere.
+    struct Whole {
+        at: *const u8,
+        moves: Rc<Cell<usize>>,
+        calls: Rc<Cell<usize>>,
+    }
+    impl Protocol for Whole {
+        fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+            self.calls.set(self.calls.get() + 1);
+            if self.at != input.bytes().as_ptr() {
+                self.at = input.bytes().as_ptr();
+                self.moves.set(self.moves.get() + 1);
+            }
+            if input.len() == FRAME_BYTES {
+                transport.write(input.take())?;
+            }
+            Ok(())
+        }
+    }
+    on_every_driver(async |env| {
+        let (moves, calls) = (Rc::<Cell<usize>>::default(), Rc::<Cell<usize>>::default());
+        let made = RefCell::new(Some(Whole {
+            at: std::ptr::null(),
+            moves: Rc::clone(&moves),
+            calls: Rc::clone(&calls),
+        }));
+        let listener = env.shard().listen_tcp("127.0.0.1:0", move || made.borrow_mut().take())?;
+        let mut client = TcpStream::connect(listener.local_addr()).await?;
+        let frame: Vec<u8> = (0..FRAME_BYTES).map(|index| (index % 251) as u8).collect();
+        for piece in frame.chunks(32) {
+            client.write_all(piece).await?;
+            client.flush().await?;
+            shardwise::yield_now().await;
+        }
+        let mut answer = vec![0; FRAME_BYTES];
+        client.read_exact(&mut answer).await?;
+        assert!(answer == frame, "the frame came back otherwise");
+        // The read buffer, the first copy, and then at most each time the allocation doubles.
+        assert!(moves.get() <= 16, "{} of {} calls found the input elsewhere", moves.get(), calls.get());
         Ok(())
     });
 }

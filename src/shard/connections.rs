@@ -62,6 +62,8 @@ pub(crate) enum Draining {
 const NOTICES_PER_SETTLE: usize = 8;
 /// A staging buffer that had to grow beyond this gives its memory back.
 const STAGED_KEEP_BYTES: usize = 128 * 1024;
+/// Kept input may have this much room around it, in bytes; beyond it, four times its own length.
+const KEPT_SLACK_BYTES: usize = 4096;
 /// While the shard drains, peers have this long to close after we have.
 const DRAINING_LINGER: Duration = Duration::from_millis(500);
 
@@ -123,50 +125,73 @@ impl Shard {
             slot.connection.input.extend_from_slice(&lease);
         } else if slot.connection.input.is_empty() {
             drop(connections);
-            self.deliver(token, &lease, true);
+            self.deliver(token, &lease);
         } else {
             let mut kept = std::mem::take(&mut slot.connection.input);
             drop(connections);
             kept.extend_from_slice(&lease);
             drop(lease);
-            self.deliver(token, &kept, true);
+            self.deliver_kept(token, kept, true);
         }
         if inner.phase.get() == ShardPhase::Draining {
             self.tell_draining_if_served(token);
         }
     }
 
-    /// Lends `bytes` to the protocol, and keeps what it leaves. `has_new` tells whether it has seen all of them before.
+    /// Lends `bytes` to the protocol, and keeps a copy of what it leaves.
     #[inline]
-    fn deliver(&self, token: Token, bytes: &[u8], has_new: bool) {
+    fn deliver(&self, token: Token, bytes: &[u8]) {
         self.with_active(token, || {
-            let mut consumed = 0;
-            self.invoke(token, |protocol, transport| {
-                let mut input = Input::new(bytes, &self.inner.dry);
-                let outcome = protocol.data_received(transport, &mut input);
-                consumed = input.consumed();
-                outcome
-            });
-            if consumed == 0 && !has_new {
-                self.forget_resumed(token);
-            }
+            let consumed = self.show(token, bytes);
             if consumed < bytes.len() {
-                self.keep_input(token, &bytes[consumed..]);
+                self.keep_input(token, bytes[consumed..].to_vec());
             }
         });
     }
 
+    /// Lends `kept` to the protocol, and keeps what it leaves where it is: copied each time, a large frame in small
+    /// segments would cost its square. `has_new` tells whether there are bytes that it has not been shown.
+    fn deliver_kept(&self, token: Token, mut kept: Vec<u8>, has_new: bool) {
+        self.with_active(token, || {
+            let consumed = self.show(token, &kept);
+            if consumed == 0 && !has_new {
+                self.forget_resumed(token);
+            }
+            if consumed < kept.len() {
+                kept.drain(..consumed);
+                if kept.capacity() > KEPT_SLACK_BYTES.max(4 * kept.len()) {
+                    kept.shrink_to_fit();
+                }
+                self.keep_input(token, kept);
+            }
+        });
+    }
+
+    /// Shows `bytes` to the protocol; says how many it has used.
+    #[inline]
+    fn show(&self, token: Token, bytes: &[u8]) -> usize {
+        let mut consumed = 0;
+        self.invoke(token, |protocol, transport| {
+            let mut input = Input::new(bytes, &self.inner.dry);
+            let outcome = protocol.data_received(transport, &mut input);
+            consumed = input.consumed();
+            outcome
+        });
+        consumed
+    }
+
     /// Keeps what the protocol left, up to the cap.
-    fn keep_input(&self, token: Token, rest: &[u8]) {
+    fn keep_input(&self, token: Token, rest: Vec<u8>) {
         let limit_bytes = self.inner.shared.config.input_bytes_max;
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         if !slot.connection.is_open() {
             return;
         }
-        slot.connection.input.extend_from_slice(rest);
         // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
-        if rest.len() > limit_bytes && slot.connection.read_holds == 0 {
+        let is_too_long = rest.len() > limit_bytes && slot.connection.read_holds == 0;
+        slot.connection.input = rest;
+        if is_too_long {
             drop(connections);
             self.begin_close(token, CloseReason::InputTooLong { limit_bytes });
         }
@@ -511,7 +536,7 @@ impl Shard {
                 std::mem::take(&mut slot.connection.input)
             };
             if !kept.is_empty() {
-                self.deliver(token, &kept, false);
+                self.deliver_kept(token, kept, false);
             }
             let finish = self.inner.connections.borrow().get(token).is_some_and(|slot| {
                 slot.connection.read == ReadHalf::FinishPending && slot.connection.may_read()
