@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use shardwise::testing::on_every_driver;
-use shardwise::{Input, Protocol, Result, TcpStream, Transport};
+use shardwise::{CloseReason, Input, Protocol, Result, TcpStream, Transport, WriteError};
 
 /// Answers every line with itself; what it does between two lines is the test's.
 struct Lines<F> {
@@ -142,6 +142,56 @@ fn input_that_is_left_stays_where_it_is() {
         assert!(answer == frame, "the frame came back otherwise");
         // The read buffer, the first copy, and then at most each time the allocation doubles.
         assert!(moves.get() <= 16, "{} of {} calls found the input elsewhere", moves.get(), calls.get());
+        Ok(())
+    });
+}
+
+/// A large write goes straight to the kernel. When the kernel refused it, since the peer had reset the connection and
+/// the shard did not know yet, the driver was still borrowed while the connection was ended: the protocol panicked,
+/// and its connection stayed half ended for ever.
+#[test]
+fn a_large_write_to_a_peer_that_has_reset_ends_the_connection() {
+    thread_local! {
+        static SERVER: RefCell<Option<Transport>> = const { RefCell::new(None) };
+        static ENDS: RefCell<Vec<CloseReason>> = const { RefCell::new(Vec::new()) };
+    }
+    struct Told;
+    impl Protocol for Told {
+        fn connected(&mut self, transport: &Transport) -> Result<()> {
+            SERVER.set(Some(transport.clone()));
+            Ok(())
+        }
+        fn data_received(&mut self, _: &Transport, _: &mut Input<'_>) -> Result<()> {
+            Ok(())
+        }
+        fn disconnected(&mut self, reason: CloseReason) {
+            ENDS.with_borrow_mut(|ends| ends.push(reason));
+        }
+    }
+    on_every_driver(async |env| {
+        let listener = env.shard().listen_tcp("127.0.0.1:0", || Told)?;
+        let client = TcpStream::connect(listener.local_addr()).await?;
+        while SERVER.with_borrow(Option::is_none) {
+            env.shard().sleep(Duration::from_millis(1)).await;
+        }
+        client.abort();
+        // Messages run before events: here the kernel knows of the reset, and the shard does not.
+        let taken = env.handle().call_from_thread(env.shard().id(), |_| {
+            let server = SERVER.take().unwrap();
+            let mut outcome = Ok(());
+            for _ in 0..3 {
+                outcome = server.write(&[0; 16 * 1024]).map(|_| ());
+            }
+            // In a simulation the reset may still be on its way.
+            assert!(matches!(outcome, Ok(()) | Err(WriteError::Closed)));
+        });
+        assert!(taken.is_ok());
+        while ENDS.with_borrow(Vec::is_empty) {
+            env.shard().sleep(Duration::from_millis(1)).await;
+        }
+        let ends = ENDS.take();
+        assert!(matches!(ends[..], [CloseReason::Os { .. }]), "{ends:?}");
+        assert_eq!(env.handle().report()[0].panics, 0);
         Ok(())
     });
 }
