@@ -11,6 +11,7 @@ use crate::error::{CloseReason, NotRunning, RunError};
 use crate::net::connection::{EndKind, Phase};
 use crate::reactor::driver::CloseKind;
 use crate::shard::Shard;
+use crate::shard::connections::Draining;
 use crate::shard::shared::Shared;
 
 /// Where one shard is.
@@ -330,14 +331,22 @@ impl Shard {
         }
         self.call_later(LATE_DRAIN, |shard| {
             shard.inner.late_drain_planned.set(false);
-            shard.tell_all_draining();
+            shard.tell_draining_if(|_| true);
         });
     }
 
+    /// Those that came in after the stop are left out: their first bytes may not have been read yet.
     fn tell_all_draining(&self) {
+        self.tell_draining_if(|draining| draining == Draining::No);
+    }
+
+    fn tell_draining_if(&self, is_meant: impl Fn(Draining) -> bool) {
         let tokens = self.inner.connections.borrow().tokens();
         for token in tokens {
-            self.tell_draining(token);
+            let draining = self.inner.connections.borrow().get(token).map(|slot| slot.marks.draining);
+            if draining.is_some_and(&is_meant) {
+                self.tell_draining(token);
+            }
         }
         self.check_drained();
     }
