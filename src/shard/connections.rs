@@ -62,6 +62,8 @@ pub(crate) enum Draining {
 const NOTICES_PER_SETTLE: usize = 8;
 /// A staging buffer that had to grow beyond this gives its memory back.
 const STAGED_KEEP_BYTES: usize = 128 * 1024;
+/// Kept input may have this much room around it, in bytes; beyond it, four times its own length.
+const KEPT_SLACK_BYTES: usize = 4096;
 /// While the shard drains, peers have this long to close after we have.
 const DRAINING_LINGER: Duration = Duration::from_millis(500);
 
@@ -118,7 +120,7 @@ impl Shard {
                     let mut bytes = kept;
                     bytes.extend_from_slice(&lease);
                     drop(lease);
-                    self.deliver(token, protocol, &bytes);
+                    self.deliver_kept(token, protocol, bytes);
                 }
                 inner.deactivate();
             }
@@ -155,21 +157,48 @@ impl Shard {
         }
     }
 
-    /// Lends `bytes` to the protocol, keeps what it leaves, and sends what it wrote. Says how much it took.
+    /// Lends `bytes` to the protocol, keeps a copy of what it leaves, and sends what it wrote.
     #[inline]
-    fn deliver(&self, token: Token, mut protocol: Box<dyn Protocol>, bytes: &[u8]) -> usize {
+    fn deliver(&self, token: Token, mut protocol: Box<dyn Protocol>, bytes: &[u8]) {
+        let (outcome, consumed) = self.show(token, &mut *protocol, bytes);
+        let rest = &bytes[consumed..];
+        self.callback_done(token, protocol, outcome, rest.len(), || rest.to_vec());
+    }
+
+    /// As `deliver`, for bytes that were kept before: what the protocol leaves stays where it is. Copied each time, a
+    /// large frame in small segments would cost its square. Says how much the protocol took.
+    fn deliver_kept(&self, token: Token, mut protocol: Box<dyn Protocol>, mut kept: Vec<u8>) -> usize {
+        let (outcome, consumed) = self.show(token, &mut *protocol, &kept);
+        self.callback_done(token, protocol, outcome, kept.len() - consumed, || {
+            kept.drain(..consumed);
+            if kept.capacity() > KEPT_SLACK_BYTES.max(4 * kept.len()) {
+                kept.shrink_to_fit();
+            }
+            kept
+        });
+        consumed
+    }
+
+    /// Shows `bytes` to the protocol; says how many it has used.
+    #[inline]
+    fn show(&self, token: Token, protocol: &mut dyn Protocol, bytes: &[u8]) -> (Outcome, usize) {
         let transport = Transport::new(self.clone(), token);
         let mut input = Input::new(bytes, &self.inner.dry);
         let outcome = catch_unwind(AssertUnwindSafe(|| protocol.data_received(&transport, &mut input)));
-        let consumed = input.consumed();
-        self.callback_done(token, protocol, outcome, &bytes[consumed..]);
-        consumed
+        (outcome, input.consumed())
     }
 
     /// Puts the protocol back, keeps what it left of its input, and settles the connection: one look at its slot for
     /// all three.
     #[inline]
-    fn callback_done(&self, token: Token, protocol: Box<dyn Protocol>, outcome: Outcome, rest: &[u8]) {
+    fn callback_done(
+        &self,
+        token: Token,
+        protocol: Box<dyn Protocol>,
+        outcome: Outcome,
+        rest_len: usize,
+        rest: impl FnOnce() -> Vec<u8>,
+    ) {
         let inner = &*self.inner;
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else {
@@ -182,11 +211,12 @@ impl Shard {
             self.callback_failed(token, outcome);
             return self.settle(token);
         }
-        if !rest.is_empty() && slot.connection.is_open() {
-            slot.connection.input.extend_from_slice(rest);
+        if rest_len > 0 && slot.connection.is_open() {
+            // Whatever came before was lent together with what has come now.
+            slot.connection.input = rest();
             // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
             let limit_bytes = inner.shared.config.input_bytes_max;
-            if rest.len() > limit_bytes && slot.connection.read_holds == 0 {
+            if rest_len > limit_bytes && slot.connection.read_holds == 0 {
                 drop(connections);
                 self.begin_close(token, CloseReason::InputTooLong { limit_bytes });
                 return self.settle(token);
@@ -540,7 +570,7 @@ impl Shard {
                 if let Some(slot) = self.inner.connections.borrow().get(token) {
                     self.inner.activate(token, &slot.connection);
                 }
-                let consumed = self.deliver(token, protocol, &kept);
+                let consumed = self.deliver_kept(token, protocol, kept);
                 self.inner.deactivate();
                 if consumed == 0 {
                     self.forget_resumed(token);

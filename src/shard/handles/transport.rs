@@ -87,7 +87,9 @@ impl Transport {
         slot.connection.check_write(staged_len, bytes.len(), marks)?;
         let mut rest = bytes;
         if staged_len == 0 {
-            match slot.connection.send_straight(&mut **inner.driver.borrow_mut(), self.token, bytes) {
+            // A statement of its own: the match would hold the driver while the connection ends.
+            let sent = slot.connection.send_straight(&mut **inner.driver.borrow_mut(), self.token, bytes);
+            match sent {
                 Ok(sent) => rest = &bytes[sent..],
                 Err(source) => {
                     drop(staged);
