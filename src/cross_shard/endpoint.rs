@@ -631,11 +631,15 @@ impl<C: 'static> Local<C> {
     }
 }
 
-/// Drops a panic's payload, which may itself panic, without end: what it panics with is leaked.
-fn drop_contained(payload: Box<dyn Any + Send>) {
-    if let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        std::mem::forget(next);
+/// Drops a panic's payload, which may panic itself, with a payload of its own: not without end.
+fn drop_contained(mut payload: Box<dyn Any + Send>) {
+    for _ in 0..8 {
+        match catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            Ok(()) => return,
+            Err(next) => payload = next,
+        }
     }
+    std::mem::forget(payload);
 }
 
 /// The means to answer an async call, on the shard that was called. Dropped unsent, it answers `Stopped`.
@@ -946,5 +950,177 @@ mod tests {
         assert!(matches!(ready(staged), Err(CallError::Stopped)));
         assert_eq!(bed[0].counters().refused, 1, "the post that was staged too late");
         assert!(matches!(ready(bed[1].call(id(0), |_| 9)), Err(CallError::Stopped)), "no answer could come");
+    }
+
+    #[test]
+    fn a_shard_that_is_lost_without_closing_answers_all_who_wait_for_it() {
+        let drops = Arc::new(AtomicUsize::new(0));
+        let mut bed = Bed::new(2);
+        let (posted, called) = (AtHome::<8>::new(0, &drops), AtHome::<90>::new(0, &drops));
+        let run: Vec<_> = (0..3).map(|number| bed[0].call(id(1), move |_| number)).collect();
+        bed.publish(0);
+        bed.deliver_some(1, 2);
+        assert!(bed[0].post(id(1), move |_| drop(posted)).is_ok());
+        let unrun = bed[0].call(id(1), move |_| drop(called));
+        bed.publish(0);
+        let from_outside = bed.mesh.call_from_thread(id(1), |_| ());
+        bed.lose_last();
+        bed.settle();
+        let run: Vec<_> = run.into_iter().map(|call| ready(call).ok()).collect();
+        assert_eq!(run, [Some(0), Some(1), None]);
+        assert!(matches!(ready(unrun), Err(CallError::Stopped)));
+        assert!(matches!(from_outside.wait_blocking(), Err(CallError::Stopped)));
+        assert_eq!(drops.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn answers_that_come_after_the_caller_has_stopped_are_dropped_where_they_are() {
+        let bed = Bed::new(2);
+        let drops = Arc::new(AtomicUsize::new(0));
+        let result = Arc::clone(&drops);
+        let call = bed[0].call(id(1), move |_| AtHome::<8>::new(1, &result));
+        bed.publish(0);
+        bed.close(0);
+        assert!(matches!(ready(call), Err(CallError::Stopped)));
+        bed.settle();
+        assert_eq!(drops.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_sleeping_target_is_woken_once_per_turn_and_an_awake_one_never() {
+        let bed = Bed::new(3);
+        let wakes = |shard: usize| bed.shard(shard).wakes.count();
+        for _ in 0..500 {
+            assert!(bed[0].post(id(1), |_| ()).is_ok());
+        }
+        bed.publish(0);
+        assert_eq!(wakes(1), 0, "it was awake");
+        assert!(!bed[1].prepare_sleep(), "there is mail");
+        bed.deliver(1);
+        assert!(bed[1].prepare_sleep());
+        for _ in 0..500 {
+            assert!(bed[0].post(id(1), |_| ()).is_ok());
+        }
+        assert_eq!(wakes(1), 0, "full batches leave early, the wake does not");
+        bed.publish(0);
+        assert!(bed[2].post(id(1), |_| ()).is_ok());
+        bed.publish(2);
+        assert!(bed.mesh.post(id(1), |_| ()).is_ok());
+        assert_eq!(wakes(1), 1, "one write per sleep, whoever comes");
+        bed[1].finish_sleep();
+        assert!(bed.mesh.post(id(1), |_| ()).is_ok());
+        assert_eq!(wakes(1), 1, "awake again");
+        assert_eq!(bed.deliver(1).count, 503);
+        let counters = bed[1].counters();
+        assert_eq!((counters.wakes_written, counters.sleeps, counters.messages), (1, 1, 1_003));
+        assert_eq!(counters.envelopes, counters.wakes_written + counters.wakes_elided);
+        assert_eq!((wakes(0), wakes(2)), (0, 0));
+    }
+
+    #[test]
+    fn the_memory_of_posts_comes_home_without_waking_anybody() {
+        let bed = Bed::new(2);
+        assert!(bed[0].post(id(1), |_| ()).is_ok());
+        bed.publish(0);
+        assert!(bed[0].prepare_sleep());
+        bed.deliver(1);
+        bed.publish(1);
+        assert_eq!(bed.shard(0).wakes.count(), 0);
+        bed[0].finish_sleep();
+        bed.deliver(0);
+        assert_eq!(bed[0].local.spares.borrow().len(), 1);
+        assert!(bed[0].prepare_sleep(), "nothing is left");
+    }
+
+    #[test]
+    fn a_reply_wakes_the_task_that_waits_for_it() {
+        use std::task::{Context, Wake, Waker};
+        struct Woken(AtomicUsize);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let (stale, woken) = (Arc::new(Woken(AtomicUsize::new(0))), Arc::new(Woken(AtomicUsize::new(0))));
+        let bed = Bed::new(2);
+        let mut call = bed[0].call(id(1), |_| ());
+        let mut poll_by = |woken: &Arc<Woken>| {
+            let waker = Waker::from(Arc::clone(woken));
+            std::pin::Pin::new(&mut call).poll(&mut Context::from_waker(&waker))
+        };
+        assert!(poll_by(&stale).is_pending());
+        assert!(poll_by(&woken).is_pending());
+        bed.publish(0);
+        assert!(bed[0].prepare_sleep());
+        bed.deliver(1);
+        assert_eq!(bed.shard(0).wakes.count(), 0);
+        bed.publish(1);
+        assert_eq!(bed.shard(0).wakes.count(), 1, "the shard that sleeps is woken for its reply");
+        bed[0].finish_sleep();
+        bed.deliver(0);
+        assert_eq!(stale.0.load(Ordering::Relaxed), 0, "only the last waker counts");
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert!(poll_by(&woken).is_ready());
+    }
+
+    #[test]
+    fn what_a_call_posts_to_its_caller_arrives_before_its_answer() {
+        let bed = Bed::new(2);
+        let call = bed[0].call(id(1), |shard| {
+            assert!(shard.endpoint.post(id(0), |shard| shard.log(1)).is_ok());
+        });
+        let posted = bed[0].call(id(1), |_| ());
+        bed.publish(0);
+        bed.deliver(1);
+        assert_eq!(bed.deliver_some(0, 1).count, 1);
+        assert_eq!(bed.log(0), [1]);
+        bed.settle();
+        assert!(ready(call).is_ok() && ready(posted).is_ok());
+    }
+
+    #[test]
+    fn a_reply_that_was_sent_outlives_a_panic_right_after_it() {
+        let bed = Bed::new(2);
+        let call = bed[0].call_async(id(1), |_: &Shard, reply: Reply<u32, Shard>| {
+            reply.send(Ok(1));
+            panic!("after the answer");
+        });
+        bed.settle();
+        assert_eq!(ready(call).unwrap(), 1);
+        assert_eq!(bed[0].counters().late, 1, "the panic comes home too, and finds the call answered");
+        let next = bed[0].call(id(1), |_| 2);
+        bed.settle();
+        assert_eq!(ready(next).unwrap(), 2);
+    }
+
+    #[test]
+    fn an_async_call_that_drops_its_reply_at_once_is_answered() {
+        let bed = Bed::new(1);
+        let call = bed[0].call_async(id(0), |_: &Shard, reply: Reply<u32, Shard>| drop(reply));
+        bed.settle();
+        assert!(matches!(ready(call), Err(CallError::Stopped)));
+    }
+
+    #[test]
+    #[should_panic(expected = "delivered from within a message")]
+    fn messages_do_not_deliver_messages() {
+        let bed = Bed::new(1);
+        let delivery = Delivery::begin(&bed[0].local);
+        bed.deliver(0);
+        drop(delivery);
+    }
+
+    #[test]
+    #[should_panic(expected = "there is no shard 2")]
+    fn a_shard_that_does_not_exist_is_a_bug_of_the_caller() {
+        let bed = Bed::new(2);
+        drop(bed[0].call(id(2), |_| ()));
+    }
+
+    #[test]
+    #[should_panic(expected = "shard 0 has its endpoint already")]
+    fn there_is_one_endpoint_per_shard() {
+        let bed = Bed::new(1);
+        drop(bed.mesh.endpoint(id(0)));
     }
 }

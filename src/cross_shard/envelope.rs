@@ -516,3 +516,22 @@ impl Words {
 
 /// The word that holds the block's address; its size and alignment follow.
 const BLOCK: usize = 2;
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::test_kit::Shard;
+    use super::*;
+
+    #[test]
+    fn a_slot_is_one_cache_line_and_an_envelope_no_larger() {
+        assert_eq!(size_of::<Slot<Shard>>(), 64);
+        assert!(size_of::<Envelope<Shard>>() <= 72, "{}", size_of::<Envelope<Shard>>());
+    }
+
+    #[test]
+    fn messages_may_go_to_shards_that_may_not() {
+        fn is_send<T: Send>() {}
+        // A context that is neither `Send` nor `Sync`: it stays where it is.
+        is_send::<Envelope<Rc<()>>>();
+    }
+}

@@ -11,7 +11,7 @@ use crate::reactor::token::Token;
 
 /// Writes of this size and more go straight to the kernel when nothing waits before them: copying them first costs
 /// an eighth of the whole request at 16 KiB.
-const STRAIGHT_BYTES: usize = 8 * 1024;
+pub(crate) const STRAIGHT_BYTES: usize = 8 * 1024;
 
 /// The bytes of one connection and the state of its halves. An idle one owns no memory beyond itself.
 pub(crate) struct Connection {
@@ -57,8 +57,6 @@ pub(crate) enum EndKind {
     Close(CloseKind),
     /// The socket waits for the peer's FIN first.
     Linger,
-    /// The socket has gone elsewhere.
-    Released,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +122,12 @@ impl Connection {
         self.is_open() && self.read_holds == 0
     }
 
+    /// Whether the application may write.
+    #[inline]
+    pub(crate) fn may_write(&self) -> bool {
+        self.is_open() && self.write == WriteHalf::Open
+    }
+
     /// Bytes written and not taken by the kernel.
     pub(crate) fn queued_bytes(&self) -> usize {
         self.output.len()
@@ -145,7 +149,7 @@ impl Connection {
         len: usize,
         marks: &Watermarks,
     ) -> Result<(), WriteError> {
-        if !self.is_open() || self.write != WriteHalf::Open {
+        if !self.may_write() {
             return Err(WriteError::Closed);
         }
         if self.output.len() + staged + len > marks.cap_bytes {

@@ -159,6 +159,7 @@ impl Shard {
         let Some(attempt) = self.take_attempt(token) else { return Some(source) };
         self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
         let error = connect_error(attempt.addr, None, source);
+        self.drop_contained(attempt.target);
         self.resolve_attempt(&attempt.outcome, Err(error));
         None
     }
@@ -167,6 +168,7 @@ impl Shard {
         let Some(attempt) = self.take_attempt(token) else { return };
         self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
         let error = ConnectError::TimedOut { addr: attempt.addr, after: attempt.timeout };
+        self.drop_contained(attempt.target);
         self.resolve_attempt(&attempt.outcome, Err(error));
     }
 
@@ -176,6 +178,7 @@ impl Shard {
         for token in tokens {
             let Some(attempt) = self.take_attempt(token) else { continue };
             self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+            self.drop_contained(attempt.target);
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::Stopping));
         }
     }
@@ -219,9 +222,8 @@ impl PendingAttempt {
         let Some(token) = self.cell.token.get() else { return };
         let Some(attempt) = self.shard.take_attempt(token) else { return };
         self.shard.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+        self.shard.drop_contained(attempt.target);
         self.shard.resolve_attempt(&attempt.outcome, Err(ConnectError::Cancelled));
-        // The attempt's factory is an application's value.
-        self.shard.drop_contained(attempt);
     }
 
     pub(crate) fn on_failure(mut self, call: Box<FailureCall>) {

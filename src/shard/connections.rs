@@ -96,76 +96,106 @@ impl Shard {
     }
 
     /// Bytes came.
+    #[inline]
     pub(crate) fn on_received(&self, token: Token, lease: Lease) {
-        let inner = &self.inner;
+        let inner = &*self.inner;
         inner.stats.receives.add(1);
         inner.stats.received_bytes.add(lease.len() as u64);
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
-        match &mut slot.connection.phase {
-            Phase::Open => {}
-            Phase::Flushing(_) | Phase::Ending(..) => return,
-            Phase::Lingering { discarded_bytes } => {
-                *discarded_bytes += lease.len();
-                let too_many = *discarded_bytes > inner.shared.config.linger_bytes_max;
-                drop(connections);
-                if too_many {
-                    self.end(token, CloseReason::Closed, EndKind::Close(CloseKind::Reset));
-                }
-                return;
-            }
+        if !slot.connection.may_read() {
+            drop(connections);
+            return self.received_unasked(token, &lease);
         }
-        if let Handler::Stream(stream) = &slot.handler {
-            let stream = Rc::clone(stream);
-            drop(connections);
-            self.with_active(token, || stream.on_received(self, token, lease));
-        } else if slot.connection.read_holds > 0 {
-            slot.connection.input.extend_from_slice(&lease);
-        } else if slot.connection.input.is_empty() {
-            drop(connections);
-            self.deliver(token, &lease);
-        } else {
-            let mut kept = std::mem::take(&mut slot.connection.input);
-            drop(connections);
-            kept.extend_from_slice(&lease);
-            drop(lease);
-            self.deliver(token, &kept);
+        match std::mem::replace(&mut slot.handler, Handler::Busy) {
+            Handler::Protocol(protocol) => {
+                inner.activate(token, &slot.connection);
+                let kept = std::mem::take(&mut slot.connection.input);
+                drop(connections);
+                if kept.is_empty() {
+                    self.deliver(token, protocol, &lease);
+                } else {
+                    let mut bytes = kept;
+                    bytes.extend_from_slice(&lease);
+                    drop(lease);
+                    self.deliver(token, protocol, &bytes);
+                }
+                inner.deactivate();
+            }
+            Handler::Stream(stream) => {
+                slot.handler = Handler::Stream(Rc::clone(&stream));
+                drop(connections);
+                self.with_active(token, || stream.on_received(self, token, lease));
+            }
+            // Its own callback cannot be running: nothing re-enters.
+            other @ (Handler::Busy | Handler::Gone) => slot.handler = other,
         }
         if inner.phase.get() == ShardPhase::Draining {
             self.tell_draining_if_served(token);
         }
     }
 
-    /// Lends `bytes` to the protocol, and keeps what it leaves.
-    #[inline]
-    fn deliver(&self, token: Token, bytes: &[u8]) {
-        self.with_active(token, || {
-            let mut consumed = 0;
-            self.invoke(token, |protocol, transport| {
-                let mut input = Input::new(bytes, &self.inner.dry);
-                let outcome = protocol.data_received(transport, &mut input);
-                consumed = input.consumed();
-                outcome
-            });
-            if consumed < bytes.len() {
-                self.keep_input(token, &bytes[consumed..]);
-            }
-        });
-    }
-
-    /// Keeps what the protocol left, up to the cap.
-    fn keep_input(&self, token: Token, rest: &[u8]) {
-        let limit_bytes = self.inner.shared.config.input_bytes_max;
+    /// Bytes came that the application cannot be given now, or ever.
+    #[cold]
+    fn received_unasked(&self, token: Token, bytes: &[u8]) {
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
-        if !slot.connection.is_open() {
-            return;
+        match (&mut slot.connection.phase, &slot.handler) {
+            (Phase::Open, Handler::Stream(stream)) => stream.keep(bytes),
+            (Phase::Open, _) => slot.connection.input.extend_from_slice(bytes),
+            (Phase::Flushing(_) | Phase::Ending(..), _) => {}
+            (Phase::Lingering { discarded_bytes }, _) => {
+                *discarded_bytes += bytes.len();
+                let too_many = *discarded_bytes > self.inner.shared.config.linger_bytes_max;
+                drop(connections);
+                if too_many {
+                    self.end(token, CloseReason::Closed, EndKind::Close(CloseKind::Reset));
+                }
+            }
         }
-        slot.connection.input.extend_from_slice(rest);
-        // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
-        if rest.len() > limit_bytes && slot.connection.read_holds == 0 {
+    }
+
+    /// Lends `bytes` to the protocol, keeps what it leaves, and sends what it wrote. Says how much it took.
+    #[inline]
+    fn deliver(&self, token: Token, mut protocol: Box<dyn Protocol>, bytes: &[u8]) -> usize {
+        let transport = Transport::new(self.clone(), token);
+        let mut input = Input::new(bytes, &self.inner.dry);
+        let outcome = catch_unwind(AssertUnwindSafe(|| protocol.data_received(&transport, &mut input)));
+        let consumed = input.consumed();
+        self.callback_done(token, protocol, outcome, &bytes[consumed..]);
+        consumed
+    }
+
+    /// Puts the protocol back, keeps what it left of its input, and settles the connection: one look at its slot for
+    /// all three.
+    #[inline]
+    fn callback_done(&self, token: Token, protocol: Box<dyn Protocol>, outcome: Outcome, rest: &[u8]) {
+        let inner = &*self.inner;
+        let mut connections = inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(token) else {
             drop(connections);
-            self.begin_close(token, CloseReason::InputTooLong { limit_bytes });
+            return self.drop_contained(protocol);
+        };
+        slot.handler = Handler::Protocol(protocol);
+        if !matches!(outcome, Ok(Ok(()))) {
+            drop(connections);
+            self.callback_failed(token, outcome);
+            return self.settle(token);
+        }
+        if !rest.is_empty() && slot.connection.is_open() {
+            slot.connection.input.extend_from_slice(rest);
+            // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
+            let limit_bytes = inner.shared.config.input_bytes_max;
+            if rest.len() > limit_bytes && slot.connection.read_holds == 0 {
+                drop(connections);
+                self.begin_close(token, CloseReason::InputTooLong { limit_bytes });
+                return self.settle(token);
+            }
+        }
+        if let Some(notice) = inner.flush(token, slot) {
+            drop(connections);
+            self.give_notice(token, notice);
+            self.settle(token);
         }
     }
 
@@ -299,30 +329,27 @@ impl Shard {
     }
 
     /// Runs `body` with `token` as the connection whose small writes are staged, then settles it.
-    #[inline]
     fn with_active(&self, token: Token, body: impl FnOnce()) {
-        let before = self.inner.active.replace(Some(token));
-        debug_assert!(before.is_none(), "callbacks do not nest");
-        self.inner.dry.set(false);
+        match self.inner.connections.borrow().get(token) {
+            Some(slot) => self.inner.activate(token, &slot.connection),
+            None => return,
+        }
         body();
         self.settle(token);
-        self.inner.active.set(before);
+        self.inner.deactivate();
     }
 
     /// Takes the protocol out of its slot, calls it, and puts it back: no borrow is held meanwhile.
-    #[inline]
     fn invoke(&self, token: Token, call: impl FnOnce(&mut dyn Protocol, &Transport) -> Result<()>) {
         let Some(mut protocol) = self.take_protocol(token) else { return };
         let transport = Transport::new(self.clone(), token);
         let outcome = catch_unwind(AssertUnwindSafe(|| call(&mut *protocol, &transport)));
-        drop(transport);
         self.put_protocol_back(token, protocol);
         if !matches!(outcome, Ok(Ok(()))) {
             self.callback_failed(token, outcome);
         }
     }
 
-    #[inline]
     fn take_protocol(&self, token: Token) -> Option<Box<dyn Protocol>> {
         let mut connections = self.inner.connections.borrow_mut();
         let slot = connections.get_mut(token)?;
@@ -335,7 +362,6 @@ impl Shard {
         }
     }
 
-    #[inline]
     fn put_protocol_back(&self, token: Token, protocol: Box<dyn Protocol>) {
         let mut connections = self.inner.connections.borrow_mut();
         match connections.get_mut(token) {
@@ -445,8 +471,9 @@ impl Shard {
             std::mem::swap(&mut kept, &mut slot.connection.input);
             slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
         }
-        if inner.active.get() == Some(token) {
+        if inner.active.get() == token {
             inner.dry.set(true);
+            inner.staged_room.set(0);
         } else {
             inner.mark_unsettled(token);
         }
@@ -462,8 +489,9 @@ impl Shard {
         slot.connection.input = Vec::new();
         inner.mark_ending(token, slot, reason, kind);
         drop(connections);
-        if inner.active.get() == Some(token) {
+        if inner.active.get() == token {
             inner.staged.borrow_mut().clear();
+            inner.staged_room.set(0);
             inner.dry.set(true);
         }
     }
@@ -474,10 +502,23 @@ impl Shard {
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
-        let waits = !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending;
+        // What the callback that runs now leaves is not kept yet, and it may not have been shown all of it.
+        let is_active = inner.active.get() == token;
+        if is_active && slot.connection.may_read() {
+            inner.dry.set(false);
+        }
+        let waits =
+            is_active || !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending;
         if waits && !slot.marks.resumed {
             slot.marks.resumed = true;
             inner.resumed.borrow_mut().push(token);
+        }
+    }
+
+    /// The protocol has been shown what it left, and left it again: showing it once more would go on for ever.
+    fn forget_resumed(&self, token: Token) {
+        if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token) {
+            slot.marks.resumed = false;
         }
     }
 
@@ -488,14 +529,22 @@ impl Shard {
             let kept = {
                 let mut connections = self.inner.connections.borrow_mut();
                 let Some(slot) = connections.get_mut(token) else { continue };
-                slot.marks.resumed = false;
-                if !slot.connection.may_read() {
+                if !std::mem::take(&mut slot.marks.resumed) || !slot.connection.may_read() {
                     continue;
                 }
                 std::mem::take(&mut slot.connection.input)
             };
-            if !kept.is_empty() {
-                self.deliver(token, &kept);
+            if !kept.is_empty()
+                && let Some(protocol) = self.take_protocol(token)
+            {
+                if let Some(slot) = self.inner.connections.borrow().get(token) {
+                    self.inner.activate(token, &slot.connection);
+                }
+                let consumed = self.deliver(token, protocol, &kept);
+                self.inner.deactivate();
+                if consumed == 0 {
+                    self.forget_resumed(token);
+                }
             }
             let finish = self.inner.connections.borrow().get(token).is_some_and(|slot| {
                 slot.connection.read == ReadHalf::FinishPending && slot.connection.may_read()
@@ -562,10 +611,6 @@ impl Shard {
                     connections.remove(token);
                     inner.stats.open.subtract(1);
                 }
-                EndKind::Released => {
-                    connections.remove(token);
-                    inner.stats.open.subtract(1);
-                }
             }
             (handler, *reason)
         };
@@ -583,6 +628,21 @@ impl Shard {
 }
 
 impl Inner {
+    /// Makes `token` the connection whose callback runs: its small writes are staged.
+    #[inline]
+    fn activate(&self, token: Token, connection: &Connection) {
+        debug_assert!(self.active.get() == Token::NOBODY, "callbacks do not nest");
+        self.active.set(token);
+        self.dry.set(false);
+        let straight = connection.may_write() && !connection.has_output();
+        self.staged_room.set(if straight { self.shared.config.watermarks.cap_bytes } else { 0 });
+    }
+
+    #[inline]
+    fn deactivate(&self) {
+        self.active.set(Token::NOBODY);
+    }
+
     pub(crate) fn mark_unsettled(&self, token: Token) {
         if let Some(slot) = self.connections.borrow_mut().get_mut(token) {
             self.mark_slot_unsettled(token, slot);

@@ -325,13 +325,14 @@ impl Shard {
     /// A connection came in while the shard was draining. It gets a chance to be served; if it says nothing, it is
     /// told after a while.
     pub(crate) fn plan_late_drain(&self) {
-        if self.inner.late_drain_planned.replace(true) {
+        if self.inner.late_drain.borrow().is_some() {
             return;
         }
-        self.call_later(LATE_DRAIN, |shard| {
-            shard.inner.late_drain_planned.set(false);
+        let planned = self.call_later(LATE_DRAIN, |shard| {
+            shard.inner.late_drain.borrow_mut().take();
             shard.tell_all_draining();
         });
+        *self.inner.late_drain.borrow_mut() = Some(planned);
     }
 
     fn tell_all_draining(&self) {
@@ -348,9 +349,10 @@ impl Shard {
         let open = inner.connections.borrow().len() + inner.serving.get();
         if inner.phase.get() == ShardPhase::Draining && inner.listeners.is_empty() && open == 0 {
             inner.phase.set(ShardPhase::Drained);
-            if let Some(deadline) = inner.drain_deadline.borrow_mut().take() {
+            let timers = [inner.drain_deadline.borrow_mut().take(), inner.late_drain.borrow_mut().take()];
+            for timer in timers.into_iter().flatten() {
                 // It may be what brought us here.
-                let _ = deadline.cancel();
+                let _ = timer.cancel();
             }
             inner.shared.shard_drained();
         }

@@ -68,8 +68,11 @@ pub(crate) struct Inner {
     pub(crate) attempts: Attempts,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
-    /// That connection.
-    pub(crate) active: Cell<Option<Token>>,
+    /// How much may be staged without a further look at that connection; 0 when it may not be written to, or has output
+    /// already.
+    pub(crate) staged_room: Cell<usize>,
+    /// That connection, or nobody.
+    pub(crate) active: Cell<Token>,
     /// Whether its input has run dry: it was closed or paused in its own callback.
     pub(crate) dry: Cell<bool>,
     /// Connections written to, or closed, outside their own event.
@@ -86,7 +89,8 @@ pub(crate) struct Inner {
     /// Calls to be made once the runtime runs.
     pub(crate) when_running: RefCell<Vec<Box<dyn FnOnce(&Shard)>>>,
     pub(crate) drain_deadline: RefCell<Option<DelayedCall>>,
-    pub(crate) late_drain_planned: Cell<bool>,
+    /// Set while connections that came in late have their time to be served.
+    pub(crate) late_drain: RefCell<Option<DelayedCall>>,
     pub(crate) port_zero_calls: Cell<usize>,
     /// What the shard may do after its last turn: go on, or sleep until when.
     pub(crate) rest: Cell<Rest>,
@@ -158,6 +162,11 @@ impl Shard {
         let executor = Executor::new(Arc::new(WayHome { id, shared: Arc::downgrade(&shared) }));
         let bound = if shared.may_poll { shared.config.poll_before_park } else { Duration::ZERO };
         let stats = Arc::clone(&shared.stats[id.index()]);
+        let task_stats = Arc::clone(&stats);
+        executor.set_panic_hook(move |panic| {
+            task_stats.panics.add(1);
+            tracing::error!(shard = id.index(), panic, "a task panicked");
+        });
         let inner = Inner {
             id,
             driver: RefCell::new(driver),
@@ -168,7 +177,8 @@ impl Shard {
             listeners: Listeners::default(),
             attempts: Attempts::default(),
             staged: RefCell::default(),
-            active: Cell::new(None),
+            staged_room: Cell::new(0),
+            active: Cell::new(Token::NOBODY),
             dry: Cell::new(false),
             unsettled: RefCell::default(),
             resumed: RefCell::default(),
@@ -177,7 +187,7 @@ impl Shard {
             phase: Cell::new(ShardPhase::Starting),
             when_running: RefCell::default(),
             drain_deadline: RefCell::default(),
-            late_drain_planned: Cell::new(false),
+            late_drain: RefCell::default(),
             serving: Cell::new(0),
             port_zero_calls: Cell::new(0),
             rest: Cell::new(Rest::None),

@@ -725,6 +725,6 @@ thread_local! {
 }
 
 /// Names no task, ever.
-const NO_TASK: Token = Token::from_bits(u64::MAX);
+pub(super) const NO_TASK: Token = Token::from_bits(u64::MAX);
 
 const POLLS_PER_STOP_CHECK: usize = 8;

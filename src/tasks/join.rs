@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use super::executor::{Home, Joined, Outcome, drop_payload};
+use super::executor::{Home, Joined, NO_TASK, Outcome, drop_payload};
 use crate::reactor::token::Token;
 
 /// A spawned task, seen by whoever spawned it: a future of its result.
@@ -26,6 +26,7 @@ use crate::reactor::token::Token;
 #[must_use = "dropping the handle detaches the task; await it, or say `drop`"]
 pub struct JoinHandle<T> {
     home: Rc<Home>,
+    /// `NO_TASK` once the result was taken, or if there never was a task.
     token: Token,
     result: PhantomData<T>,
 }
@@ -64,13 +65,16 @@ impl<T> JoinHandle<T> {
 impl<T: 'static> Future for JoinHandle<T> {
     type Output = Result<T, JoinError>;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.home.join(self.token, context.waker()) {
-            Joined::NotYet => Poll::Pending,
-            Joined::Ended(Outcome::Returned(output)) => Poll::Ready(Ok(output.take())),
-            Joined::Ended(Outcome::Panicked(payload)) => Poll::Ready(Err(JoinError::Panicked(payload))),
-            Joined::Ended(Outcome::Cancelled) => Poll::Ready(Err(JoinError::Cancelled)),
-        }
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Joined::Ended(outcome) = self.home.join(self.token, context.waker()) else {
+            return Poll::Pending;
+        };
+        self.token = NO_TASK;
+        Poll::Ready(match outcome {
+            Outcome::Returned(output) => Ok(output.take()),
+            Outcome::Panicked(payload) => Err(JoinError::Panicked(payload)),
+            Outcome::Cancelled => Err(JoinError::Cancelled),
+        })
     }
 }
 
@@ -78,7 +82,9 @@ impl<T> Unpin for JoinHandle<T> {}
 
 impl<T> Drop for JoinHandle<T> {
     fn drop(&mut self) {
-        self.home.detach(self.token);
+        if self.token != NO_TASK {
+            self.home.detach(self.token);
+        }
     }
 }
 

@@ -30,7 +30,9 @@ pin_project! {
 
     impl<F: Future> PinnedDrop for TaskFuture<F> {
         fn drop(this: Pin<&mut Self>) {
-            if let Some((home, token)) = this.take_future() {
+            if let Stage::Live { .. } = this.stage
+                && let Some((home, token)) = this.take_future()
+            {
                 home.finish(token, Outcome::Cancelled);
             }
         }

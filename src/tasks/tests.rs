@@ -245,7 +245,10 @@ fn wakers_cloned_woken_and_dropped_by_eight_threads_bring_tasks_home_or_do_nothi
                         for waker in &mine {
                             match (round + thread) % 3 {
                                 0 => waker.wake_by_ref(),
-                                1 => waker.clone().wake(),
+                                1 => {
+                                    let clone = waker.clone();
+                                    clone.wake();
+                                }
                                 _ => drop(waker.clone()),
                             }
                         }
@@ -505,7 +508,7 @@ fn a_cancelled_task_can_be_dropped_with_its_last_waker_inside() {
     for closes in [false, true] {
         let bench = Bench::new();
         let slot: Rc<RefCell<Option<JoinHandle<()>>>> = Rc::default();
-        let mut own_waker = None;
+        let mut own_wakers = Vec::new();
         let own_handle = Rc::clone(&slot);
         let executor = bench.executor.clone();
         let on_drop = OnDrop(move || {
@@ -517,7 +520,7 @@ fn a_cancelled_task_can_be_dropped_with_its_last_waker_inside() {
         });
         let handle = bench.executor.spawn(poll_fn(move |context| {
             let _ = &on_drop;
-            own_waker = Some(context.waker().clone());
+            own_wakers.push(context.waker().clone());
             Poll::<()>::Pending
         }));
         bench.run();

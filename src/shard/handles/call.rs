@@ -108,7 +108,8 @@ where
 {
     let home = shard.clone();
     drop(shard.spawn(async move {
-        let outcome = Contained { future: f(home) }.await;
+        let outcome = Contained { future: f(home.clone()) }.await;
+        home.note_call_panic(&outcome);
         reply.send(outcome);
     }));
 }
@@ -121,10 +122,21 @@ where
     shared.mesh.call_async_from_thread(target, move |shard: &Shard, answer| {
         let home = shard.clone();
         drop(shard.spawn(async move {
-            let outcome = Contained { future: f(home) }.await;
+            let outcome = Contained { future: f(home.clone()) }.await;
+            home.note_call_panic(&outcome);
             answer.send(outcome.map_err(CallError::Panicked));
         }));
     })
+}
+
+impl Shard {
+    /// The panic of an async call travels to its caller; it is counted where it happened.
+    fn note_call_panic<T>(&self, outcome: &Result<T, Panic>) {
+        if let Err(panic) = outcome {
+            self.inner.stats.panics.add(1);
+            tracing::error!(shard = self.inner.id.index(), panic = panic.message(), "an async call panicked");
+        }
+    }
 }
 
 /// Sends an async closure from a thread that is no shard.

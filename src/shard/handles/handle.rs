@@ -244,7 +244,7 @@ impl ShardReport {
             busy: Duration::from_nanos(stats.busy_nanos.get()),
             turns: stats.turns.get(),
             parks: stats.parks.get(),
-            panics: stats.panics.get(),
+            panics: stats.panics.get() + inbox.panics,
             accept_failures: stats.accept_failures.get(),
             messages: inbox.messages,
             wakes_written: inbox.wakes_written,

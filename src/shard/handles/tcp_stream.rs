@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::error::{CloseReason, ConnectError};
 use crate::net::addr::ToAddr;
-use crate::net::connection::{Connection, EndKind, Phase, ReadHalf, WriteHalf};
+use crate::net::connection::{Connection, ReadHalf, WriteHalf};
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
@@ -117,6 +117,11 @@ impl StreamCore {
         if full {
             hold(shard, token, true);
         }
+    }
+
+    /// Keeps bytes that nobody is to be shown yet.
+    pub(crate) fn keep(&self, bytes: &[u8]) {
+        self.state.borrow_mut().queued.extend_from_slice(bytes);
     }
 
     pub(crate) fn on_finished(&self, shard: &Shard) {
@@ -356,7 +361,7 @@ impl TcpStream {
         let buffered = self.transport.buffered();
         if buffered > marks.high_bytes {
             self.core.check_broken()?;
-            self.core.keep(|state| &mut state.writer, context);
+            self.core.keep_waker(|state| &mut state.writer, context);
             inner.mark_unsettled(self.transport.token());
             return Poll::Pending;
         }
@@ -383,7 +388,7 @@ impl TcpStream {
             if self.transport.buffered() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            self.core.keep(|state| &mut state.flusher, context);
+            self.core.keep_waker(|state| &mut state.flusher, context);
             self.transport.shard().inner.mark_unsettled(self.transport.token());
             Poll::Pending
         })
@@ -455,7 +460,7 @@ impl TcpStream {
     /// Dropping the future before it is ready closes the connection.
     pub async fn detach(self) -> io::Result<DetachedTcpStream> {
         // A shard's own callback may be the one that detaches: what it staged goes first.
-        while self.transport.shard().inner.active.get() == Some(self.transport.token())
+        while self.transport.shard().inner.active.get() == self.transport.token()
             && !self.transport.shard().inner.staged.borrow().is_empty()
         {
             crate::tasks::yield_now().await;
@@ -469,9 +474,17 @@ impl TcpStream {
         let token = self.transport.token();
         let mut connections = inner.connections.borrow_mut();
         let not_connected = || io::Error::from(io::ErrorKind::NotConnected);
-        let slot = connections.get_mut(token).ok_or_else(not_connected)?;
-        if !slot.connection.is_open() || slot.connection.write != WriteHalf::Open {
+        let connection = &connections.get(token).ok_or_else(not_connected)?.connection;
+        if !connection.is_open() || connection.write != WriteHalf::Open {
             return Err(not_connected());
+        }
+        let socket = inner.driver.borrow_mut().release(token).ok_or_else(not_connected)?;
+        // Not at the end of the turn: the driver may give the token's slot to another at once.
+        let mut slot = connections.remove(token).expect("looked up above");
+        drop(connections);
+        inner.stats.open.subtract(1);
+        for key in [slot.deadline.take(), slot.guard.take()].into_iter().flatten() {
+            inner.timers.borrow_mut().cancel(key);
         }
         let unsent = slot.connection.unsent();
         let finished = slot.connection.read != ReadHalf::Open;
@@ -485,13 +498,6 @@ impl TcpStream {
         }
         unread.append(&mut slot.connection.input);
         let peer_addr = slot.connection.peer_addr;
-        slot.connection.discard_output();
-        let socket = inner.driver.borrow_mut().release(token).ok_or_else(not_connected)?;
-        slot.connection.phase = Phase::Ending(Box::new(CloseReason::HandedOff), EndKind::Released);
-        if !slot.marks.ending {
-            slot.marks.ending = true;
-            inner.ending.borrow_mut().push(token);
-        }
         Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, finished })
     }
 }
@@ -514,7 +520,7 @@ impl StreamCore {
         if matches!(self.state.borrow().end, End::Finished) {
             return Poll::Ready(Ok(()));
         }
-        self.keep(|state| &mut state.reader, context);
+        self.keep_waker(|state| &mut state.reader, context);
         Poll::Pending
     }
 
@@ -527,7 +533,7 @@ impl StreamCore {
 
     /// Remembers whom to wake. The waker it replaces may run foreign code when it is dropped, so that happens outside
     /// of the borrow.
-    fn keep(&self, place: impl Fn(&mut StreamState) -> &mut Option<Waker>, context: &Context<'_>) {
+    fn keep_waker(&self, place: impl Fn(&mut StreamState) -> &mut Option<Waker>, context: &Context<'_>) {
         let mut state = self.state.borrow_mut();
         let kept = place(&mut state);
         if kept.as_ref().is_some_and(|kept| kept.will_wake(context.waker())) {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::error::{CloseReason, WriteError};
-use crate::net::connection::{EndKind, WriteHalf};
+use crate::net::connection::{EndKind, STRAIGHT_BYTES, WriteHalf};
 use crate::reactor::driver::{CloseKind, SocketOption};
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
@@ -64,11 +64,24 @@ impl Transport {
     /// connection is open, and nothing was taken.
     #[inline]
     pub fn write(&self, bytes: &[u8]) -> Result<Flow, WriteError> {
+        let inner = &*self.shard.inner;
+        if inner.active.get() == self.token && bytes.len() < STRAIGHT_BYTES {
+            let mut staged = inner.staged.borrow_mut();
+            if staged.len() + bytes.len() <= inner.staged_room.get() {
+                staged.extend_from_slice(bytes);
+                let above = staged.len() > inner.shared.config.watermarks.high_bytes;
+                return Ok(if above { Flow::AboveHigh } else { Flow::Open });
+            }
+        }
+        self.write_checked(bytes)
+    }
+
+    fn write_checked(&self, bytes: &[u8]) -> Result<Flow, WriteError> {
         let inner = &self.shard.inner;
         let marks = &inner.shared.config.watermarks;
         let mut connections = inner.connections.borrow_mut();
         let slot = connections.get_mut(self.token).ok_or(WriteError::Closed)?;
-        let active = inner.active.get() == Some(self.token);
+        let active = inner.active.get() == self.token;
         let mut staged = inner.staged.borrow_mut();
         let staged_len = if active { staged.len() } else { 0 };
         slot.connection.check_write(staged_len, bytes.len(), marks)?;
@@ -109,7 +122,7 @@ impl Transport {
             let inner = &self.shard.inner;
             let connections = inner.connections.borrow();
             let slot = connections.get(self.token).ok_or(WriteError::Closed)?;
-            let active = inner.active.get() == Some(self.token);
+            let active = inner.active.get() == self.token;
             let staged_len = if active { inner.staged.borrow().len() } else { 0 };
             slot.connection.check_write(staged_len, len, &inner.shared.config.watermarks)?;
         }
@@ -148,7 +161,9 @@ impl Transport {
         let Some(slot) = connections.get_mut(self.token) else { return };
         if slot.connection.is_open() && slot.connection.write == WriteHalf::Open {
             slot.connection.write = WriteHalf::Finishing;
-            if inner.active.get() != Some(self.token) {
+            if inner.active.get() == self.token {
+                inner.staged_room.set(0);
+            } else {
                 inner.mark_slot_unsettled(self.token, slot);
             }
         }
@@ -195,7 +210,7 @@ impl Transport {
         if let Some(slot) = inner.connections.borrow_mut().get_mut(self.token) {
             slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), self.token);
         }
-        if inner.active.get() == Some(self.token) {
+        if inner.active.get() == self.token {
             inner.dry.set(true);
         }
     }
@@ -216,7 +231,7 @@ impl Transport {
     /// Bytes written that the kernel has not taken.
     pub fn buffered(&self) -> usize {
         let inner = &self.shard.inner;
-        let staged = if inner.active.get() == Some(self.token) { inner.staged.borrow().len() } else { 0 };
+        let staged = if inner.active.get() == self.token { inner.staged.borrow().len() } else { 0 };
         self.look(|slot| slot.connection.queued_bytes()).unwrap_or(0) + staged
     }
 
