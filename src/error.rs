@@ -54,6 +54,8 @@ pub enum RunError {
     },
     /// The signal handlers could not be installed.
     Signals(io::Error),
+    /// On a shard's own thread, which would stand still while it waits for the new runtime.
+    OnShardThread,
 }
 
 impl fmt::Display for RunError {
@@ -69,6 +71,9 @@ impl fmt::Display for RunError {
                 write!(formatter, "stopped by force with {connections} connections still open")
             }
             RunError::Signals(error) => write!(formatter, "cannot install signal handlers: {error}"),
+            RunError::OnShardThread => {
+                write!(formatter, "a runtime cannot be started on a shard's own thread")
+            }
         }
     }
 }
@@ -86,7 +91,7 @@ impl Error for RunError {
             RunError::Placement(error) | RunError::Prepare(error) => Some(&**error),
             RunError::Start { source, .. } => Some(&**source),
             RunError::Os { source, .. } | RunError::Signals(source) => Some(source),
-            RunError::Panicked { .. } | RunError::Forced { .. } => None,
+            RunError::Panicked { .. } | RunError::Forced { .. } | RunError::OnShardThread => None,
         }
     }
 }

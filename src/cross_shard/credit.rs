@@ -85,28 +85,28 @@ impl Credits {
         Acquire { credits: Rc::clone(self), target, waiter: None }
     }
 
-    /// A credit is home: it goes to the first in line.
+    /// A credit is home: it goes to the first in line, who is to be woken then.
     #[inline]
-    pub(super) fn give_back(&self, target: ShardId) {
+    #[must_use]
+    pub(super) fn give_back(&self, target: ShardId) -> Option<Waker> {
         let pool = &self.pools[target.index()];
         match pool.waiters.borrow_mut().first() {
-            None => pool.free.set(pool.free.get() + 1),
+            None => {
+                pool.free.set(pool.free.get() + 1);
+                None
+            }
             Some(waiter) => {
                 waiter.place.set(Place::Granted);
-                waiter.wake();
+                waiter.waker.take()
             }
         }
     }
 
-    /// This shard makes no more calls: whoever waits is told so.
-    pub(super) fn stop(&self) {
+    /// This shard makes no more calls: whoever waits is to be told so.
+    pub(super) fn stop(&self) -> Vec<Waker> {
         self.stopped.set(true);
-        for pool in &self.pools {
-            let queue = std::mem::take(&mut *pool.waiters.borrow_mut()).queue;
-            for waiter in queue {
-                waiter.wake();
-            }
-        }
+        let queues = self.pools.iter().map(|pool| std::mem::take(&mut *pool.waiters.borrow_mut()).queue);
+        queues.flatten().filter_map(|waiter| waiter.waker.take()).collect()
     }
 }
 
@@ -132,13 +132,6 @@ impl Waiters {
 }
 
 impl Waiter {
-    fn wake(&self) {
-        let waker = self.waker.borrow_mut().take();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
     fn set_waker(&self, waker: &Waker) {
         let before = self.waker.borrow_mut().replace(waker.clone());
         drop(before);
@@ -158,8 +151,10 @@ impl Credit {
 
 impl Drop for Credit {
     fn drop(&mut self) {
-        if !self.spent {
-            self.credits.give_back(self.target);
+        if !self.spent
+            && let Some(waker) = self.credits.give_back(self.target)
+        {
+            waker.wake();
         }
     }
 }
@@ -207,7 +202,11 @@ impl Drop for Acquire {
         let Some(waiter) = self.waiter.take() else { return };
         let pool = &self.credits.pools[self.target.index()];
         match waiter.place.replace(Place::Gone) {
-            Place::Granted => self.credits.give_back(self.target),
+            Place::Granted => {
+                if let Some(waker) = self.credits.give_back(self.target) {
+                    waker.wake();
+                }
+            }
             Place::Queued => pool.waiters.borrow_mut().note_gone(),
             Place::Gone => {}
         }

@@ -4,6 +4,7 @@ pub(crate) mod app;
 pub(crate) mod running;
 pub(crate) mod thread;
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
 
@@ -12,6 +13,7 @@ use crate::config::Config;
 use crate::cross_shard::Mesh;
 use crate::error::RunError;
 use crate::reactor::waker::DriverWaker;
+use crate::shard::Shard;
 use crate::shard::groups::Groups;
 use crate::shard::lifecycle::Lifecycle;
 use crate::shard::placement::{self, Host, Pin, Placement, PlacementRequest};
@@ -128,6 +130,9 @@ impl Runtime {
 
     /// Starts all threads. Does not wait for `App::start`.
     fn launch<A: App>(self, app: A) -> Result<Running, RunError> {
+        if Shard::try_current().is_some() {
+            return Err(RunError::OnShardThread);
+        }
         self.config.check().map_err(RunError::Config)?;
         let host = Host::detect();
         let placement =
@@ -168,10 +173,10 @@ impl Runtime {
         drop(ready);
         match self.gather(&placement, made) {
             Ok(shared) => {
-                if let Err(error) = app.prepare(&crate::Handle::new(Arc::clone(&shared))) {
+                if let Err(error) = prepare(&*app, &shared) {
                     drop(starters);
                     join_all(threads);
-                    return Err(RunError::Prepare(error));
+                    return Err(error);
                 }
                 for starter in starters {
                     // A thread that is gone has died of something worse, which joining it tells.
@@ -236,6 +241,19 @@ impl Runtime {
             "accepting"
         );
         tracing::info!(limits = ?self.config, "limits");
+    }
+}
+
+/// Asks the application. What threads have sent to the shards by then is turned away if it refuses, or panics.
+pub(crate) fn prepare<A: App>(app: &A, shared: &Arc<Shared>) -> Result<(), RunError> {
+    let handle = crate::Handle::new(Arc::clone(shared));
+    let prepared = catch_unwind(AssertUnwindSafe(|| app.prepare(&handle)));
+    if !matches!(prepared, Ok(Ok(()))) {
+        shared.never_ran();
+    }
+    match prepared {
+        Ok(outcome) => outcome.map_err(RunError::Prepare),
+        Err(payload) => resume_unwind(payload),
     }
 }
 

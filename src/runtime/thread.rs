@@ -118,7 +118,7 @@ impl Shard {
             };
             match outcome {
                 Ok(()) => shared.shard_started(),
-                Err(source) => shared.shard_failed(RunError::Start { shard: id, source }),
+                Err(source) => shared.start_failed(RunError::Start { shard: id, source }),
             }
         }));
     }

@@ -159,8 +159,8 @@ impl Shard {
         let Some(attempt) = self.take_attempt(token) else { return Some(source) };
         self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
         let error = connect_error(attempt.addr, None, source);
-        self.drop_contained(attempt.target);
         self.resolve_attempt(&attempt.outcome, Err(error));
+        self.drop_contained(attempt);
         None
     }
 
@@ -168,8 +168,8 @@ impl Shard {
         let Some(attempt) = self.take_attempt(token) else { return };
         self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
         let error = ConnectError::TimedOut { addr: attempt.addr, after: attempt.timeout };
-        self.drop_contained(attempt.target);
         self.resolve_attempt(&attempt.outcome, Err(error));
+        self.drop_contained(attempt);
     }
 
     /// The shard is stopping: what is not connected yet will not be.
@@ -178,8 +178,8 @@ impl Shard {
         for token in tokens {
             let Some(attempt) = self.take_attempt(token) else { continue };
             self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-            self.drop_contained(attempt.target);
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::Stopping));
+            self.drop_contained(attempt);
         }
     }
 
@@ -198,7 +198,7 @@ impl Shard {
         }
         let waker = cell.waker.borrow_mut().take();
         if let Some(waker) = waker {
-            waker.wake();
+            self.call_contained("a waker", |_| waker.wake());
         }
     }
 

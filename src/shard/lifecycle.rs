@@ -11,6 +11,7 @@ use crate::error::{CloseReason, NotRunning, RunError};
 use crate::net::connection::{EndKind, Phase};
 use crate::reactor::driver::CloseKind;
 use crate::shard::Shard;
+use crate::shard::connections::Draining;
 use crate::shard::shared::Shared;
 
 /// Where one shard is.
@@ -29,6 +30,9 @@ pub(crate) enum ShardPhase {
 
 /// Connections that came in while draining, and have sent nothing, are told to end after this.
 const LATE_DRAIN: Duration = Duration::from_millis(200);
+
+/// A destructor may set another timer, but not without end.
+const LAST_TIMER_ROUNDS: usize = 16;
 
 /// Where the runtime is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,6 +193,26 @@ impl Shared {
         self.abort();
     }
 
+    /// A shard's `App::start` returned an error. Once the runtime is being stopped, that may well be because it is,
+    /// and is no failure.
+    pub(crate) fn start_failed(&self, error: RunError) {
+        if self.lifecycle.state() == RuntimeState::Starting {
+            self.shard_failed(error);
+        } else {
+            tracing::warn!(%error, "while the runtime stops");
+        }
+    }
+
+    /// The runtime ends before its shards have begun: what was sent to them is turned away.
+    pub(crate) fn never_ran(&self) {
+        for number in 0..self.mesh.len() {
+            drop(self.mesh.endpoint(ShardId::new(number as u16)));
+        }
+        let mut progress = self.lifecycle.lock();
+        progress.ended = progress.shards;
+        self.lifecycle.set(&mut progress, RuntimeState::Stopped);
+    }
+
     /// Begins an orderly stop.
     pub(crate) fn stop(&self) -> Result<(), NotRunning> {
         let mut progress = self.lifecycle.lock();
@@ -212,9 +236,15 @@ impl Shared {
         self.tell_all(Shard::on_abort);
     }
 
-    /// The stop is not an orderly one any more.
-    pub(crate) fn connections_are_forced(&self) {
-        self.lifecycle.lock().forced = true;
+    /// As [`Shared::abort`], and from here on the stop counts as a forced one.
+    pub(crate) fn abort_by_force(&self) {
+        let mut progress = self.lifecycle.lock();
+        if progress.state == RuntimeState::Stopped {
+            return;
+        }
+        progress.forced = true;
+        drop(progress);
+        self.abort();
     }
 
     fn connections_aborted(&self, count: usize) {
@@ -278,7 +308,7 @@ impl Shard {
             self.close_group(&listening.group);
         }
         // Input that has come by now is served first: connections are told in the next turn, after its events.
-        self.call_later(Duration::ZERO, Shard::tell_all_draining);
+        self.call_later(Duration::ZERO, Shard::tell_old_draining);
         let deadline = self.call_later(self.inner.shared.config.drain_timeout, |shard| {
             tracing::warn!(shard = shard.inner.id.index(), "the drain deadline has passed");
             shard.abort_connections(true);
@@ -325,14 +355,29 @@ impl Shard {
     /// A connection came in while the shard was draining. It gets a chance to be served; if it says nothing, it is
     /// told after a while.
     pub(crate) fn plan_late_drain(&self) {
-        if self.inner.late_drain.borrow().is_some() {
+        let planned = self.inner.late_drain.borrow();
+        // The last to come has its time, too; listeners close soon, so that is not put off for long.
+        if planned.as_ref().is_some_and(|planned| planned.reset(LATE_DRAIN).is_ok()) {
             return;
         }
-        let planned = self.call_later(LATE_DRAIN, |shard| {
-            shard.inner.late_drain.borrow_mut().take();
-            shard.tell_all_draining();
-        });
+        drop(planned);
+        let planned = self.call_later(LATE_DRAIN, Shard::tell_all_draining);
         *self.inner.late_drain.borrow_mut() = Some(planned);
+    }
+
+    /// Tells those that were open when the drain began.
+    fn tell_old_draining(&self) {
+        let came_late = |token| {
+            let connections = self.inner.connections.borrow();
+            connections.get(token).is_some_and(|slot| slot.marks.draining == Draining::Later)
+        };
+        let tokens = self.inner.connections.borrow().tokens();
+        for token in tokens {
+            if !came_late(token) {
+                self.tell_draining(token);
+            }
+        }
+        self.check_drained();
     }
 
     fn tell_all_draining(&self) {
@@ -349,10 +394,10 @@ impl Shard {
         let open = inner.connections.borrow().len() + inner.serving.get();
         if inner.phase.get() == ShardPhase::Draining && inner.listeners.is_empty() && open == 0 {
             inner.phase.set(ShardPhase::Drained);
-            let timers = [inner.drain_deadline.borrow_mut().take(), inner.late_drain.borrow_mut().take()];
-            for timer in timers.into_iter().flatten() {
+            for timer in [&inner.drain_deadline, &inner.late_drain] {
+                let timer = timer.borrow_mut().take();
                 // It may be what brought us here.
-                let _ = timer.cancel();
+                let _ = timer.map(|timer| timer.cancel());
             }
             inner.shared.shard_drained();
         }
@@ -379,6 +424,9 @@ impl Shard {
     /// Ends what is left, at home: tasks, timers, calls. The last thing a shard does.
     pub(crate) fn shut(&self) {
         let inner = &self.inner;
+        // Closures that were taken are run yet, and destructors may ask where they are.
+        let current = self.enter();
+        let entered = inner.executor.enter();
         inner.phase.set(ShardPhase::Stopped);
         self.drop_listeners();
         for token in inner.connections.borrow().tokens() {
@@ -386,14 +434,25 @@ impl Shard {
         }
         self.retire_ended();
         self.note_leaks();
+        // Attempts begun while draining; what they hold may hold this shard, and would keep it for ever.
+        self.fail_attempts();
         inner.executor.close();
+        // What the tasks' destructors sent to this shard was taken, so it runs.
+        inner.endpoint.publish();
         inner.endpoint.close(self);
         let calls = std::mem::take(&mut *inner.when_running.borrow_mut());
         self.drop_contained(calls);
-        let timers = inner.timers.borrow_mut().drain_all();
-        for timer in timers {
-            self.drop_contained(timer);
+        for _ in 0..LAST_TIMER_ROUNDS {
+            let timers = inner.timers.borrow_mut().drain_all();
+            if timers.is_empty() {
+                break;
+            }
+            for timer in timers {
+                self.drop_contained(timer);
+            }
         }
         self.retire_ended();
+        drop(entered);
+        drop(current);
     }
 }

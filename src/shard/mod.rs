@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use crate::ShardId;
 use crate::cross_shard::Endpoint;
 use crate::reactor::driver::Driver;
+use crate::reactor::lease::Lease;
 use crate::reactor::registry::Registry;
 use crate::reactor::timer_wheel::TimerWheel;
 use crate::reactor::token::Token;
@@ -68,6 +69,8 @@ pub(crate) struct Inner {
     pub(crate) attempts: Attempts,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
+    /// What it has just received, while its stream's task may take it.
+    pub(crate) lent: Cell<Option<Lease>>,
     /// How much may be staged without a further look at that connection; 0 when it may not be written to, or has output
     /// already.
     pub(crate) staged_room: Cell<usize>,
@@ -83,6 +86,8 @@ pub(crate) struct Inner {
     pub(crate) ending: RefCell<Vec<Token>>,
     /// The turn's clock.
     pub(crate) now: Cell<Instant>,
+    /// When the kernel was asked for events last, without sleeping.
+    pub(crate) kernel_asked: Cell<Instant>,
     pub(crate) phase: Cell<ShardPhase>,
     /// Tasks of `serve_tcp` that have not finished.
     pub(crate) serving: Cell<usize>,
@@ -177,6 +182,7 @@ impl Shard {
             listeners: Listeners::default(),
             attempts: Attempts::default(),
             staged: RefCell::default(),
+            lent: Cell::new(None),
             staged_room: Cell::new(0),
             active: Cell::new(Token::NOBODY),
             dry: Cell::new(false),
@@ -184,6 +190,7 @@ impl Shard {
             resumed: RefCell::default(),
             ending: RefCell::default(),
             now: Cell::new(now),
+            kernel_asked: Cell::new(now),
             phase: Cell::new(ShardPhase::Starting),
             when_running: RefCell::default(),
             drain_deadline: RefCell::default(),

@@ -38,10 +38,8 @@ const MISSES_BEFORE_BACK_OFF: u32 = 8;
 const SKIPS_MAX: u32 = 32;
 /// Looks at the inbox between two looks at the clock.
 const LOOKS_PER_CLOCK: u32 = 32;
-/// How often the kernel is asked while polling.
+/// How often the kernel is asked by a shard that does not sleep in between.
 const KERNEL_EVERY: Duration = Duration::from_micros(5);
-/// Tasks polled between two looks at the clock.
-const TASKS_PER_CLOCK: u32 = 8;
 
 impl AdaptivePoll {
     pub(crate) fn new(bound: Duration) -> Self {
@@ -118,18 +116,32 @@ impl Shard {
     }
 
     /// Sleeps only when no work is left. The clock is read once, here.
+    ///
+    /// A turn that follows another one at once, since messages or tasks keep coming, asks the kernel only every few
+    /// microseconds: that call costs as much as many messages.
     fn wait_for_events(&self, cap: Option<Duration>) -> io::Result<()> {
         let inner = &self.inner;
         let mut driver = inner.driver.borrow_mut();
-        let (timeout, slept) = match inner.rest.get() {
-            Rest::None => (Some(Duration::ZERO), false),
-            Rest::Until(None) => (cap, true),
+        let slept = match inner.rest.get() {
+            Rest::None => {
+                let now = driver.read_clock();
+                let lately = now.saturating_duration_since(inner.kernel_asked.get()) < KERNEL_EVERY;
+                if !lately || driver.has_ready() {
+                    driver.wait(Some(Duration::ZERO))?;
+                    inner.kernel_asked.set(now);
+                }
+                false
+            }
+            Rest::Until(None) => {
+                driver.wait(cap)?;
+                true
+            }
             Rest::Until(Some(deadline)) => {
                 let timeout = deadline.saturating_duration_since(driver.now());
-                (Some(cap.map_or(timeout, |cap| cap.min(timeout))), true)
+                driver.wait(Some(cap.map_or(timeout, |cap| cap.min(timeout))))?;
+                true
             }
         };
-        driver.wait(timeout)?;
         let now = driver.now();
         drop(driver);
         if slept {
@@ -182,7 +194,8 @@ impl Shard {
             let timer = inner.timers.borrow_mut().pop_expired();
             let Some(timer) = timer else { return false };
             match timer {
-                Timer::Wake(waker) => waker.wake(),
+                // The application may have made it, also the waker.
+                Timer::Wake(waker) => self.call_contained("a waker", |_| waker.wake()),
                 Timer::Call(call) => {
                     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| call(self))) {
                         self.panicked("a delayed call", payload);
@@ -203,13 +216,9 @@ impl Shard {
             return false;
         }
         let config = &inner.shared.config;
-        let mut polled = 0;
         let mut until = None;
+        // Asked every few polls, so that the clock is not read for each of many small tasks.
         inner.executor.run(config.tasks_per_turn, || {
-            polled += 1;
-            if polled % TASKS_PER_CLOCK != 0 {
-                return false;
-            }
             let now = inner.driver.borrow_mut().read_clock();
             now > *until.get_or_insert(now + config.task_time_per_turn)
         })
@@ -270,6 +279,7 @@ impl Shard {
             let now = driver.read_clock();
             if now >= kernel_at {
                 driver.wait(Some(Duration::ZERO))?;
+                inner.kernel_asked.set(now);
                 if driver.has_ready() {
                     return Ok(true);
                 }

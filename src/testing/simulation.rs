@@ -1,7 +1,7 @@
 //! A whole runtime on one thread: its shards are stepped in an order drawn from a seed, in virtual time.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::ShardId;
 use crate::config::Config;
@@ -9,9 +9,8 @@ use crate::error::RunError;
 use crate::reactor::driver::Driver;
 use crate::reactor::driver::sim::{SimOptions, World};
 use crate::runtime::app::App;
-use crate::runtime::new_shared;
+use crate::runtime::{new_shared, prepare};
 use crate::shard::Shard;
-use crate::shard::handles::handle::Handle;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::turn::Rest;
 
@@ -43,6 +42,10 @@ pub struct Simulation {
 
 /// More turns than this mean that the simulated application goes round in circles.
 const TURNS_MAX: u64 = 50_000_000;
+/// Work takes no virtual time, but who never rests would keep the clock, and thus every deadline and every byte under
+/// way, from ever coming: so many turns in a row take this long.
+const TURNS_PER_STEP: u32 = 64;
+const STEP: Duration = Duration::from_micros(20);
 
 impl Simulation {
     /// Two shards, and a network that is slow and unkind in ways drawn from `seed`.
@@ -85,13 +88,14 @@ impl Simulation {
         let wakers = drivers.iter().map(|driver| driver.waker()).collect();
         let shared = new_shared(self.config.clone(), wakers, vec![None; self.shards], false);
         let app = Arc::new(app);
-        app.prepare(&Handle::new(Arc::clone(&shared))).map_err(RunError::Prepare)?;
+        prepare(&*app, &shared)?;
         let mut shards: Vec<Option<Shard>> = Vec::new();
         for (number, driver) in drivers.into_iter().enumerate() {
             let shard = Shard::new(ShardId::new(number as u16), Arc::clone(&shared), Box::new(driver));
             shard.begin(Arc::clone(&app));
             shards.push(Some(shard));
         }
+        let mut turns_in_a_row = 0;
         for _ in 0..TURNS_MAX {
             if shards.iter().all(Option::is_none) {
                 return shared.lifecycle.take_error().map_or(Ok(()), Err);
@@ -101,7 +105,13 @@ impl Simulation {
             let candidates: Vec<usize> = (0..shards.len()).filter(ready).collect();
             if candidates.is_empty() {
                 self.advance(&world, &shards);
+                turns_in_a_row = 0;
                 continue;
+            }
+            turns_in_a_row += 1;
+            if turns_in_a_row == TURNS_PER_STEP {
+                turns_in_a_row = 0;
+                world.advance_to(world.now() + STEP);
             }
             let chosen = candidates[(world.random() % candidates.len() as u64) as usize];
             self.step(&mut shards[chosen]);
@@ -115,9 +125,7 @@ impl Simulation {
         shard.turn(None).expect("the simulated driver waits without errors");
         if shard.inner.phase.get() == ShardPhase::Stopped {
             let shared = Arc::clone(&shard.inner.shared);
-            let current = shard.enter();
             shard.shut();
-            drop(current);
             *place = None;
             shared.shard_ended();
         }
@@ -156,7 +164,6 @@ fn is_ready(shard: &Shard, world: &World) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn an_hour_takes_no_time() {

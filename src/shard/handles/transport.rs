@@ -232,6 +232,9 @@ impl Transport {
     pub fn buffered(&self) -> usize {
         let inner = &self.shard.inner;
         let staged = if inner.active.get() == self.token { inner.staged.borrow().len() } else { 0 };
+        if inner.active.get() == self.token && inner.staged_room.get() > 0 {
+            return staged;
+        }
         self.look(|slot| slot.connection.queued_bytes()).unwrap_or(0) + staged
     }
 
