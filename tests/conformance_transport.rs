@@ -364,7 +364,8 @@ fn abort_twice_or_with_close_is_harmless_on_either_side() {
                 let (server, client) = (Log::new(), Log::new());
                 let listener = listen(&env, &server, |_, _| None)?;
                 let probe = client.clone();
-                let attempt = env.shard().connect_tcp(listener.local_addr(), move || Probe::new(&probe, |_, _| None));
+                let attempt =
+                    env.shard().connect_tcp(listener.local_addr(), move || Probe::new(&probe, |_, _| None));
                 attempt.await?;
                 let (ours, theirs) = if server_side { (server, client) } else { (client, server) };
                 let transport = ours.transport().await;
@@ -566,9 +567,8 @@ fn a_panic_in_disconnected_or_in_the_destructor_harms_nobody() {
         for in_destructor in [false, true] {
             let log = Log::new();
             let trap = log.clone();
-            let listener = env
-                .shard()
-                .listen_tcp("127.0.0.1:0", move || Trap { log: trap.clone(), in_destructor })?;
+            let listener =
+                env.shard().listen_tcp("127.0.0.1:0", move || Trap { log: trap.clone(), in_destructor })?;
             let mut client = TcpStream::connect(listener.local_addr()).await?;
             client.write_all(b"go").await?;
             assert!(read_to_end(&mut client).await?.is_empty());
@@ -1384,8 +1384,11 @@ fn callbacks_may_write_to_close_and_abort_others_and_themselves() {
                 logs.borrow_mut().push(log.clone());
                 let logs = Rc::clone(&logs);
                 Probe::new(&log, move |call, transport| {
-                    let others: Vec<Transport> =
-                        logs.borrow().iter().filter_map(|log| log.look(|state| state.transport.clone())).collect();
+                    let others: Vec<Transport> = logs
+                        .borrow()
+                        .iter()
+                        .filter_map(|log| log.look(|state| state.transport.clone()))
+                        .collect();
                     match call {
                         Call::Data(input) => {
                             input.take();
