@@ -264,8 +264,8 @@ fn a_client_that_reads_late_gets_every_reply() {
         let mut stream = TcpStream::connect(addr).await?;
         let requests = 1_500;
         stream.write_all("GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(requests).as_bytes()).await?;
-        shard.sleep(Duration::from_secs(5)).await;
         stream.shutdown_write();
+        shard.sleep(Duration::from_secs(5)).await;
         let answers = read_to_end(&mut stream).await?;
         assert_eq!(statuses(&answers), vec![200; requests]);
         Ok(())
