@@ -85,7 +85,8 @@ fn understand<'a>(request: &Request<'_, 'a>, len: usize) -> Result<Head<'a>, Pag
             }
             14 if is("content-length") => {
                 // Twice is once too often, even if both agree: whoever is before us may have read the other one.
-                if length.replace(content_length(header.value)?).is_some() {
+                let before = length.replace(content_length(header.value)?);
+                if before.is_some() {
                     return Err(Page::BadRequest);
                 }
             }

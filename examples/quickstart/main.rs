@@ -22,11 +22,11 @@ use histogram::Histogram;
 #[derive(clap::Args)]
 struct Own {
     /// How long the clients ask, in seconds, 1 to 3600
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3600), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse_up_to::<3600>, allow_negative_numbers = true)]
     seconds: u64,
 
     /// How many connections the clients open, 1 to 10000
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=10_000), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_up_to::<10_000>, allow_negative_numbers = true)]
     connections: u64,
 }
 
@@ -182,6 +182,11 @@ impl Board {
 /// A panic elsewhere is no reason for another one here.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn parse_up_to<const MOST: u64>(text: &str) -> std::result::Result<u64, String> {
+    let number = text.parse().ok().filter(|number| (1..=MOST).contains(number));
+    number.ok_or_else(|| format!("not a number from 1 to {MOST}"))
 }
 
 /// How many of `total` fall to the one with this `index` among `parts`.

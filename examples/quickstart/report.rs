@@ -86,7 +86,7 @@ pub fn print(board: &Board) {
     let elapsed = ended.duration_since(began).max(Duration::from_millis(1));
     let rate = |requests: u64| grouped((requests as f64 / elapsed.as_secs_f64()) as u64);
 
-    say(format!("shard   cpu  connections  requests/s    p50 µs    p99 µs   busy"));
+    say("shard   cpu  connections  requests/s    p50 µs    p99 µs   busy");
     let mut busiest = 0;
     let mut total = Histogram::new();
     let shards = handle.report();

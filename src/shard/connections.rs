@@ -240,7 +240,8 @@ impl Shard {
             }
             Phase::Ending(..) => {}
             Phase::Flushing(_) => slot.connection.read = ReadHalf::Finished,
-            Phase::Open if slot.connection.may_read() => {
+            // Input that waits to be delivered again comes before the end of it.
+            Phase::Open if slot.connection.may_read() && !slot.marks.resumed => {
                 drop(connections);
                 self.finish_reading(token);
             }
@@ -577,7 +578,8 @@ impl Shard {
                 }
             }
             let finish = self.inner.connections.borrow().get(token).is_some_and(|slot| {
-                slot.connection.read == ReadHalf::FinishPending && slot.connection.may_read()
+                let reads_on = slot.connection.may_read() && !slot.marks.resumed;
+                slot.connection.read == ReadHalf::FinishPending && reads_on
             });
             if finish {
                 self.finish_reading(token);

@@ -69,8 +69,11 @@ impl Transport {
             let mut staged = inner.staged.borrow_mut();
             if staged.len() + bytes.len() <= inner.staged_room.get() {
                 staged.extend_from_slice(bytes);
-                let above = staged.len() > inner.shared.config.watermarks.high_bytes;
-                return Ok(if above { Flow::AboveHigh } else { Flow::Open });
+                if staged.len() <= inner.shared.config.watermarks.high_bytes {
+                    return Ok(Flow::Open);
+                }
+                self.change(|slot| slot.connection.tell_above_high());
+                return Ok(Flow::AboveHigh);
             }
         }
         self.write_checked(bytes)
