@@ -29,6 +29,8 @@ pub(crate) struct Connection {
     receiving: bool,
     /// Above the high watermark, and not yet back at low.
     above_high: bool,
+    /// A writer was told that it is above high. It is owed a `Resumed`, also if the kernel has taken everything since.
+    told_above: bool,
     /// The last submit left something: the driver says `Sent` when there is room.
     blocked: bool,
 }
@@ -107,6 +109,7 @@ impl Connection {
             paused_by_protocol: false,
             receiving: false,
             above_high: false,
+            told_above: false,
             blocked: false,
         }
     }
@@ -207,11 +210,17 @@ impl Connection {
         bytes
     }
 
+    /// A writer is told now that it is above the high watermark.
+    pub(crate) fn tell_above_high(&mut self) {
+        self.told_above = !self.above_high;
+    }
+
     /// Looks whether the watermark was crossed since the last look.
     #[inline]
     pub(crate) fn crossing(&mut self, marks: &Watermarks) -> Option<Crossing> {
         let queued = self.output.len();
-        if !self.above_high && queued > marks.high_bytes {
+        let told_above = std::mem::take(&mut self.told_above);
+        if !self.above_high && (queued > marks.high_bytes || told_above) {
             self.above_high = true;
             Some(Crossing::Paused)
         } else if self.above_high && queued <= marks.low_bytes {
@@ -264,6 +273,17 @@ mod tests {
         connection.output.advance(11);
         assert_eq!(connection.crossing(&marks), None, "not yet at low");
         connection.output.advance(1);
+        assert_eq!(connection.crossing(&marks), Some(Crossing::Resumed));
+        assert_eq!(connection.crossing(&marks), None);
+    }
+
+    #[test]
+    fn a_crossing_that_a_writer_was_told_of_counts_though_the_kernel_took_everything() {
+        let marks = Watermarks { high_bytes: 10, low_bytes: 4, cap_bytes: 20 };
+        let mut connection = Connection::new(([127, 0, 0, 1], 1).into());
+        connection.tell_above_high();
+        assert_eq!(connection.crossing(&marks), Some(Crossing::Paused));
+        connection.tell_above_high();
         assert_eq!(connection.crossing(&marks), Some(Crossing::Resumed));
         assert_eq!(connection.crossing(&marks), None);
     }
