@@ -403,7 +403,14 @@ impl Shard {
                 Some(notice) => self.give_notice(token, notice),
             }
         }
-        self.inner.mark_unsettled(token);
+        // The last notice may have written: nothing may be left where the next connection writes.
+        let mut connections = self.inner.connections.borrow_mut();
+        let mut staged = self.inner.staged.borrow_mut();
+        if let Some(slot) = connections.get_mut(token) {
+            slot.connection.queue(&staged);
+            self.inner.mark_slot_unsettled(token, slot);
+        }
+        staged.clear();
     }
 
     fn give_notice(&self, token: Token, notice: Notice) {
