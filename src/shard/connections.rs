@@ -162,6 +162,10 @@ impl Shard {
             return;
         }
         slot.connection.input.extend_from_slice(rest);
+        // It ran dry, and reading was resumed in the same callback: nothing else will bring the rest back.
+        if self.inner.dry.get() && slot.connection.read_holds == 0 {
+            self.inner.mark_slot_resumed(token, slot);
+        }
         // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
         if rest.len() > limit_bytes && slot.connection.read_holds == 0 {
             drop(connections);
@@ -180,7 +184,8 @@ impl Shard {
             }
             Phase::Ending(..) => {}
             Phase::Flushing(_) => slot.connection.read = ReadHalf::Finished,
-            Phase::Open if slot.connection.may_read() => {
+            // What was kept while reading was paused comes first.
+            Phase::Open if slot.connection.may_read() && !slot.marks.resumed => {
                 drop(connections);
                 self.finish_reading(token);
             }
@@ -482,9 +487,8 @@ impl Shard {
         let Some(slot) = connections.get_mut(token) else { return };
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
         let waits = !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending;
-        if waits && !slot.marks.resumed {
-            slot.marks.resumed = true;
-            inner.resumed.borrow_mut().push(token);
+        if waits {
+            inner.mark_slot_resumed(token, slot);
         }
     }
 
@@ -600,6 +604,13 @@ impl Inner {
         if !slot.marks.unsettled {
             slot.marks.unsettled = true;
             self.unsettled.borrow_mut().push(token);
+        }
+    }
+
+    fn mark_slot_resumed(&self, token: Token, slot: &mut Slot) {
+        if !slot.marks.resumed {
+            slot.marks.resumed = true;
+            self.resumed.borrow_mut().push(token);
         }
     }
 
