@@ -434,7 +434,9 @@ impl Shard {
             let Handler::Stream(stream) = &slot.handler else { return };
             (Rc::clone(stream), slot.connection.queued_bytes())
         };
-        stream.on_progress(queued_bytes, queued_bytes <= self.inner.shared.config.watermarks.low_bytes);
+        let marks = &self.inner.shared.config.watermarks;
+        let has_room = queued_bytes <= marks.low_bytes && queued_bytes < marks.cap_bytes;
+        stream.on_progress(queued_bytes, has_room);
     }
 
     /// Closes after what is queued has been sent. Only the first reason counts.
