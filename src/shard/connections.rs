@@ -358,7 +358,7 @@ impl Shard {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::debug!(shard = self.inner.id.index(), %error, "a protocol failed");
-                self.begin_close(token, CloseReason::Protocol(error));
+                self.close_failed(token, CloseReason::Protocol(error));
             }
             Err(payload) => {
                 let message = self.panicked("a protocol", payload);
@@ -368,9 +368,21 @@ impl Shard {
                     let dropped = slot.connection.discard_output();
                     self.inner.stats.unsent_bytes_dropped.add(dropped as u64);
                 }
-                self.begin_close(token, CloseReason::Panicked(message));
+                self.close_failed(token, CloseReason::Panicked(message));
             }
         }
+    }
+
+    /// Closes for the failure of a callback. One that has aborted before it failed tells more by its failure.
+    fn close_failed(&self, token: Token, failure: CloseReason) {
+        if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token)
+            && let Phase::Ending(reason, _) = &mut slot.connection.phase
+            && matches!(**reason, CloseReason::Aborted)
+        {
+            **reason = failure;
+            return;
+        }
+        self.begin_close(token, failure);
     }
 
     /// Counts and logs a panic of application code, and gives its message. The payload is dropped safely.
