@@ -46,6 +46,8 @@ pub(crate) enum Phase {
     /// Closed for the application. The socket waits for the peer's FIN, so that no answer is destroyed on its way.
     Lingering {
         discarded_bytes: usize,
+        /// Not beyond the limit: then the peer is left to wait.
+        reading: bool,
     },
 }
 
@@ -236,7 +238,7 @@ impl Connection {
     pub(crate) fn update_receiving(&mut self, driver: &mut dyn Driver, token: Token) {
         let wanted = match self.phase {
             Phase::Open => self.read_holds == 0 && self.read == ReadHalf::Open,
-            Phase::Lingering { .. } => true,
+            Phase::Lingering { reading, .. } => reading,
             Phase::Flushing(_) | Phase::Ending(..) => false,
         };
         if wanted != self.receiving {

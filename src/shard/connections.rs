@@ -105,13 +105,11 @@ impl Shard {
         match &mut slot.connection.phase {
             Phase::Open => {}
             Phase::Flushing(_) | Phase::Ending(..) => return,
-            Phase::Lingering { discarded_bytes } => {
+            Phase::Lingering { discarded_bytes, reading } => {
                 *discarded_bytes += lease.len();
-                let too_many = *discarded_bytes > inner.shared.config.linger_bytes_max;
-                drop(connections);
-                if too_many {
-                    self.end(token, CloseReason::Closed, EndKind::Close(CloseKind::Reset));
-                }
+                // A reset now would destroy the answer on its way: beyond the limit the peer waits until the guard.
+                *reading = *discarded_bytes <= inner.shared.config.linger_bytes_max;
+                slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
                 return;
             }
         }
@@ -561,8 +559,10 @@ impl Shard {
             let mut connections = inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return };
             slot.marks.ending = false;
-            let phase =
-                std::mem::replace(&mut slot.connection.phase, Phase::Lingering { discarded_bytes: 0 });
+            let phase = std::mem::replace(
+                &mut slot.connection.phase,
+                Phase::Lingering { discarded_bytes: 0, reading: true },
+            );
             let Phase::Ending(reason, kind) = phase else {
                 slot.connection.phase = phase;
                 return;
