@@ -241,8 +241,7 @@ fn on_failure_is_called_once_and_from_a_later_turn() {
             let attempt = env.shard().connect_tcp(target, || Echo);
             attempt.on_failure(move |shard, error| {
                 assert!(shard.running());
-                let told =
-                    matches!(error, ConnectError::Refused { .. } | ConnectError::InvalidAddress(_));
+                let told = matches!(error, ConnectError::Refused { .. } | ConnectError::InvalidAddress(_));
                 noted.note(if told { "failed" } else { "failed strangely" });
             });
             assert!(log.seen().is_empty(), "called before on_failure returned");
