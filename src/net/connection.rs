@@ -29,9 +29,8 @@ pub(crate) struct Connection {
     receiving: bool,
     /// Above the high watermark, and not yet back at low.
     above_high: bool,
-    /// A writer was told so while output was staged, and stopped: it is told when to go on, also when all of it has
-    /// gone out at once.
-    told_above_high: bool,
+    /// A writer was told that it is above high. It is owed a `Resumed`, also if the kernel has taken everything since.
+    told_above: bool,
     /// The last submit left something: the driver says `Sent` when there is room.
     blocked: bool,
 }
@@ -47,6 +46,8 @@ pub(crate) enum Phase {
     /// Closed for the application. The socket waits for the peer's FIN, so that no answer is destroyed on its way.
     Lingering {
         discarded_bytes: usize,
+        /// Not beyond the limit: then the peer is left to wait.
+        reading: bool,
     },
 }
 
@@ -108,7 +109,7 @@ impl Connection {
             paused_by_protocol: false,
             receiving: false,
             above_high: false,
-            told_above_high: false,
+            told_above: false,
             blocked: false,
         }
     }
@@ -215,21 +216,21 @@ impl Connection {
         bytes
     }
 
-    /// A writer learns that it has written beyond the high watermark.
+    /// A writer is told now that it is above the high watermark.
     pub(crate) fn tell_above_high(&mut self) {
-        self.told_above_high = true;
+        self.told_above = !self.above_high;
     }
 
     /// Looks whether the watermark was crossed since the last look.
     #[inline]
     pub(crate) fn crossing(&mut self, marks: &Watermarks) -> Option<Crossing> {
         let queued = self.output.len();
-        if !self.above_high && queued > marks.high_bytes {
+        let told_above = std::mem::take(&mut self.told_above);
+        if !self.above_high && (queued > marks.high_bytes || told_above) {
             self.above_high = true;
             Some(Crossing::Paused)
-        } else if (self.above_high || self.told_above_high) && queued <= marks.low_bytes {
+        } else if self.above_high && queued <= marks.low_bytes {
             self.above_high = false;
-            self.told_above_high = false;
             Some(Crossing::Resumed)
         } else {
             None
@@ -241,7 +242,7 @@ impl Connection {
     pub(crate) fn update_receiving(&mut self, driver: &mut dyn Driver, token: Token) {
         let wanted = match self.phase {
             Phase::Open => self.read_holds == 0 && self.read == ReadHalf::Open,
-            Phase::Lingering { .. } => true,
+            Phase::Lingering { reading, .. } => reading,
             Phase::Flushing(_) | Phase::Ending(..) => false,
         };
         if wanted != self.receiving {
@@ -283,9 +284,11 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_was_stopped_goes_on_even_if_nothing_had_to_wait() {
+    fn a_crossing_that_a_writer_was_told_of_counts_though_the_kernel_took_everything() {
         let marks = Watermarks { high_bytes: 10, low_bytes: 4, cap_bytes: 20 };
         let mut connection = Connection::new(([127, 0, 0, 1], 1).into());
+        connection.tell_above_high();
+        assert_eq!(connection.crossing(&marks), Some(Crossing::Paused));
         connection.tell_above_high();
         assert_eq!(connection.crossing(&marks), Some(Crossing::Resumed));
         assert_eq!(connection.crossing(&marks), None);

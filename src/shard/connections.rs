@@ -146,13 +146,11 @@ impl Shard {
             (Phase::Open, Handler::Stream(stream)) => stream.keep(bytes),
             (Phase::Open, _) => slot.connection.input.extend_from_slice(bytes),
             (Phase::Flushing(_) | Phase::Ending(..), _) => {}
-            (Phase::Lingering { discarded_bytes }, _) => {
+            (Phase::Lingering { discarded_bytes, reading }, _) => {
                 *discarded_bytes += bytes.len();
-                let too_many = *discarded_bytes > self.inner.shared.config.linger_bytes_max;
-                drop(connections);
-                if too_many {
-                    self.end(token, CloseReason::Closed, EndKind::Close(CloseKind::Reset));
-                }
+                // A reset now would destroy the answer on its way: beyond the limit the peer waits until the guard.
+                *reading = *discarded_bytes <= self.inner.shared.config.linger_bytes_max;
+                slot.connection.update_receiving(&mut **self.inner.driver.borrow_mut(), token);
             }
         }
     }
@@ -410,7 +408,7 @@ impl Shard {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::debug!(shard = self.inner.id.index(), %error, "a protocol failed");
-                self.begin_close(token, CloseReason::Protocol(error));
+                self.close_failed(token, CloseReason::Protocol(error));
             }
             Err(payload) => {
                 let message = self.panicked("a protocol", payload);
@@ -420,9 +418,21 @@ impl Shard {
                     let dropped = slot.connection.discard_output();
                     self.inner.stats.unsent_bytes_dropped.add(dropped as u64);
                 }
-                self.begin_close(token, CloseReason::Panicked(message));
+                self.close_failed(token, CloseReason::Panicked(message));
             }
         }
+    }
+
+    /// Closes for the failure of a callback. One that has aborted before it failed tells more by its failure.
+    fn close_failed(&self, token: Token, failure: CloseReason) {
+        if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token)
+            && let Phase::Ending(reason, _) = &mut slot.connection.phase
+            && matches!(**reason, CloseReason::Aborted)
+        {
+            **reason = failure;
+            return;
+        }
+        self.begin_close(token, failure);
     }
 
     /// Counts and logs a panic of application code, and gives its message. The payload is dropped safely.
@@ -460,7 +470,14 @@ impl Shard {
                 Some(notice) => self.give_notice(token, notice),
             }
         }
-        self.inner.mark_unsettled(token);
+        // The last notice may have written: nothing may be left where the next connection writes.
+        let mut connections = self.inner.connections.borrow_mut();
+        let mut staged = self.inner.staged.borrow_mut();
+        if let Some(slot) = connections.get_mut(token) {
+            slot.connection.queue(&staged);
+            self.inner.mark_slot_unsettled(token, slot);
+        }
+        staged.clear();
     }
 
     fn give_notice(&self, token: Token, notice: Notice) {
@@ -479,7 +496,9 @@ impl Shard {
             let Handler::Stream(stream) = &slot.handler else { return };
             (Rc::clone(stream), slot.connection.queued_bytes())
         };
-        stream.on_progress(queued_bytes, queued_bytes <= self.inner.shared.config.watermarks.low_bytes);
+        let marks = &self.inner.shared.config.watermarks;
+        let has_room = queued_bytes <= marks.low_bytes && queued_bytes < marks.cap_bytes;
+        stream.on_progress(queued_bytes, has_room);
     }
 
     /// Closes after what is queued has been sent. Only the first reason counts.
@@ -617,8 +636,10 @@ impl Shard {
             let mut connections = inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return };
             slot.marks.ending = false;
-            let phase =
-                std::mem::replace(&mut slot.connection.phase, Phase::Lingering { discarded_bytes: 0 });
+            let phase = std::mem::replace(
+                &mut slot.connection.phase,
+                Phase::Lingering { discarded_bytes: 0, reading: true },
+            );
             let Phase::Ending(reason, kind) = phase else {
                 slot.connection.phase = phase;
                 return;
@@ -685,6 +706,13 @@ impl Inner {
         if !slot.marks.unsettled {
             slot.marks.unsettled = true;
             self.unsettled.borrow_mut().push(token);
+        }
+    }
+
+    fn mark_slot_resumed(&self, token: Token, slot: &mut Slot) {
+        if !slot.marks.resumed {
+            slot.marks.resumed = true;
+            self.resumed.borrow_mut().push(token);
         }
     }
 

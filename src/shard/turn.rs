@@ -100,9 +100,10 @@ impl Shard {
 
     fn phases(&self, cap: Option<Duration>) -> io::Result<()> {
         self.wait_for_events(cap)?;
+        // What the last turn resumed: before its events, which came after what was kept.
+        self.deliver_resumed();
         let messages_left = self.deliver_messages();
         let events_left = self.dispatch_events();
-        self.deliver_resumed();
         let timers_left = self.expire_timers();
         let tasks_left = self.run_tasks();
         self.settle_unsettled();

@@ -14,22 +14,22 @@ use shardwise::{CloseReason, Input, Listener, Protocol, Result, TcpStream, Trans
 
 /// What happened to a [`Probe`], in order. Clones are one log.
 #[derive(Clone, Default)]
-pub struct Log {
+pub(crate) struct Log {
     state: Rc<RefCell<LogState>>,
 }
 
 /// What a log holds.
 #[derive(Default)]
-pub struct LogState {
+pub(crate) struct LogState {
     /// The names of the callbacks; `data` in a row stands for any number of them.
-    pub seen: Vec<&'static str>,
+    pub(crate) seen: Vec<&'static str>,
     /// What the probe has taken.
-    pub received: Vec<u8>,
+    pub(crate) received: Vec<u8>,
     /// Calls of `data_received`.
-    pub deliveries: usize,
+    pub(crate) deliveries: usize,
     /// Why the connection ended.
-    pub reason: Option<String>,
-    pub transport: Option<Transport>,
+    pub(crate) reason: Option<String>,
+    pub(crate) transport: Option<Transport>,
     /// Rules broken by whoever called the probe.
     violations: Vec<String>,
     inside: bool,
@@ -37,12 +37,12 @@ pub struct LogState {
 }
 
 impl Log {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Log::default()
     }
 
     /// Waits until `is_so`, which is asked again after every callback.
-    pub async fn until(&self, is_so: impl Fn(&LogState) -> bool) {
+    pub(crate) async fn until(&self, is_so: impl Fn(&LogState) -> bool) {
         poll_fn(|context| {
             self.check();
             let mut state = self.state.borrow_mut();
@@ -56,12 +56,12 @@ impl Log {
     }
 
     /// Waits until the callback `name` has been called.
-    pub async fn saw(&self, name: &'static str) {
+    pub(crate) async fn saw(&self, name: &'static str) {
         self.until(|state| state.seen.contains(&name)).await;
     }
 
     /// Waits until the protocol has been dropped; gives the reason of the end.
-    pub async fn ended(&self) -> String {
+    pub(crate) async fn ended(&self) -> String {
         self.saw("dropped").await;
         assert_eq!(self.count("disconnected"), 1, "exactly one end: {:?}", self.seen());
         let seen = self.seen();
@@ -70,30 +70,30 @@ impl Log {
     }
 
     /// The connection's transport, once it is connected.
-    pub async fn transport(&self) -> Transport {
+    pub(crate) async fn transport(&self) -> Transport {
         self.until(|state| state.transport.is_some()).await;
         self.look(|state| state.transport.clone()).expect("waited for")
     }
 
-    pub fn look<T>(&self, look: impl FnOnce(&LogState) -> T) -> T {
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&LogState) -> T) -> T {
         look(&self.state.borrow())
     }
 
-    pub fn seen(&self) -> Vec<&'static str> {
+    pub(crate) fn seen(&self) -> Vec<&'static str> {
         self.check();
         self.look(|state| state.seen.clone())
     }
 
-    pub fn received(&self) -> Vec<u8> {
+    pub(crate) fn received(&self) -> Vec<u8> {
         self.look(|state| state.received.clone())
     }
 
-    pub fn count(&self, name: &str) -> usize {
+    pub(crate) fn count(&self, name: &str) -> usize {
         self.look(|state| state.seen.iter().filter(|seen| **seen == name).count())
     }
 
     /// Writes down an event of the test's own.
-    pub fn note(&self, name: &'static str) {
+    pub(crate) fn note(&self, name: &'static str) {
         let wakers = {
             let mut state = self.state.borrow_mut();
             state.seen.push(name);
@@ -103,11 +103,11 @@ impl Log {
     }
 
     /// Takes all of `input`.
-    pub fn take(&self, input: &mut Input<'_>) {
+    pub(crate) fn take(&self, input: &mut Input<'_>) {
         self.state.borrow_mut().received.extend_from_slice(input.take());
     }
 
-    pub fn push(&self, bytes: &[u8]) {
+    pub(crate) fn push(&self, bytes: &[u8]) {
         self.state.borrow_mut().received.extend_from_slice(bytes);
     }
 
@@ -124,7 +124,7 @@ impl Log {
         if state.seen.contains(&"disconnected") {
             state.violations.push(format!("called after the end: {place}"));
         }
-        if (name == "connected") != (!state.seen.contains(&"connected")) {
+        if (name == "connected") == state.seen.contains(&"connected") {
             state.violations.push(format!("connected is not the first call, once: {place}"));
         }
         state.inside = true;
@@ -155,7 +155,7 @@ impl Drop for Inside {
 }
 
 /// A callback of a protocol.
-pub enum Call<'a, 'b> {
+pub(crate) enum Call<'a, 'b> {
     Connected,
     Data(&'a mut Input<'b>),
     ReadFinished,
@@ -168,25 +168,25 @@ pub enum Call<'a, 'b> {
 }
 
 /// What a test has a probe do: `None` leaves a callback to the default of [`Protocol`], and takes data.
-pub type Hook = dyn FnMut(&mut Call<'_, '_>, &Transport) -> Option<Result<()>>;
+pub(crate) type Hook = dyn FnMut(&mut Call<'_, '_>, &Transport) -> Option<Result<()>>;
 
 /// A protocol that keeps a [`Log`] of its callbacks, and does in them what a test says.
-pub struct Probe {
+pub(crate) struct Probe {
     log: Log,
     hook: Box<Hook>,
 }
 
 /// Every callback's default.
-struct Default_;
+struct Defaults;
 
-impl Protocol for Default_ {
+impl Protocol for Defaults {
     fn data_received(&mut self, _transport: &Transport, _input: &mut Input<'_>) -> Result<()> {
         Ok(())
     }
 }
 
 impl Probe {
-    pub fn new(
+    pub(crate) fn new(
         log: &Log,
         hook: impl FnMut(&mut Call<'_, '_>, &Transport) -> Option<Result<()>> + 'static,
     ) -> Self {
@@ -198,17 +198,17 @@ impl Probe {
         name: &'static str,
         mut call: Call<'_, '_>,
         transport: &Transport,
-        default: impl FnOnce(&mut Default_, &Transport) -> Result<()>,
+        default: impl FnOnce(&mut Defaults, &Transport) -> Result<()>,
     ) -> Result<()> {
         let _inside = self.log.enter(name);
-        (self.hook)(&mut call, transport).unwrap_or_else(|| default(&mut Default_, transport))
+        (self.hook)(&mut call, transport).unwrap_or_else(|| default(&mut Defaults, transport))
     }
 }
 
 impl Protocol for Probe {
     fn connected(&mut self, transport: &Transport) -> Result<()> {
         self.log.state.borrow_mut().transport = Some(transport.clone());
-        self.call("connected", Call::Connected, transport, Default_::connected)
+        self.call("connected", Call::Connected, transport, Defaults::connected)
     }
 
     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
@@ -221,27 +221,27 @@ impl Protocol for Probe {
     }
 
     fn read_finished(&mut self, transport: &Transport) -> Result<()> {
-        self.call("read_finished", Call::ReadFinished, transport, Default_::read_finished)
+        self.call("read_finished", Call::ReadFinished, transport, Defaults::read_finished)
     }
 
     fn write_finished(&mut self, transport: &Transport) -> Result<()> {
-        self.call("write_finished", Call::WriteFinished, transport, Default_::write_finished)
+        self.call("write_finished", Call::WriteFinished, transport, Defaults::write_finished)
     }
 
     fn write_paused(&mut self, transport: &Transport) -> Result<()> {
-        self.call("paused", Call::Paused, transport, Default_::write_paused)
+        self.call("paused", Call::Paused, transport, Defaults::write_paused)
     }
 
     fn write_resumed(&mut self, transport: &Transport) -> Result<()> {
-        self.call("resumed", Call::Resumed, transport, Default_::write_resumed)
+        self.call("resumed", Call::Resumed, transport, Defaults::write_resumed)
     }
 
     fn deadline_reached(&mut self, transport: &Transport) -> Result<()> {
-        self.call("deadline", Call::Deadline, transport, Default_::deadline_reached)
+        self.call("deadline", Call::Deadline, transport, Defaults::deadline_reached)
     }
 
     fn draining(&mut self, transport: &Transport) -> Result<()> {
-        self.call("draining", Call::Draining, transport, Default_::draining)
+        self.call("draining", Call::Draining, transport, Defaults::draining)
     }
 
     fn disconnected(&mut self, reason: CloseReason) {
@@ -259,7 +259,7 @@ impl Drop for Probe {
 }
 
 /// A reason in a form that tests can compare.
-pub fn describe(reason: &CloseReason) -> String {
+pub(crate) fn describe(reason: &CloseReason) -> String {
     match reason {
         CloseReason::Os { source, .. } => format!("Os({:?})", source.kind()),
         CloseReason::Protocol(error) => format!("Protocol({error})"),
@@ -271,7 +271,7 @@ pub fn describe(reason: &CloseReason) -> String {
 }
 
 /// Listens on shard 0 alone; every connection is a probe of `log` with its own copy of `hook`.
-pub fn listen<H>(env: &Env, log: &Log, hook: H) -> Result<Listener>
+pub(crate) fn listen<H>(env: &Env, log: &Log, hook: H) -> Result<Listener>
 where
     H: FnMut(&mut Call<'_, '_>, &Transport) -> Option<Result<()>> + Clone + 'static,
 {
@@ -280,7 +280,7 @@ where
 }
 
 /// A probe as server, and a stream as client, connected.
-pub async fn pair<H>(env: &Env, hook: H) -> Result<(Log, TcpStream)>
+pub(crate) async fn pair<H>(env: &Env, hook: H) -> Result<(Log, TcpStream)>
 where
     H: FnMut(&mut Call<'_, '_>, &Transport) -> Option<Result<()>> + Clone + 'static,
 {
@@ -292,7 +292,7 @@ where
 }
 
 /// Sends back what comes.
-pub struct Echo;
+pub(crate) struct Echo;
 
 impl Protocol for Echo {
     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
@@ -302,12 +302,12 @@ impl Protocol for Echo {
 }
 
 /// An echo server on shard 0.
-pub fn echo_server(env: &Env) -> Result<SocketAddr> {
+pub(crate) fn echo_server(env: &Env) -> Result<SocketAddr> {
     Ok(env.shard().listen_tcp("127.0.0.1:0", || Echo)?.local_addr())
 }
 
 /// Sends `bytes` to an echo server and waits for them.
-pub async fn round_trip(stream: &mut TcpStream, bytes: &[u8]) -> Result<()> {
+pub(crate) async fn round_trip(stream: &mut TcpStream, bytes: &[u8]) -> Result<()> {
     stream.write_all(bytes).await?;
     let mut answer = vec![0; bytes.len()];
     stream.read_exact(&mut answer).await?;
@@ -316,7 +316,7 @@ pub async fn round_trip(stream: &mut TcpStream, bytes: &[u8]) -> Result<()> {
 }
 
 /// Lets everything that is under way come to its end, by some round trips of another connection.
-pub async fn let_others_go_on(env: &Env) -> Result<()> {
+pub(crate) async fn let_others_go_on(env: &Env) -> Result<()> {
     let mut stream = TcpStream::connect(echo_server(env)?).await?;
     for _ in 0..5 {
         round_trip(&mut stream, b"are you done?").await?;
@@ -329,7 +329,7 @@ pub async fn let_others_go_on(env: &Env) -> Result<()> {
 }
 
 /// Reads to the end of input.
-pub async fn read_to_end(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+pub(crate) async fn read_to_end(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     while let Some(chunk) = stream.read_chunk().await? {
         bytes.extend_from_slice(&chunk);
@@ -338,13 +338,23 @@ pub async fn read_to_end(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
 }
 
 /// Bytes in which every shift and every gap shows.
-pub fn pattern(len: usize) -> Vec<u8> {
-    (0..len as u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
+    // Copied block by block, since the tests are not optimised; the length of a block divides no buffer's.
+    let block: Vec<u8> =
+        (0..65_521u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut bytes = Vec::with_capacity(len + block.len());
+    while bytes.len() < len {
+        bytes.extend_from_slice(&block);
+    }
+    bytes.truncate(len);
+    bytes
 }
 
 /// Compares without printing megabytes.
-pub fn assert_same_bytes(left: &[u8], right: &[u8]) {
+pub(crate) fn assert_same_bytes(left: &[u8], right: &[u8]) {
     assert_eq!(left.len(), right.len(), "another number of bytes");
-    let differs = left.iter().zip(right).position(|(left, right)| left != right);
-    assert_eq!(differs, None, "the bytes differ from here on");
+    if left != right {
+        let differs = left.iter().zip(right).position(|(left, right)| left != right);
+        panic!("the bytes differ from {differs:?} on");
+    }
 }

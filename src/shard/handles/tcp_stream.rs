@@ -164,7 +164,7 @@ impl TcpStream {
         let inner = &self.transport.shard().inner;
         let marks = &inner.shared.config.watermarks;
         let buffered = self.transport.buffered();
-        if buffered > marks.high_bytes {
+        if buffered > marks.high_bytes || buffered >= marks.cap_bytes {
             self.core.check_broken()?;
             self.core.wait_to_write(context, false);
             inner.mark_unsettled(self.transport.token());

@@ -114,6 +114,9 @@ impl Transport {
             return Ok(Flow::Open);
         }
         slot.connection.tell_above_high();
+        if !active {
+            inner.mark_slot_unsettled(self.token, slot);
+        }
         Ok(Flow::AboveHigh)
     }
 
@@ -269,11 +272,14 @@ impl Transport {
     }
 
     /// Calls [`Protocol::deadline_reached`](crate::Protocol::deadline_reached) once, `after` from now; replaces an
-    /// earlier deadline, and `None` removes it.
+    /// earlier deadline, and `None` removes it. Without effect on a connection that is closing.
     pub fn set_deadline(&self, after: Option<Duration>) {
         let inner = &self.shard.inner;
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(self.token) else { return };
+        if !slot.connection.is_open() {
+            return;
+        }
         let mut timers = inner.timers.borrow_mut();
         let Some(after) = after else {
             if let Some(key) = slot.deadline.take() {
