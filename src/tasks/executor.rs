@@ -66,7 +66,7 @@ impl Executor {
             cancelled: RefCell::new(Vec::new()),
             parked: RefCell::new(Registry::new()),
             live: Cell::new(0),
-            polled: Cell::new(Polled::Nobody),
+            polled: Cell::new(NO_TASK),
             drops_on_stack: Cell::new(0),
             catch: Cell::new(Catch::Off),
             caught: Cell::new(None),
@@ -268,6 +268,7 @@ impl Drop for RemoteTask {
 }
 
 impl Drop for Entered {
+    #[inline]
     fn drop(&mut self) {
         if let Some(previous) = self.previous.take() {
             drop(set_current(previous));
@@ -298,8 +299,8 @@ pub(super) struct Home {
     /// The live tasks that have been polled. The others are in the queue, which owns them.
     parked: RefCell<Registry<Parked>>,
     live: Cell<usize>,
-    /// There is never more than one.
-    polled: Cell<Polled>,
+    /// The task being polled, `UNPARKED` if it is its first poll, or `NO_TASK`. There is never more than one.
+    polled: Cell<Token>,
     /// Futures being dropped in place. Meanwhile no `Runnable` is run or dropped: it might drop the same
     /// future.
     drops_on_stack: Cell<u32>,
@@ -361,15 +362,6 @@ enum Catch {
     Done,
 }
 
-/// Whose poll is on the stack.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Polled {
-    Nobody,
-    /// That of a task on its first poll.
-    Unparked,
-    Parked(Token),
-}
-
 impl Home {
     #[inline]
     fn enter(self: &Rc<Self>) -> Entered {
@@ -385,7 +377,7 @@ impl Home {
     /// Whether application code of a task is running further down the stack.
     #[inline]
     fn is_on_stack(&self) -> bool {
-        self.polled.get() != Polled::Nobody || self.drops_on_stack.get() > 0
+        self.polled.get() != NO_TASK || self.drops_on_stack.get() > 0
     }
 
     #[inline]
@@ -407,22 +399,23 @@ impl Home {
             self.yielded.borrow_mut().push_back(runnable);
         } else if self.catch.get() == Catch::Next {
             self.catch.set(Catch::Done);
-            self.caught.set(Some(runnable));
+            // Forgets nothing: what was caught before has been taken.
+            mem::forget(self.caught.replace(Some(runnable)));
         } else {
             self.ready.borrow_mut().push_back(runnable);
         }
         None
     }
 
-    /// A task is about to be polled: the one parked under `token`, or one that never was.
+    /// A task is about to be polled.
     #[inline]
-    pub(super) fn begin_poll(&self, token: Option<Token>) {
-        self.polled.set(token.map_or(Polled::Unparked, Polled::Parked));
+    pub(super) fn begin_poll(&self, token: Token) {
+        self.polled.set(token);
     }
 
     #[inline]
     pub(super) fn end_poll(&self) {
-        self.polled.set(Polled::Nobody);
+        self.polled.set(NO_TASK);
     }
 
     #[inline]
@@ -439,14 +432,18 @@ impl Home {
         self.parked.borrow_mut().insert(parked)
     }
 
-    /// The task that was parked under `token`, if it ever was, has dropped its future.
+    /// A task has dropped its future.
     #[inline]
-    pub(super) fn note_finished(&self, token: Option<Token>) {
+    pub(super) fn note_finished(&self, token: Token) {
         self.live.set(self.live.get() - 1);
-        if let Some(token) = token {
-            let parked = self.parked.borrow_mut().remove(token);
-            drop(parked);
+        if token != UNPARKED {
+            self.unpark(token);
         }
+    }
+
+    fn unpark(&self, token: Token) {
+        let parked = self.parked.borrow_mut().remove(token);
+        drop(parked);
     }
 
     /// Has a parked task's future dropped: at the beginning of the next run, or in place of its next poll.
@@ -495,7 +492,7 @@ impl Home {
 
     /// Drops the task's future if it is at rest.
     fn drop_parked(self: &Rc<Self>, token: Token) {
-        if self.polled.get() == Polled::Parked(token) {
+        if self.polled.get() == token {
             return;
         }
         let Some(mut parked) = self.parked.borrow_mut().remove(token) else { return };
@@ -559,7 +556,10 @@ impl<'home> Catching<'home> {
     }
 
     fn stop(self) -> Option<TaskRunnable> {
-        self.home.caught.take()
+        let home = self.home;
+        mem::forget(self);
+        home.catch.set(Catch::Off);
+        home.caught.take()
     }
 }
 
@@ -619,5 +619,10 @@ thread_local! {
     /// thread's other locals are being destroyed, and so that looking costs two instructions.
     static CURRENT: Cell<*const Home> = const { Cell::new(ptr::null()) };
 }
+
+/// Names no task, ever.
+const NO_TASK: Token = Token::NOBODY;
+/// Stands for a task that is not parked, in place of its token.
+pub(super) const UNPARKED: Token = Token::from_bits(NO_TASK.to_bits() - 1);
 
 const POLLS_PER_STOP_CHECK: usize = 8;

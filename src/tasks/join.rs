@@ -37,8 +37,9 @@ pub enum JoinError {
 
 /// What a panic carried, made `Sync`. A destructor of it that panics is contained.
 pub struct PanicPayload {
-    /// `None` only while being dropped. The mutex is what makes a payload `Sync` that need not be.
-    payload: Mutex<Option<Box<dyn Any + Send>>>,
+    /// `None` only while being dropped. The mutex is what makes a payload `Sync` that need not be; boxed, since
+    /// every result has room for it.
+    payload: Box<Mutex<Option<Box<dyn Any + Send>>>>,
 }
 
 impl<T> JoinHandle<T> {
@@ -99,7 +100,7 @@ impl JoinError {
 
 impl PanicPayload {
     pub(super) fn new(payload: Box<dyn Any + Send>) -> Self {
-        PanicPayload { payload: Mutex::new(Some(payload)) }
+        PanicPayload { payload: Box::new(Mutex::new(Some(payload))) }
     }
 
     /// The text of the panic, or a stand-in if it carried something else.

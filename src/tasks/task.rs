@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 
 use pin_project_lite::pin_project;
 
-use super::executor::Shared;
+use super::executor::{Shared, UNPARKED};
 use super::join::{JoinError, PanicPayload};
 use super::link::Link;
 
@@ -33,7 +33,7 @@ pin_project! {
             if let Stage::Live { .. } = this.stage
                 && let Some(link) = this.take_future(None)
             {
-                link.finish(Err(JoinError::Cancelled));
+                link.finish_cancelled();
             }
         }
     }
@@ -109,7 +109,7 @@ impl<F: Future> Future for TaskFuture<F> {
                 Ok(Poll::Pending) if link.is_condemned() => Err(JoinError::Cancelled),
                 Ok(Poll::Pending) => {
                     link.home().end_poll();
-                    if link.token().is_none() {
+                    if link.token() == UNPARKED {
                         self.park(context.waker());
                     }
                     return Poll::Pending;
@@ -151,6 +151,6 @@ unsafe fn drop_future_of<F: Future>(task: NonNull<()>) {
     // Its wakers may schedule it still.
     let shared = Arc::clone(link.home().shared());
     if let Some(link) = task.take_future(Some(shared)) {
-        link.finish(Err(JoinError::Cancelled));
+        link.finish_cancelled();
     }
 }
