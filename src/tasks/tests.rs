@@ -347,7 +347,7 @@ fn wakers_outlive_their_executor_and_its_handles() {
     thread::spawn(move || {
         for waker in wakers {
             waker.wake_by_ref();
-            waker.clone().wake();
+            waker.wake();
         }
         drop(letters);
     })
