@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 
-use self::connection::{Connection, Phase, connection_interest, send_by};
+use self::connection::{Connection, Phase, connection_interest, send_again};
 use self::listener::{Accept, Listener, Shortage};
 use self::turn::{News, Readiness, Turn};
 use super::{
@@ -274,7 +274,10 @@ impl Driver for MioDriver {
         if bytes.is_empty() {
             return Ok(0);
         }
-        let sent_bytes = send_by(&connection.socket, |socket| socket.send(bytes))?;
+        let sent_bytes = match connection.socket.send(bytes) {
+            Ok(sent_bytes) => sent_bytes,
+            Err(error) => send_again(&connection.socket, error, |socket| socket.send(bytes))?,
+        };
         connection.blocked = sent_bytes < bytes.len();
         Ok(sent_bytes)
     }
@@ -286,10 +289,14 @@ impl Driver for MioDriver {
             let count = output.slices(&mut slices);
             let offered = &slices[..count];
             let offered_bytes: usize = offered.iter().map(|slice| slice.len()).sum();
-            let sent_bytes = send_by(&connection.socket, |socket| match offered {
+            let send = |socket: &Socket| match offered {
                 [only] => socket.send(only),
                 _ => socket.send_vectored(offered),
-            })?;
+            };
+            let sent_bytes = match send(&connection.socket) {
+                Ok(sent_bytes) => sent_bytes,
+                Err(error) => send_again(&connection.socket, error, send)?,
+            };
             output.advance(sent_bytes);
             connection.blocked = sent_bytes < offered_bytes;
             if connection.blocked {
@@ -418,8 +425,8 @@ impl Driver for MioDriver {
     }
 
     fn next(&mut self) -> Option<Event> {
-        if let Some(event) = self.accepted.pop_front() {
-            return Some(event);
+        if !self.accepted.is_empty() {
+            return self.accepted.pop_front();
         }
         while let Some(news) = self.turn.ready.get_mut(self.turn.head) {
             let token = news.token;
@@ -427,6 +434,12 @@ impl Driver for MioDriver {
             // new one.
             let readiness = std::mem::replace(&mut news.readiness, Readiness::NONE);
             let event = match self.sources.get_mut(token) {
+                Some(Source::Connection(connection)) if connection.only_reads(readiness) => {
+                    match connection.read(&mut self.turn, &self.pool) {
+                        Ok(bytes) => return Some(Event::Received { token, bytes }),
+                        Err(end) => connection.after_read(token, end, &mut self.turn),
+                    }
+                }
                 Some(Source::Connection(connection)) => {
                     connection.serve(token, readiness, &mut self.turn, &self.pool)
                 }

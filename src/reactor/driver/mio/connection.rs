@@ -7,7 +7,7 @@ use mio::Interest;
 
 use super::turn::{Readiness, Turn};
 use crate::reactor::driver::Event;
-use crate::reactor::lease::LeasePool;
+use crate::reactor::lease::{Lease, LeasePool};
 use crate::reactor::token::Token;
 use crate::sys::socket::Socket;
 
@@ -38,6 +38,14 @@ pub(super) enum Phase {
     Failed,
 }
 
+/// Why a read brought no bytes.
+pub(super) enum ReadEnd {
+    /// It was not tried: this turn has read its share.
+    OutOfBudget,
+    PeerFinished,
+    Failed(io::Error),
+}
+
 impl Connection {
     pub(super) fn new(socket: Socket, phase: Phase) -> Self {
         Connection {
@@ -53,8 +61,7 @@ impl Connection {
     }
 
     /// Remembers what an edge told.
-    #[inline]
-    pub(super) fn note(&mut self, readiness: Readiness) {
+    fn note(&mut self, readiness: Readiness) {
         if readiness.has(Readiness::READABLE) {
             self.unread = true;
         }
@@ -67,9 +74,20 @@ impl Connection {
         }
     }
 
+    #[inline]
+    fn reads(&self) -> bool {
+        self.receiving && self.phase == Phase::Open
+    }
+
+    /// Whether `read` is all that [`Connection::serve`] would come to: the common case, told cheaply.
+    #[inline]
+    pub(super) fn only_reads(&self, readiness: Readiness) -> bool {
+        let has_bytes = self.unread || readiness.has(Readiness::READABLE);
+        has_bytes && self.reads() && !self.blocked && !self.carried && !readiness.is_unusual()
+    }
+
     /// Serves this connection, which is at the head of the turn, once. It stays there while it may have more
     /// to tell in this turn.
-    #[inline]
     pub(super) fn serve(
         &mut self,
         token: Token,
@@ -85,8 +103,7 @@ impl Connection {
             self.blocked = false;
             return Some(Event::Sent { token });
         }
-        let reads = self.receiving && self.phase == Phase::Open;
-        if self.errored && !reads && self.phase != Phase::Failed {
+        if self.errored && !self.reads() && self.phase != Phase::Failed {
             // Nobody reads, who would meet the error behind the last byte: ask for it.
             self.errored = false;
             if let Some(error) = stored_error(&self.socket) {
@@ -96,40 +113,58 @@ impl Connection {
             }
         }
         // What is carried already has had its share of this turn.
-        if reads && self.unread && !self.carried {
-            return self.read(token, turn, pool);
+        if self.reads() && self.unread && !self.carried {
+            return match self.read(turn, pool) {
+                Ok(bytes) => Some(Event::Received { token, bytes }),
+                Err(end) => self.after_read(token, end, turn),
+            };
         }
         turn.pass_head();
         None
     }
 
-    /// One read, of an open connection that has something, or may have.
+    /// One read, of an open connection that has something, or may have. What brings no bytes is for
+    /// [`Connection::after_read`] to interpret.
     #[inline]
-    pub(super) fn read(&mut self, token: Token, turn: &mut Turn, pool: &Rc<LeasePool>) -> Option<Event> {
+    pub(super) fn read(&mut self, turn: &mut Turn, pool: &Rc<LeasePool>) -> Result<Lease, ReadEnd> {
+        // Until this read has disproved it.
+        self.unread = true;
+        // Bounded: a fast sender would otherwise keep the loop for itself.
         if turn.served == READS_PER_TURN {
-            // Bounded: a fast sender would otherwise keep the loop for itself.
-            self.carry(token, turn);
-            turn.pass_head();
-            return None;
+            return Err(ReadEnd::OutOfBudget);
         }
         turn.served += 1;
         let mut buffer = pool.take();
         match self.socket.recv(&mut buffer) {
-            Ok(0) => {
-                pool.give_back(buffer);
-                self.phase = Phase::PeerFinished;
-                self.unread = false;
-                Some(Event::PeerFinished { token })
-            }
-            Ok(received_bytes) => {
+            Ok(received_bytes) if received_bytes > 0 => {
                 if received_bytes < buffer.len() && !self.to_the_end {
                     self.unread = false;
                     turn.pass_head();
                 }
-                Some(Event::Received { token, bytes: pool.lend(buffer, received_bytes) })
+                Ok(pool.lend(buffer, received_bytes))
             }
-            Err(error) => {
+            nothing => {
                 pool.give_back(buffer);
+                Err(nothing.map_or_else(ReadEnd::Failed, |_| ReadEnd::PeerFinished))
+            }
+        }
+    }
+
+    /// What a read without bytes means for this connection, which is at the head of the turn.
+    #[cold]
+    pub(super) fn after_read(&mut self, token: Token, end: ReadEnd, turn: &mut Turn) -> Option<Event> {
+        match end {
+            ReadEnd::OutOfBudget => {
+                self.carry(token, turn);
+                turn.pass_head();
+                None
+            }
+            ReadEnd::PeerFinished => {
+                self.phase = Phase::PeerFinished;
+                self.unread = false;
+                Some(Event::PeerFinished { token })
+            }
+            ReadEnd::Failed(error) => {
                 turn.pass_head();
                 self.after_failed_read(token, error, turn)
             }
@@ -215,23 +250,26 @@ pub(super) fn stored_error(socket: &Socket) -> Option<io::Error> {
     }
 }
 
-/// Sends by `send`; 0 if the kernel has no room.
-#[inline]
-pub(super) fn send_by(
+/// Goes on after a `send` that failed with `error`: 0 if the kernel really has no room.
+#[cold]
+pub(super) fn send_again(
     socket: &Socket,
+    mut error: io::Error,
     mut send: impl FnMut(&Socket) -> io::Result<usize>,
 ) -> io::Result<usize> {
-    for _ in 0..SPURIOUS_SENDS_MAX {
+    for _ in 1..SPURIOUS_SENDS_MAX {
+        if error.kind() != io::ErrorKind::WouldBlock {
+            return Err(error);
+        }
+        if !socket.is_writable() {
+            return Ok(0);
+        }
         match send(socket) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if !socket.is_writable() {
-                    break;
-                }
-            }
+            Err(again) => error = again,
             sent => return sent,
         }
     }
-    Ok(0)
+    if error.kind() == io::ErrorKind::WouldBlock { Ok(0) } else { Err(error) }
 }
 
 /// With 64 KiB buffers: 256 KiB per connection and turn.

@@ -49,18 +49,11 @@ impl Readiness {
 
     #[inline]
     pub(super) fn of(event: &mio::event::Event) -> Self {
-        let mut bits = 0;
-        if event.is_readable() {
-            bits |= Self::READABLE.0;
-        }
-        if event.is_writable() {
-            bits |= Self::WRITABLE.0;
-        }
-        if event.is_read_closed() || event.is_priority() {
-            bits |= Self::TO_THE_END.0;
-        }
-        if event.is_error() {
-            bits |= Self::TO_THE_END.0 | Self::ERROR.0;
+        let bit = |is_so: bool, what: Readiness| if is_so { what.0 } else { 0 };
+        let mut bits = bit(event.is_readable(), Self::READABLE) | bit(event.is_writable(), Self::WRITABLE);
+        // One branch for all that is rare.
+        if event.is_read_closed() | event.is_priority() | event.is_error() {
+            bits |= Self::TO_THE_END.0 | bit(event.is_error(), Self::ERROR);
         }
         Readiness(bits)
     }
@@ -68,5 +61,10 @@ impl Readiness {
     #[inline]
     pub(super) fn has(self, other: Readiness) -> bool {
         self.0 & other.0 != 0
+    }
+    /// Whether it tells of more than bytes and room.
+    #[inline]
+    pub(super) fn is_unusual(self) -> bool {
+        self.0 & (Self::TO_THE_END.0 | Self::ERROR.0) != 0
     }
 }
