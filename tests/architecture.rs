@@ -39,7 +39,7 @@ const LEAF_MODULES: &[&str] = &["config", "error", "shard_id", "sync"];
 /// Which file, or folder (with a slash at its end), below `src/` may name each dependency. A dependency may have its
 /// row before it has its line in Cargo.toml; the other way round fails.
 const DOORS: &[(&str, &[&str])] = &[
-    ("mio", &["reactor/driver/mio.rs"]),
+    ("mio", &["reactor/driver/mio.rs", "reactor/driver/mio/"]),
     ("io_uring", &["reactor/driver/uring.rs"]),
     ("socket2", &["sys/socket.rs"]),
     ("rustix", &["sys/", "reactor/driver/"]),
