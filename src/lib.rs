@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-#![allow(dead_code)]
+#![warn(unreachable_pub)]
 
 mod config;
 mod cross_shard;
