@@ -358,3 +358,8 @@ pub(crate) fn assert_same_bytes(left: &[u8], right: &[u8]) {
         panic!("the bytes differ from {differs:?} on");
     }
 }
+
+/// So many on a real kernel. The simulated one buffers less, and is run several times: a tenth, but a million at least.
+pub(crate) fn megabytes(env: &Env, count: usize) -> usize {
+    if env.is_simulated() { (count * 100_000).max(1_000_000) } else { count * 1_000_000 }
+}
