@@ -143,7 +143,11 @@ impl Shard {
     fn count_panic<T>(&self, outcome: &Result<T, Panic>) {
         if let Err(panic) = outcome {
             self.inner.stats.panics.add(1);
-            tracing::error!(shard = self.inner.id.index(), message = panic.message(), "a called closure panicked");
+            tracing::error!(
+                shard = self.inner.id.index(),
+                message = panic.message(),
+                "a called closure panicked"
+            );
         }
     }
 }
