@@ -24,7 +24,10 @@ fn runtime(shards: usize) -> Runtime {
 }
 
 /// Runs what `make` makes with two shards until it has stopped: on mio, then simulated.
-fn run_on_every_driver<A: App>(make: impl Fn() -> A, check: impl Fn(&str, std::result::Result<(), RunError>)) {
+fn run_on_every_driver<A: App>(
+    make: impl Fn() -> A,
+    check: impl Fn(&str, std::result::Result<(), RunError>),
+) {
     check("mio", runtime(2).start(make()).and_then(|running| running.join()));
     for seed in 0..5 {
         check(&format!("sim {seed}"), Simulation::new(seed).run(make()));
@@ -121,10 +124,7 @@ impl Protocol for Mute {
 
 #[test]
 fn stop_before_the_shards_have_started_is_an_orderly_end() {
-    run_on_every_driver(
-        || StopsFirst,
-        |driver, outcome| assert!(outcome.is_ok(), "{driver}: {outcome:?}"),
-    );
+    run_on_every_driver(|| StopsFirst, |driver, outcome| assert!(outcome.is_ok(), "{driver}: {outcome:?}"));
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn listening_while_the_runtime_stops_is_refused() {
         while matches!(env.handle().call(shard_id(0), |shard| shard.running()).await, Ok(true)) {
             match env.shard().listen_tcp("127.0.0.1:0", || Mute) {
                 Err(ListenError::Stopping) => return Ok(()),
-                other => drop(other?.close().await),
+                other => other?.close().await,
             }
         }
         Ok(())
@@ -158,7 +158,10 @@ fn the_first_error_of_start_stops_all_shards_and_names_its_own() {
         },
         |driver, outcome| {
             let error = outcome.expect_err(driver);
-            assert!(matches!(&error, RunError::Start { shard, .. } if *shard == shard_id(1)), "{driver}: {error}");
+            assert!(
+                matches!(&error, RunError::Start { shard, .. } if *shard == shard_id(1)),
+                "{driver}: {error}"
+            );
             assert_eq!(error.source().unwrap().to_string(), "no\nluck");
             assert!(error.to_string().starts_with("shard 1 failed to start"), "{error}");
             assert_eq!(format!("{error:?}"), error.to_string());
@@ -291,7 +294,7 @@ fn run_inside_a_running_loop_is_refused_and_does_the_loop_no_harm() {
     let (run, start) = nested.unwrap();
     assert!(matches!(run, RunError::OnShardThread), "{run}");
     assert!(matches!(start, RunError::OnShardThread), "{start}");
-    assert_eq!(handle.blocking_call_from_thread(shard_id(0), |shard| shard.running()).unwrap(), true);
+    assert!(handle.blocking_call_from_thread(shard_id(0), |shard| shard.running()).unwrap());
     drop(running);
 }
 
@@ -490,7 +493,11 @@ fn running_is_true_while_it_drains_and_false_when_tasks_are_dropped() {
             assert!(outcome.is_ok(), "{driver}: {outcome:?}");
             let mut seen = std::mem::take(&mut *seen.lock().unwrap());
             seen.sort();
-            assert_eq!(seen, [(shard_id(0), false), (shard_id(1), false)], "{driver}: at home, and not running");
+            assert_eq!(
+                seen,
+                [(shard_id(0), false), (shard_id(1), false)],
+                "{driver}: at home, and not running"
+            );
         },
     );
 }
@@ -603,7 +610,8 @@ fn a_runtime_dropped_or_joined_on_its_own_shard_stops_without_waiting_for_itself
     for joins in [false, true] {
         let running = runtime(2).start(async |_: Shard| Ok(())).unwrap();
         let handle = running.handle();
-        let sent = handle.call_from_thread(shard_id(1), move |_| if joins { drop(running.join()) } else { drop(running) });
+        let sent = handle
+            .call_from_thread(shard_id(1), move |_| if joins { drop(running.join()) } else { drop(running) });
         sent.unwrap();
         wait_until("the runtime has stopped", || handle.state() == RuntimeState::Stopped);
         assert_eq!(handle.report()[1].panics, u64::from(joins), "to join there is a bug, and told as one");
@@ -663,12 +671,13 @@ fn abort_after_the_end_changes_nothing() {
 fn a_setting_out_of_range_is_an_error_that_names_it() {
     let mut config = Config::default();
     config.tasks_per_turn = 0;
-    let app = || {
-        async |_: Shard| -> Result<()> { panic!("never started") }
-    };
+    let app = || async |_: Shard| -> Result<()> { panic!("never started") };
     let error = runtime(1).config(config.clone()).start(app()).unwrap_err();
     assert!(matches!(error, RunError::Config(_)), "{error}");
-    assert!(error.to_string().contains("tasks_per_turn") && error.to_string().contains("at least 1"), "{error}");
+    assert!(
+        error.to_string().contains("tasks_per_turn") && error.to_string().contains("at least 1"),
+        "{error}"
+    );
     let error = Simulation::new(1).config(config).run(app()).unwrap_err();
     assert!(matches!(error, RunError::Config(_)), "{error}");
 }
@@ -700,7 +709,9 @@ fn a_shard_is_pinned_to_its_cpu_and_says_so() {
     };
     let handle = running.handle();
     let status = handle
-        .blocking_call_from_thread(shard_id(0), |_| std::fs::read_to_string("/proc/thread-self/status").unwrap())
+        .blocking_call_from_thread(shard_id(0), |_| {
+            std::fs::read_to_string("/proc/thread-self/status").unwrap()
+        })
         .unwrap();
     let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
     match handle.report()[0].cpu {

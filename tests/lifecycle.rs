@@ -88,7 +88,11 @@ async fn ask(client: &mut TcpStream) -> Result<()> {
 async fn listen_everywhere<P: Protocol>(shard: &Shard, make: fn() -> P) -> Result<SocketAddr> {
     let addr = shard.listen_tcp("127.0.0.1:0", make)?.local_addr();
     for id in shard.handle().shard_ids().filter(|id| *id != shard.id()) {
-        shard.call(id, move |shard| shard.listen_tcp(addr, make).map(|_| ()).map_err(|error| error.to_string())).await??;
+        shard
+            .call(id, move |shard| {
+                shard.listen_tcp(addr, make).map(|_| ()).map_err(|error| error.to_string())
+            })
+            .await??;
     }
     Ok(addr)
 }
@@ -282,7 +286,8 @@ fn what_is_open_at_the_drain_deadline_is_aborted_and_counted() {
         assert_eq!(std::mem::take(&mut *reasons.lock().unwrap()).len(), 2, "{driver}");
     };
     let app = || Forced { config_says: MS * 100, reasons: Arc::clone(&reasons) };
-    let outcome = Runtime::new().shards(2).pin(false).config(config.clone()).start(app()).and_then(|r| r.join());
+    let outcome =
+        Runtime::new().shards(2).pin(false).config(config.clone()).start(app()).and_then(|r| r.join());
     check("mio", outcome);
     for seed in 0..5 {
         check(&format!("sim {seed}"), Simulation::new(seed).config(config.clone()).run(app()));
@@ -315,7 +320,10 @@ fn a_handler_that_never_ends_is_given_up_at_the_drain_deadline() {
         let error = outcome.expect_err(driver);
         assert!(matches!(error, RunError::Forced { connections: 0, .. }), "{driver}: {error}");
     };
-    check("mio", Runtime::new().shards(2).pin(false).config(config.clone()).start(app()).and_then(|r| r.join()));
+    check(
+        "mio",
+        Runtime::new().shards(2).pin(false).config(config.clone()).start(app()).and_then(|r| r.join()),
+    );
     for seed in 0..5 {
         check(&format!("sim {seed}"), Simulation::new(seed).config(config.clone()).run(app()));
     }
@@ -349,7 +357,8 @@ fn sixty_clients_in_the_accept_queues_of_two_blocked_shards_are_all_served_befor
         running.handle().call_from_thread(id, block).unwrap();
         releases.push(release);
     }
-    (both_blocked.recv().unwrap(), both_blocked.recv().unwrap());
+    both_blocked.recv().unwrap();
+    both_blocked.recv().unwrap();
     let (connected, all_connected) = mpsc::channel();
     let clients: Vec<_> = (0..QUEUED)
         .map(|number| {
@@ -379,7 +388,11 @@ fn sixty_clients_in_the_accept_queues_of_two_blocked_shards_are_all_served_befor
     drop(releases);
     for (number, client) in clients.into_iter().enumerate() {
         let answer = client.join().unwrap();
-        assert_eq!(answer.unwrap_or_else(|error| panic!("client {number}: {error}")), b"ping", "client {number}");
+        assert_eq!(
+            answer.unwrap_or_else(|error| panic!("client {number}: {error}")),
+            b"ping",
+            "client {number}"
+        );
     }
     let handle = running.handle();
     running.join().unwrap();
@@ -569,7 +582,8 @@ fn caught_signals() -> String {
 fn serve_until_signalled() {
     let before = caught_signals();
     let outcome = Runtime::new().shards(2).pin(false).run(async |shard: Shard| {
-        let listener = shard.listen_tcp("127.0.0.1:0", || Stubborn { draining: Some(Box::new(|| say("draining"))) })?;
+        let listener =
+            shard.listen_tcp("127.0.0.1:0", || Stubborn { draining: Some(Box::new(|| say("draining"))) })?;
         let addr = listener.local_addr();
         if shard.id() == shard_id(0) {
             shard.call_when_running(move |_| say(&format!("listens {addr}")));
@@ -644,13 +658,15 @@ fn effort() -> (usize, u64, u64) {
         ticks += fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         let status = read("status");
         let counts = status.lines().filter(|line| line.contains("ctxt_switches"));
-        switches += counts.map(|line| line.rsplit(':').next().unwrap().trim().parse::<u64>().unwrap()).sum::<u64>();
+        switches +=
+            counts.map(|line| line.rsplit(':').next().unwrap().trim().parse::<u64>().unwrap()).sum::<u64>();
     }
     (threads, ticks, switches)
 }
 
 /// Watches two idle shards for 2 s, which is what can be afforded here; a poll with a timeout of up to 2 s would show.
 #[test]
+#[expect(clippy::disallowed_methods, reason = "what is measured is that nothing happens while time passes")]
 fn an_idle_runtime_uses_no_cpu_and_switches_no_context() {
     if is_child() {
         // As applications do: pinned where that is possible, with a listener, a connection and a distant timer.
