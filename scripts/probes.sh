@@ -87,6 +87,16 @@ http_answers() {
     curl --silent --show-error --fail --noproxy '*' --max-time 5 --output /dev/null "http://$1:$2/"
 }
 
+counter_counts() {
+    (
+        exec 3<>"/dev/tcp/$1/$2"
+        printf 'INCR probe\nGET probe\n' >&3
+        IFS= read -r -t 5 -u 3 counted
+        IFS= read -r -t 5 -u 3 answer
+        [[ $answer -ge 1 && $answer -ge $counted ]]
+    ) 2>/dev/null
+}
+
 redis_answers() {
     (
         exec 3<>"/dev/tcp/$1/$2"

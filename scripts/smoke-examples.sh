@@ -13,6 +13,11 @@ shift
 describe() {
     arguments=()
     case $1 in
+    quickstart)
+        probe=line_comes_back
+        arguments=(--seconds 60) # it is ended by SIGTERM, like the others
+        ;;
+    cross_shard) probe=counter_counts ;;
     *udp*) probe=datagram_comes_back ;;
     *echo*) probe=line_comes_back ;;
     *http* | *hello* | *static* | *metrics*) probe=http_answers ;;

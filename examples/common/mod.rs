@@ -2,10 +2,12 @@
 #![allow(
     dead_code,
     unreachable_pub,
+    unused_imports,
     reason = "each example is a crate of its own and uses its own part of this"
 )]
 
 pub mod output;
+pub mod runtime;
 
 use std::fmt::{self, Display};
 use std::io;
@@ -20,6 +22,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Command, FromArgMatches, ValueEnum};
 
 pub use output::say;
+pub use runtime::{announce, serve};
 
 /// The flags of every example.
 #[derive(Args, Clone, Debug)]

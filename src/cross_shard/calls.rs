@@ -1,11 +1,12 @@
 //! The calls a shard has in flight, and the future of each. Does not send anything.
 
 use super::credit::Credits;
-use super::envelope::{CallKey, Outcome};
+use super::envelope::{CallKey, Came, Slot, Words};
 use super::error::CallError;
 use super::withdrawal::Withdrawals;
 use crate::ShardId;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -36,34 +37,37 @@ pub(super) struct Calls {
     entries: RefCell<Entries>,
     /// How many have not been answered and are waited for; drives polling.
     waiting: Cell<usize>,
+    /// Tasks whose answer or credit has come in. Waking them is other people's code: see `wake_next`.
+    to_wake: RefCell<VecDeque<Waker>>,
     withdrawals: Arc<Withdrawals>,
     credits: Rc<Credits>,
 }
 
+#[derive(Default)]
 struct Entries {
     slots: Vec<Entry>,
-    free: u32,
+    free: Vec<u32>,
 }
 
-const NO_ENTRY: u32 = u32::MAX;
-
-/// An entry is used again only when its answer is home *and* its future is gone.
+/// An entry is used again only when its answer is home *and* its future is gone. One cache line.
 struct Entry {
+    words: Words,
+    waker: Option<Waker>,
     generation: u32,
     target: ShardId,
     holds_credit: bool,
     phase: Phase,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    Vacant {
-        next_free: u32,
-    },
+    Vacant,
     /// Sent, and its future is alive.
-    Waiting(Option<Waker>),
+    Waiting,
     /// Sent, and nobody wants the answer.
     Abandoned,
-    Answered(Outcome),
+    /// The answer is in the words.
+    Answered(Came),
 }
 
 /// What became of an answer.
@@ -77,8 +81,13 @@ pub(super) enum Settled {
 
 impl Calls {
     pub(super) fn new(withdrawals: Arc<Withdrawals>, credits: Rc<Credits>) -> Rc<Self> {
-        let entries = RefCell::new(Entries { slots: Vec::new(), free: NO_ENTRY });
-        Rc::new(Calls { entries, waiting: Cell::new(0), withdrawals, credits })
+        Rc::new(Calls {
+            entries: RefCell::default(),
+            waiting: Cell::new(0),
+            to_wake: RefCell::default(),
+            withdrawals,
+            credits,
+        })
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -89,21 +98,15 @@ impl Calls {
     #[inline]
     pub(super) fn open(&self, target: ShardId) -> CallKey {
         self.waiting.set(self.waiting.get() + 1);
-        let mut entries = self.entries.borrow_mut();
-        let index = entries.free;
-        if let Some(entry) = entries.slots.get_mut(index as usize) {
-            let Phase::Vacant { next_free } = entry.phase else {
-                unreachable!("the free list holds only vacant entries")
-            };
-            entry.phase = Phase::Waiting(None);
-            entry.target = target;
-            let generation = entry.generation;
-            entries.free = next_free;
-            return CallKey { index, generation };
-        }
-        let index = u32::try_from(entries.slots.len()).expect("fewer calls in flight than 32 bits count");
-        entries.slots.push(Entry { generation: 0, target, holds_credit: false, phase: Phase::Waiting(None) });
-        CallKey { index, generation: 0 }
+        let entries = &mut *self.entries.borrow_mut();
+        let index = match entries.free.pop() {
+            Some(index) => index,
+            None => entries.grow(),
+        };
+        let entry = &mut entries.slots[index as usize];
+        entry.phase = Phase::Waiting;
+        entry.target = target;
+        CallKey { index, generation: entry.generation }
     }
 
     /// The future of a call.
@@ -112,126 +115,197 @@ impl Calls {
         Call { calls: Rc::clone(self), key: Some(key), result: PhantomData }
     }
 
-    /// Notes what came of a call, fetched from its slot only if somebody wants it.
+    /// Takes in the answers among `slots`, which all come from one shard, as far as somebody waits for them: under
+    /// one borrow, since no application code runs. Other slots stay as they are. Returns how many it took.
     #[inline]
-    pub(super) fn settle(&self, key: CallKey, outcome: impl FnOnce() -> Outcome) -> Settled {
-        let mut entries = self.entries.borrow_mut();
-        let Some(entry) = entries.get_mut(key) else { return Settled::Late };
-        let target = entry.target;
-        let (settled, waker) = match &mut entry.phase {
-            Phase::Waiting(waker) => {
-                let waker = waker.take();
-                entry.phase = Phase::Answered(outcome());
-                self.waiting.set(self.waiting.get() - 1);
-                (Settled::Kept, waker)
+    pub(super) fn settle_all<C: 'static>(&self, slots: &mut [Slot<C>]) -> usize {
+        let (mut settled, mut credits) = (0, 0);
+        let entries = &mut *self.entries.borrow_mut();
+        let mut from = None;
+        for slot in slots {
+            if !slot.is_answer() {
+                continue;
             }
-            Phase::Abandoned => {
-                // Its flag was raised when it was abandoned. All who might read it have answered.
-                self.withdrawals.lower(key.index);
-                (Settled::Unwanted, None)
+            let Some(entry) = entries.get_mut(slot.key()) else { continue };
+            if entry.phase != Phase::Waiting {
+                continue;
             }
-            Phase::Answered(_) => return Settled::Late,
-            Phase::Vacant { .. } => unreachable!("a key of this generation names a call"),
-        };
-        let credit_is_home = std::mem::take(&mut entry.holds_credit);
-        if matches!(settled, Settled::Unwanted) {
-            entries.vacate(key);
+            entry.phase = Phase::Answered(slot.take_outcome(&mut entry.words));
+            if let Some(waker) = entry.waker.take() {
+                self.to_wake.borrow_mut().push_back(waker);
+            }
+            credits += usize::from(std::mem::take(&mut entry.holds_credit));
+            settled += 1;
+            from = Some(entry.target);
         }
-        drop(entries);
-        // No borrow is held: both of these wake tasks, which is other people's code.
-        if credit_is_home {
-            self.credits.give_back(target);
-        }
-        if let Some(waker) = waker {
-            waker.wake();
+        self.waiting.set(self.waiting.get() - settled);
+        if let Some(from) = from {
+            self.credits_home(from, credits);
         }
         settled
     }
 
-    /// Answers every call that is still waited for: nothing comes home any more. Flags of withdrawn ones stay up.
-    pub(super) fn stop(&self) {
-        let keys: Vec<CallKey> = self.entries.borrow().waiting().collect();
-        for key in keys {
-            self.settle(key, || Outcome::STOPPED);
+    /// Notes what came of one call; `keep` moves it, if somebody wants it.
+    pub(super) fn settle(&self, key: CallKey, keep: impl FnOnce(&mut Words) -> Came) -> Settled {
+        let entries = &mut *self.entries.borrow_mut();
+        let Some(entry) = entries.get_mut(key) else { return Settled::Late };
+        let credits = usize::from(std::mem::take(&mut entry.holds_credit));
+        self.credits_home(entry.target, credits);
+        match entry.phase {
+            Phase::Waiting => {
+                entry.phase = Phase::Answered(keep(&mut entry.words));
+                self.waiting.set(self.waiting.get() - 1);
+                self.to_wake.borrow_mut().extend(entry.waker.take());
+                Settled::Kept
+            }
+            Phase::Abandoned => {
+                // Its flag was raised when it was abandoned. All who might read it have answered.
+                self.withdrawals.lower(key.index);
+                entries.vacate(key);
+                Settled::Unwanted
+            }
+            Phase::Answered(_) => Settled::Late,
+            Phase::Vacant => unreachable!("a key of this generation names a call"),
         }
     }
 
-    /// The credit of this call comes back with its answer.
-    fn hold_credit(&self, key: CallKey, credit_target: ShardId) -> bool {
-        let mut entries = self.entries.borrow_mut();
-        let entry = entries.get_mut(key).expect("a future keeps its entry");
-        assert_eq!(entry.target, credit_target, "a credit for another shard");
-        if matches!(entry.phase, Phase::Answered(_)) {
-            return false;
-        }
-        entry.holds_credit = true;
+    /// Wakes one task whose answer or credit has come in. `false` when there is none.
+    #[inline]
+    pub(super) fn wake_next(&self) -> bool {
+        let Some(waker) = self.to_wake.borrow_mut().pop_front() else { return false };
+        waker.wake();
         true
     }
 
+    /// Answers every call that is still waited for: nothing comes home any more. Flags of withdrawn ones stay up.
+    pub(super) fn stop(&self) {
+        let keys = self.entries.borrow().waiting();
+        for key in keys {
+            self.settle(key, |_| Came::Stopped);
+        }
+        self.to_wake.borrow_mut().extend(self.credits.stop());
+    }
+
     #[inline]
-    fn poll(&self, key: CallKey, waker: &Waker) -> Poll<Outcome> {
+    fn credits_home(&self, from: ShardId, count: usize) {
+        for waker in (0..count).filter_map(|_| self.credits.give_back(from)) {
+            self.to_wake.borrow_mut().push_back(waker);
+        }
+    }
+
+    /// The credit of this call comes back with its answer. `false`: that has been.
+    fn hold_credit(&self, key: CallKey, credit_target: ShardId) -> bool {
+        let entries = &mut *self.entries.borrow_mut();
+        let entry = entries.of_future(key);
+        assert_eq!(entry.target, credit_target, "a credit for another shard");
+        entry.holds_credit = entry.phase == Phase::Waiting;
+        entry.holds_credit
+    }
+
+    /// What came of a call whose closure returned a `T`, or whose answer was one.
+    ///
+    /// # Safety
+    /// The call was made with this `T`.
+    #[inline]
+    unsafe fn poll<T>(&self, key: CallKey, waker: &Waker) -> Poll<Result<T, CallError>> {
         let mut entries = self.entries.borrow_mut();
-        let entry = entries.get_mut(key).expect("a future keeps its entry");
-        match &mut entry.phase {
-            Phase::Answered(outcome) => {
-                let outcome = *outcome;
+        let entry = entries.of_future(key);
+        match entry.phase {
+            Phase::Answered(came) => {
+                // SAFETY: the words hold what came of a call of this type, by the caller's promise; vacating the entry
+                // makes sure that they are opened once. No application code runs in here.
+                let result = unsafe { entry.words.open::<T>(came) };
                 entries.vacate(key);
-                Poll::Ready(outcome)
+                Poll::Ready(result)
             }
-            Phase::Waiting(Some(known)) if known.will_wake(waker) => Poll::Pending,
-            Phase::Waiting(known) => {
-                let before = known.replace(waker.clone());
+            Phase::Waiting => {
+                if entry.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+                    return Poll::Pending;
+                }
                 drop(entries);
-                // Not under the borrow: it may be the last handle of a task.
+                // Cloning one waker and dropping the other is other people's code.
+                let waker = waker.clone();
+                let before = self.entries.borrow_mut().of_future(key).waker.replace(waker);
                 drop(before);
                 Poll::Pending
             }
-            Phase::Vacant { .. } | Phase::Abandoned => unreachable!("a future keeps its entry"),
+            Phase::Vacant | Phase::Abandoned => unreachable!("a future keeps its entry"),
         }
     }
 
     /// The future is gone. Gives back an answer that nobody will fetch.
-    fn abandon(&self, key: CallKey) -> Option<Outcome> {
+    ///
+    /// # Safety
+    /// The call was made with this `T`.
+    #[cold]
+    unsafe fn abandon<T>(&self, key: CallKey) -> Option<Result<T, CallError>> {
         let mut entries = self.entries.borrow_mut();
-        let entry = entries.get_mut(key).expect("a future keeps its entry");
-        match std::mem::replace(&mut entry.phase, Phase::Abandoned) {
-            Phase::Answered(outcome) => {
+        let entry = entries.of_future(key);
+        match entry.phase {
+            Phase::Answered(came) => {
+                // SAFETY: as in `poll`.
+                let result = unsafe { entry.words.open::<T>(came) };
                 entries.vacate(key);
-                Some(outcome)
+                Some(result)
             }
-            Phase::Waiting(waker) => {
+            Phase::Waiting => {
+                entry.phase = Phase::Abandoned;
+                let waker = entry.waker.take();
                 self.withdrawals.raise(key.index);
                 self.waiting.set(self.waiting.get() - 1);
                 drop(entries);
                 drop(waker);
                 None
             }
-            Phase::Vacant { .. } | Phase::Abandoned => unreachable!("a future keeps its entry"),
+            Phase::Vacant | Phase::Abandoned => unreachable!("a future keeps its entry"),
         }
     }
 }
 
 impl Entries {
+    #[cold]
+    fn grow(&mut self) -> u32 {
+        let index = u32::try_from(self.slots.len()).expect("fewer calls in flight than 32 bits count");
+        self.slots.push(Entry {
+            words: Words::EMPTY,
+            waker: None,
+            generation: 0,
+            target: ShardId::new(0),
+            holds_credit: false,
+            phase: Phase::Vacant,
+        });
+        index
+    }
+
     #[inline]
     fn get_mut(&mut self, key: CallKey) -> Option<&mut Entry> {
         let entry = self.slots.get_mut(key.index as usize)?;
         (entry.generation == key.generation).then_some(entry)
     }
 
+    /// The entry of a call whose future is alive.
+    #[inline]
+    fn of_future(&mut self, key: CallKey) -> &mut Entry {
+        let entry = &mut self.slots[key.index as usize];
+        assert_eq!(entry.generation, key.generation, "a future keeps its entry");
+        entry
+    }
+
     #[inline]
     fn vacate(&mut self, key: CallKey) {
         let entry = &mut self.slots[key.index as usize];
-        entry.phase = Phase::Vacant { next_free: self.free };
+        entry.phase = Phase::Vacant;
         // A late answer that still names this call finds another generation.
         entry.generation = entry.generation.wrapping_add(1);
-        self.free = key.index;
+        self.free.push(key.index);
     }
 
-    fn waiting(&self) -> impl Iterator<Item = CallKey> {
+    fn waiting(&self) -> Vec<CallKey> {
         let named = self.slots.iter().zip(0..);
         named
-            .filter(|(entry, _)| matches!(entry.phase, Phase::Waiting(_)))
+            .filter(|(entry, _)| entry.phase == Phase::Waiting)
             .map(|(entry, index)| CallKey { index, generation: entry.generation })
+            .collect()
     }
 }
 
@@ -252,24 +326,21 @@ impl<T> Future for Call<T> {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let key = self.key.expect("polled again after it was ready");
-        match self.calls.poll(key, context.waker()) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(outcome) => {
-                self.key = None;
-                // SAFETY: `Endpoint::call` and `call_async` make a `Call<T>` for a closure that returns or answers a `T`;
-                // the entry was vacated, so nobody opens this outcome again.
-                Poll::Ready(unsafe { outcome.open() })
-            }
+        // SAFETY: `Endpoint::call` and `call_async` make a `Call<T>` for a closure that returns or answers a `T`.
+        let polled = unsafe { self.calls.poll(key, context.waker()) };
+        if polled.is_ready() {
+            self.key = None;
         }
+        polled
     }
 }
 
 impl<T> Drop for Call<T> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(outcome) = self.key.take().and_then(|key| self.calls.abandon(key)) {
+        if let Some(key) = self.key.take() {
             // SAFETY: as in `poll`.
-            drop(unsafe { outcome.open::<T>() });
+            drop(unsafe { self.calls.abandon::<T>(key) });
         }
     }
 }

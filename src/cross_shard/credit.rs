@@ -85,28 +85,28 @@ impl Credits {
         Acquire { credits: Rc::clone(self), target, waiter: None }
     }
 
-    /// A credit is home: it goes to the first in line.
+    /// A credit is home: it goes to the first in line, who is to be woken then.
     #[inline]
-    pub(super) fn give_back(&self, target: ShardId) {
+    #[must_use]
+    pub(super) fn give_back(&self, target: ShardId) -> Option<Waker> {
         let pool = &self.pools[target.index()];
         match pool.waiters.borrow_mut().first() {
-            None => pool.free.set(pool.free.get() + 1),
+            None => {
+                pool.free.set(pool.free.get() + 1);
+                None
+            }
             Some(waiter) => {
                 waiter.place.set(Place::Granted);
-                waiter.wake();
+                waiter.waker.take()
             }
         }
     }
 
-    /// This shard makes no more calls: whoever waits is told so.
-    pub(super) fn stop(&self) {
+    /// This shard makes no more calls: whoever waits is to be told so.
+    pub(super) fn stop(&self) -> Vec<Waker> {
         self.stopped.set(true);
-        for pool in &self.pools {
-            let queue = std::mem::take(&mut *pool.waiters.borrow_mut()).queue;
-            for waiter in queue {
-                waiter.wake();
-            }
-        }
+        let queues = self.pools.iter().map(|pool| std::mem::take(&mut *pool.waiters.borrow_mut()).queue);
+        queues.flatten().filter_map(|waiter| waiter.waker.take()).collect()
     }
 }
 
@@ -132,13 +132,6 @@ impl Waiters {
 }
 
 impl Waiter {
-    fn wake(&self) {
-        let waker = self.waker.borrow_mut().take();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
     fn set_waker(&self, waker: &Waker) {
         let before = self.waker.borrow_mut().replace(waker.clone());
         drop(before);
@@ -158,8 +151,10 @@ impl Credit {
 
 impl Drop for Credit {
     fn drop(&mut self) {
-        if !self.spent {
-            self.credits.give_back(self.target);
+        if !self.spent
+            && let Some(waker) = self.credits.give_back(self.target)
+        {
+            waker.wake();
         }
     }
 }
@@ -207,9 +202,91 @@ impl Drop for Acquire {
         let Some(waiter) = self.waiter.take() else { return };
         let pool = &self.credits.pools[self.target.index()];
         match waiter.place.replace(Place::Gone) {
-            Place::Granted => self.credits.give_back(self.target),
+            Place::Granted => {
+                if let Some(waker) = self.credits.give_back(self.target) {
+                    waker.wake();
+                }
+            }
             Place::Queued => pool.waiters.borrow_mut().note_gone(),
             Place::Gone => {}
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::test_kit::{Bed, id, poll, ready};
+    use super::*;
+
+    fn emptied() -> (Bed, Vec<Credit>) {
+        let bed = Bed::new(2);
+        let credits: Vec<_> = std::iter::from_fn(|| bed[0].try_credit(id(1))).collect();
+        assert_eq!(credits.len(), CREDITS_PER_PAIR);
+        (bed, credits)
+    }
+
+    #[test]
+    fn credits_go_to_those_who_wait_in_the_order_they_came() {
+        let (bed, mut credits) = emptied();
+        assert!(bed[0].try_credit(id(0)).is_some(), "each target has its own");
+        let mut first = bed[0].credit(id(1));
+        let mut second = bed[0].credit(id(1));
+        assert!(poll(&mut first).is_pending() && poll(&mut second).is_pending());
+        credits.pop();
+        assert!(bed[0].try_credit(id(1)).is_none(), "nobody overtakes those who wait");
+        assert!(poll(&mut second).is_pending());
+        let held = ready(&mut first).unwrap();
+        assert_eq!(held.target(), id(1));
+        drop(held);
+        assert!(ready(second).is_ok());
+        assert!(bed[0].try_credit(id(1)).is_some());
+    }
+
+    #[test]
+    fn who_leaves_the_line_passes_on_what_was_granted() {
+        let (bed, mut credits) = emptied();
+        let mut waiting: Vec<_> = (0..5).map(|_| bed[0].credit(id(1))).collect();
+        assert!(waiting.iter_mut().all(|waiting| poll(waiting).is_pending()));
+        credits.pop();
+        waiting.remove(0);
+        assert!(poll(&mut waiting[1]).is_pending());
+        let granted = ready(waiting.remove(0)).unwrap();
+        waiting.truncate(1);
+        let mut last = waiting.pop().unwrap();
+        let pool = &bed[0].credit(id(1)).credits.pools[1];
+        assert!(pool.waiters.borrow().queue.len() <= 2, "those who left are swept out");
+        drop(granted);
+        assert!(ready(&mut last).is_ok());
+    }
+
+    #[test]
+    fn a_credit_comes_back_with_the_answer_however_the_call_ends() {
+        let (mut bed, credits) = emptied();
+        drop(credits);
+        let spend = |bed: &Bed| bed[0].try_credit(id(1)).unwrap();
+        let answered = bed[0].call(id(1), |_| ()).holding(spend(&bed));
+        let panicked = bed[0].call(id(1), |_| panic!("boom")).holding(spend(&bed));
+        let withdrawn = bed[0].call(id(1), |_| ()).holding(spend(&bed));
+        drop(withdrawn);
+        let free = |bed: &Bed| bed[0].credit(id(1)).credits.pools[1].free.get();
+        assert_eq!(free(&bed), CREDITS_PER_PAIR - 3, "not before the answers are home");
+        bed.settle();
+        assert_eq!(free(&bed), CREDITS_PER_PAIR);
+        assert!(ready(answered).is_ok() && ready(panicked).is_err());
+
+        let refused = bed[0].call(id(1), |_| ()).holding(spend(&bed));
+        bed.lose_last();
+        bed.settle();
+        assert!(ready(refused).is_err());
+        assert_eq!(free(&bed), CREDITS_PER_PAIR);
+    }
+
+    #[test]
+    fn a_shard_that_stops_tells_those_who_wait_for_credits() {
+        let (bed, _credits) = emptied();
+        let mut waiting = bed[0].credit(id(1));
+        assert!(poll(&mut waiting).is_pending());
+        bed.close(0);
+        assert!(matches!(ready(&mut waiting), Err(CallError::Stopped)));
     }
 }

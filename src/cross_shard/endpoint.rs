@@ -3,11 +3,11 @@
 use super::calls::{Call, Calls, Settled};
 use super::counters::{InboxCounters, OwnCounters, bump};
 use super::credit::{Acquire, Credit, Credits};
-use super::envelope::{Batch, CallKey, Envelope, Outcome, Site, Slot, Status};
+use super::envelope::{Batch, CallKey, Came, Envelope, Site, Slot, Status, Way};
 use super::error::{Panic, message_of};
 use super::inbox::{Inbox, Slept};
 use super::mesh::Mesh;
-use super::outbox::{BATCH_SLOTS, Outbox};
+use super::outbox::{BATCH_SLOTS, FIRST_BATCH_SLOTS, Outbox};
 use super::route::Route;
 use crate::ShardId;
 use std::any::Any;
@@ -56,14 +56,8 @@ pub(super) struct Local<C: 'static> {
 
 struct Carried<C: 'static> {
     batch: Batch<C>,
-    way: Way,
-}
-
-/// Which way a batch is going.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Out,
-    Home,
+    /// Slots before this one have been dealt with.
+    next: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -128,7 +122,7 @@ impl<C: 'static> Endpoint<C> {
         if !self.local.mesh.is_open(target) {
             return Err(f);
         }
-        self.local.stage(target, Slot::post(f));
+        self.local.stage(target, self.local.outbox(target), Slot::post(f));
         Ok(())
     }
 
@@ -142,9 +136,7 @@ impl<C: 'static> Endpoint<C> {
         F: FnOnce(&C) -> T + Send + 'static,
         T: Send + 'static,
     {
-        let (key, call) = self.local.open_call(target);
-        self.local.stage_call(target, Slot::call(key, f));
-        call
+        self.local.stage_call(target, |key| Slot::call(key, f))
     }
 
     /// Stages a call of `f` on `target` that is answered whenever the [`Reply`] is sent there. A reply dropped
@@ -157,9 +149,7 @@ impl<C: 'static> Endpoint<C> {
         F: FnOnce(&C, Reply<T, C>) + Send + 'static,
         T: Send + 'static,
     {
-        let (key, call) = self.local.open_call(target);
-        self.local.stage_call(target, Slot::async_call(key, f));
-        call
+        self.local.stage_call(target, |key| Slot::async_call(key, f))
     }
 
     /// A credit for one call to `target`, if one is free. Hand it to [`Call::holding`].
@@ -273,54 +263,62 @@ impl<'a, C: 'static> Delivery<'a, C> {
 
     fn run(&self, context: &C, budget: usize) -> Delivered {
         let local = self.local;
-        let mut left = budget;
-        let mut envelopes = local.inbox().len();
-        let envelopes_before = envelopes;
-        let mut messages = 0;
-        while left > 0 {
-            let carried = local.carried.borrow_mut().take();
-            let (mut batch, way) = match carried {
-                Some(carried) => (carried.batch, carried.way),
-                None if envelopes == 0 => break,
-                None => {
-                    envelopes -= 1;
-                    match local.inbox().pop() {
-                        None => break,
-                        Some(Envelope::Batch(batch)) => (batch, Way::Out),
-                        Some(Envelope::Returned(batch)) => (batch, Way::Home),
-                        Some(Envelope::One(mut slot)) => {
-                            left -= 1;
-                            messages += 1;
-                            let site = Site { context, local, origin: local.id };
-                            local.work(std::slice::from_mut(&mut slot), Some(&site));
-                            continue;
-                        }
-                    }
+        // What arrives from here on is left for the next turn.
+        let arrived = local.inbox().len();
+        let (mut left, mut taken, mut messages) = (budget, 0, 0);
+        let carried = local.carried.take();
+        if let Some(carried) = carried {
+            messages += self.batch(context, carried, &mut left);
+        }
+        while left > 0 && taken < arrived {
+            let Some(envelope) = local.inbox().pop() else { break };
+            taken += 1;
+            match envelope {
+                Envelope::Batch(batch) => {
+                    messages += self.batch(context, Carried { batch, next: 0 }, &mut left);
                 }
-            };
-            let end = batch.slots.len().min(batch.next.saturating_add(left));
-            let count = end - batch.next;
-            left -= count;
-            let slots = &mut batch.slots[batch.next..end];
-            match way {
-                Way::Out => {
-                    messages += count;
-                    let site = Site { context, local, origin: batch.origin };
-                    local.work(slots, Some(&site));
+                Envelope::One(mut slot) => {
+                    left -= 1;
+                    messages += 1;
+                    local.work(std::slice::from_mut(&mut *slot), &local.site(context, local.id));
                 }
-                Way::Home => local.work(slots, None),
-            }
-            batch.next = end;
-            if end < batch.slots.len() {
-                *local.carried.borrow_mut() = Some(Carried { batch, way });
-            } else {
-                local.pass_on(batch, way);
             }
         }
         bump(&local.counters().messages, messages);
-        bump(&local.counters().envelopes, envelopes_before - envelopes);
-        let more = envelopes > 0 || local.carried.borrow().is_some();
-        Delivered { count: budget - left, more }
+        bump(&local.counters().envelopes, taken);
+        Delivered { count: budget - left, more: taken < arrived || local.carried.borrow().is_some() }
+    }
+
+    /// Deals with a batch as far as the budget goes, and passes it on or keeps the rest. Returns how many of its slots
+    /// were messages.
+    #[inline]
+    fn batch(&self, context: &C, carried: Carried<C>, left: &mut usize) -> usize {
+        let local = self.local;
+        let Carried { mut batch, next } = carried;
+        let end = batch.slots.len().min(next.saturating_add(*left));
+        let slots = &mut batch.slots[next..end];
+        *left -= slots.len();
+        let messages = match batch.way {
+            Way::Out => {
+                local.work(slots, &local.site(context, batch.origin));
+                slots.len()
+            }
+            Way::Home => {
+                if batch.brings_replies {
+                    local.work_at_home(slots);
+                }
+                0
+            }
+        };
+        if end < batch.slots.len() {
+            *local.carried.borrow_mut() = Some(Carried { batch, next: end });
+            return messages;
+        }
+        match batch.way {
+            Way::Out => local.send_home(batch),
+            Way::Home => local.recycle(batch.slots),
+        }
+        messages
     }
 }
 
@@ -336,45 +334,70 @@ impl<C: 'static> Local<C> {
         &self.mesh.station(self.id).inbox
     }
 
+    fn site<'a>(self: &'a Rc<Self>, context: &'a C, origin: ShardId) -> Site<'a, C> {
+        Site { context, local: self, origin, withdrawals: &self.mesh.station(origin).withdrawals }
+    }
+
     fn counters(&self) -> &OwnCounters {
         &self.mesh.station(self.id).counters
     }
 
     #[inline]
-    fn open_call<T>(&self, target: ShardId) -> (CallKey, Call<T>) {
-        assert!(target.index() < self.outboxes.len(), "there is no {target}");
-        let key = self.calls.open(target);
-        (key, self.calls.future(key))
+    fn outbox(&self, target: ShardId) -> &Outbox<C> {
+        let Some(outbox) = self.outboxes.get(target.index()) else { panic!("there is no {target}") };
+        outbox
     }
 
+    /// Stages a call; `slot` makes its request.
     #[inline]
-    fn stage_call(&self, target: ShardId, slot: Slot<C>) {
+    fn stage_call<T>(&self, target: ShardId, slot: impl FnOnce(CallKey) -> Slot<C>) -> Call<T> {
+        let outbox = self.outbox(target);
+        let key = self.calls.open(target);
+        let call = self.calls.future(key);
         if self.closed.get() {
             // No answer would come home.
-            self.calls.settle(slot.key(), || Outcome::STOPPED);
-            drop(slot);
-            return;
+            self.calls.settle(key, |_| Came::Stopped);
+            return call;
         }
-        self.outboxes[target.index()].brings_replies.set(true);
-        self.stage(target, slot);
+        outbox.brings_replies.set(true);
+        self.stage(target, outbox, slot(key));
+        call
     }
 
     #[inline]
-    fn stage(&self, target: ShardId, slot: Slot<C>) {
-        let Some(outbox) = self.outboxes.get(target.index()) else { panic!("there is no {target}") };
-        let mut staged = outbox.staged.borrow_mut();
-        if staged.capacity() == 0 {
-            *staged = self.spares.borrow_mut().pop().unwrap_or_default();
+    fn stage(&self, target: ShardId, outbox: &Outbox<C>, slot: Slot<C>) {
+        let staged = {
+            let mut staged = outbox.staged.borrow_mut();
+            if staged.capacity() == 0 {
+                *staged = self.spare();
+            }
+            staged.push(slot);
+            staged.len()
+        };
+        if staged == 1 || staged >= outbox.limit.get() {
+            self.after_staging(target, outbox, staged);
         }
-        staged.push(slot);
-        let full = staged.len() >= BATCH_SLOTS;
-        drop(staged);
+    }
+
+    fn stage_answer(&self, origin: ShardId, slot: Slot<C>) {
+        self.stage(origin, self.outbox(origin), slot);
+    }
+
+    #[cold]
+    fn spare(&self) -> Vec<Slot<C>> {
+        self.spares.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// The first and the last slot of a batch need more than being staged.
+    #[inline(never)]
+    fn after_staging(&self, target: ShardId, outbox: &Outbox<C>, staged: usize) {
         self.list(target, outbox);
-        if full {
-            self.flush(target, outbox);
-        }
         if self.closed.get() {
+            // There are no more turns at whose end it would leave.
             self.publish();
+        } else if staged >= outbox.limit.get() {
+            outbox.limit.set(BATCH_SLOTS.min(staged * 2));
+            self.flush(target, outbox);
         }
     }
 
@@ -390,6 +413,7 @@ impl<C: 'static> Local<C> {
             let Some(target) = self.dirty.borrow_mut().pop() else { return };
             let outbox = &self.outboxes[target.index()];
             outbox.listed.set(false);
+            outbox.limit.set(FIRST_BATCH_SLOTS);
             self.flush(target, outbox);
             if outbox.wake_owed.take() {
                 self.mesh.station(target).inbox.wake();
@@ -404,7 +428,7 @@ impl<C: 'static> Local<C> {
             return;
         }
         let brings_replies = outbox.brings_replies.take();
-        let batch = Batch { slots, next: 0, origin: self.id, brings_replies };
+        let batch = Batch { slots, origin: self.id, way: Way::Out, brings_replies };
         match self.mesh.station(target).inbox.push(Envelope::Batch(batch)) {
             Ok(false) => {}
             Ok(true) => outbox.wake_owed.set(true),
@@ -413,24 +437,45 @@ impl<C: 'static> Local<C> {
         }
     }
 
-    /// Deals with slots, one after the other. Panics of application code end here.
-    fn work(&self, slots: &mut [Slot<C>], site: Option<&Site<'_, C>>) {
+    /// Runs slots that somebody sent here, one after the other. Panics of application code end here.
+    fn work(&self, slots: &mut [Slot<C>], site: &Site<'_, C>) {
+        self.contain(slots, |slot| self.take_in(slot, site));
+        self.wake_all();
+    }
+
+    /// Takes in slots of this shard's own, back from where they were sent.
+    fn work_at_home(&self, slots: &mut [Slot<C>]) {
+        let settled = self.calls.settle_all(slots);
+        bump(&self.counters().replies, settled);
+        if settled < slots.len() {
+            self.contain(slots, |slot| self.take_home(slot));
+        }
+        self.wake_all();
+    }
+
+    /// One frame that catches panics for all slots, not one each: what panics is the slot before `next`.
+    #[inline]
+    fn contain(&self, slots: &mut [Slot<C>], deal_with: impl Fn(&mut Slot<C>)) {
         let mut next = 0;
         loop {
-            // One frame for all of them, not one each: what panics is the slot before `next`.
-            let worked = catch_unwind(AssertUnwindSafe(|| {
+            let dealt = catch_unwind(AssertUnwindSafe(|| {
                 while let Some(slot) = slots.get_mut(next) {
                     next += 1;
-                    match site {
-                        Some(site) => self.take_in(slot, site),
-                        None => self.take_home(slot),
-                    }
+                    deal_with(slot);
                 }
             }));
-            match worked {
+            match dealt {
                 Ok(()) => return,
                 Err(payload) => self.after_panic(&mut slots[next - 1], payload),
             }
+        }
+    }
+
+    /// Wakes the tasks whose answers have come in.
+    fn wake_all(&self) {
+        while let Err(payload) = catch_unwind(AssertUnwindSafe(|| while self.calls.wake_next() {})) {
+            self.note_panic("a waker", &*payload);
+            drop_contained(payload);
         }
     }
 
@@ -440,12 +485,12 @@ impl<C: 'static> Local<C> {
         match slot.status() {
             Status::Post => slot.run(site),
             Status::Call => {
-                if !self.is_withdrawn(site.origin, slot.key()) {
+                if !site.withdrawals.is_raised(slot.key().index) {
                     slot.run(site);
                 }
             }
             Status::AsyncCall => {
-                if !self.is_withdrawn(site.origin, slot.key()) {
+                if !site.withdrawals.is_raised(slot.key().index) {
                     self.start(slot, site);
                 }
             }
@@ -462,7 +507,7 @@ impl<C: 'static> Local<C> {
             Status::Spent | Status::Empty => {}
             Status::Call | Status::AsyncCall => {
                 // It has not run: withdrawn, or its target has stopped.
-                self.calls.settle(slot.key(), || Outcome::STOPPED);
+                self.calls.settle(slot.key(), |_| Came::Stopped);
                 slot.clear();
             }
             Status::Post => {
@@ -476,7 +521,7 @@ impl<C: 'static> Local<C> {
     #[inline]
     fn settle(&self, slot: &mut Slot<C>) {
         bump(&self.counters().replies, 1);
-        match self.calls.settle(slot.key(), || slot.take_outcome()) {
+        match self.calls.settle(slot.key(), |words| slot.take_outcome(words)) {
             Settled::Kept => {}
             Settled::Unwanted => slot.clear(),
             Settled::Late => {
@@ -486,7 +531,6 @@ impl<C: 'static> Local<C> {
         }
     }
 
-    #[inline]
     fn is_withdrawn(&self, origin: ShardId, key: CallKey) -> bool {
         self.mesh.station(origin).withdrawals.is_raised(key.index)
     }
@@ -504,7 +548,7 @@ impl<C: 'static> Local<C> {
     fn after_panic(&self, slot: &mut Slot<C>, payload: Box<dyn Any + Send>) {
         self.starting.set(None);
         if slot.status() != Status::Running {
-            self.note_panic("a value being dropped, or a waker", &*payload);
+            self.note_panic("a value being dropped", &*payload);
             drop_contained(payload);
         } else if slot.key() == CallKey::NONE {
             self.note_panic("a posted closure", &*payload);
@@ -530,27 +574,19 @@ impl<C: 'static> Local<C> {
         }
     }
 
-    /// A batch has been dealt with.
-    fn pass_on(&self, batch: Batch<C>, way: Way) {
-        match way {
-            Way::Out => self.send_home(batch),
-            Way::Home => self.recycle(batch.slots),
-        }
-    }
-
     /// Returns a batch to the shard that made it. At once, so that its answers are not held back by the rest of this
     /// turn; a wake that is owed for them waits for `publish`. A batch that only brings memory wakes nobody: it
     /// lies in the inbox until its owner is awake anyway. (That is one push per batch; freeing it here instead
     /// would meet the allocator's locks, since it came from another thread.)
     fn send_home(&self, mut batch: Batch<C>) {
-        batch.next = 0;
+        batch.way = Way::Home;
         let (origin, brings_replies) = (batch.origin, batch.brings_replies);
         let outbox = &self.outboxes[origin.index()];
         if brings_replies {
             // What was posted home before the answers were given also arrives before them.
             self.flush(origin, outbox);
         }
-        match self.mesh.station(origin).inbox.push(Envelope::Returned(batch)) {
+        match self.mesh.station(origin).inbox.push(Envelope::Batch(batch)) {
             Ok(asleep) => {
                 if asleep && brings_replies {
                     outbox.wake_owed.set(true);
@@ -564,7 +600,7 @@ impl<C: 'static> Local<C> {
 
     /// A batch of this shard's own that was not taken by its target, or is back.
     fn come_home(&self, mut batch: Batch<C>) {
-        self.work(&mut batch.slots, None);
+        self.work_at_home(&mut batch.slots);
         self.recycle(batch.slots);
     }
 
@@ -580,8 +616,8 @@ impl<C: 'static> Local<C> {
 
     fn drop_envelope(&self, envelope: Envelope<C>) {
         let slots = match envelope {
-            Envelope::One(slot) => vec![slot],
-            Envelope::Batch(batch) | Envelope::Returned(batch) => batch.slots,
+            Envelope::One(slot) => vec![*slot],
+            Envelope::Batch(batch) => batch.slots,
         };
         for slot in slots {
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(slot))) {
@@ -593,19 +629,13 @@ impl<C: 'static> Local<C> {
 
     /// Empties a closed inbox without running anything.
     fn turn_away(&self) {
-        let carried = self.carried.borrow_mut().take();
-        match carried {
-            Some(Carried { mut batch, way: Way::Home }) => {
-                self.work(&mut batch.slots[batch.next..], None);
-                self.recycle(batch.slots);
-            }
-            Some(Carried { batch, way: Way::Out }) => self.turn_back(batch),
-            None => {}
+        let carried = self.carried.take();
+        if let Some(Carried { batch, next }) = carried {
+            self.turn_back(batch, next);
         }
         while let Some(envelope) = self.inbox().pop() {
             match envelope {
-                Envelope::Returned(batch) => self.come_home(batch),
-                Envelope::Batch(batch) => self.turn_back(batch),
+                Envelope::Batch(batch) => self.turn_back(batch, 0),
                 Envelope::One(_) => {
                     bump(&self.counters().refused, 1);
                     self.drop_envelope(envelope);
@@ -614,28 +644,40 @@ impl<C: 'static> Local<C> {
         }
     }
 
-    /// Sends a batch home unrun.
-    fn turn_back(&self, mut batch: Batch<C>) {
-        // Also posts are something to look at for their owner then.
-        batch.brings_replies = true;
-        self.send_home(batch);
+    /// Takes a batch in from `next` on, if it is home; else sends it there, unrun.
+    fn turn_back(&self, mut batch: Batch<C>, next: usize) {
+        match batch.way {
+            Way::Home => {
+                self.work_at_home(&mut batch.slots[next..]);
+                self.recycle(batch.slots);
+            }
+            Way::Out => {
+                // Also posts are something to look at for their owner then.
+                batch.brings_replies = true;
+                self.send_home(batch);
+            }
+        }
     }
 
     /// Nothing comes home any more.
     fn finish_closing(&self) {
         self.publish();
         self.calls.stop();
-        self.credits.stop();
+        self.wake_all();
         // Tasks that were just told so may have answered others.
         self.publish();
     }
 }
 
-/// Drops a panic's payload, which may itself panic, without end: what it panics with is leaked.
-fn drop_contained(payload: Box<dyn Any + Send>) {
-    if let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        std::mem::forget(next);
+/// Drops a panic's payload, which may panic itself, with a payload of its own: not without end.
+fn drop_contained(mut payload: Box<dyn Any + Send>) {
+    for _ in 0..8 {
+        match catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            Ok(()) => return,
+            Err(next) => payload = next,
+        }
     }
+    std::mem::forget(payload);
 }
 
 /// The means to answer an async call, on the shard that was called. Dropped unsent, it answers `Stopped`.
@@ -655,7 +697,7 @@ impl<T: Send + 'static, C: 'static> Reply<T, C> {
     /// Sends the result home: a message of its own, published with this turn's.
     pub(crate) fn send(mut self, result: Result<T, Panic>) {
         self.sent = true;
-        self.local.stage(self.origin, Slot::answer(self.key, result));
+        self.local.stage_answer(self.origin, Slot::answer(self.key, result));
     }
 
     /// Whether somebody still waits for it. A hint, for giving up early.
@@ -675,7 +717,7 @@ impl<T: Send + 'static, C: 'static> Drop for Reply<T, C> {
             Some(starting) if (starting.origin, starting.key) == (self.origin, self.key) => {
                 local.starting.set(Some(Starting { dropped: true, ..starting }));
             }
-            _ => local.stage(self.origin, Slot::unanswered(self.key)),
+            _ => local.stage_answer(self.origin, Slot::unanswered(self.key)),
         }
     }
 }
@@ -946,5 +988,177 @@ mod tests {
         assert!(matches!(ready(staged), Err(CallError::Stopped)));
         assert_eq!(bed[0].counters().refused, 1, "the post that was staged too late");
         assert!(matches!(ready(bed[1].call(id(0), |_| 9)), Err(CallError::Stopped)), "no answer could come");
+    }
+
+    #[test]
+    fn a_shard_that_is_lost_without_closing_answers_all_who_wait_for_it() {
+        let drops = Arc::new(AtomicUsize::new(0));
+        let mut bed = Bed::new(2);
+        let (posted, called) = (AtHome::<8>::new(0, &drops), AtHome::<90>::new(0, &drops));
+        let run: Vec<_> = (0..3).map(|number| bed[0].call(id(1), move |_| number)).collect();
+        bed.publish(0);
+        bed.deliver_some(1, 2);
+        assert!(bed[0].post(id(1), move |_| drop(posted)).is_ok());
+        let unrun = bed[0].call(id(1), move |_| drop(called));
+        bed.publish(0);
+        let from_outside = bed.mesh.call_from_thread(id(1), |_| ());
+        bed.lose_last();
+        bed.settle();
+        let run: Vec<_> = run.into_iter().map(|call| ready(call).ok()).collect();
+        assert_eq!(run, [Some(0), Some(1), None]);
+        assert!(matches!(ready(unrun), Err(CallError::Stopped)));
+        assert!(matches!(from_outside.wait_blocking(), Err(CallError::Stopped)));
+        assert_eq!(drops.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn answers_that_come_after_the_caller_has_stopped_are_dropped_where_they_are() {
+        let bed = Bed::new(2);
+        let drops = Arc::new(AtomicUsize::new(0));
+        let result = Arc::clone(&drops);
+        let call = bed[0].call(id(1), move |_| AtHome::<8>::new(1, &result));
+        bed.publish(0);
+        bed.close(0);
+        assert!(matches!(ready(call), Err(CallError::Stopped)));
+        bed.settle();
+        assert_eq!(drops.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_sleeping_target_is_woken_once_per_turn_and_an_awake_one_never() {
+        let bed = Bed::new(3);
+        let wakes = |shard: usize| bed.shard(shard).wakes.count();
+        for _ in 0..500 {
+            assert!(bed[0].post(id(1), |_| ()).is_ok());
+        }
+        bed.publish(0);
+        assert_eq!(wakes(1), 0, "it was awake");
+        assert!(!bed[1].prepare_sleep(), "there is mail");
+        bed.deliver(1);
+        assert!(bed[1].prepare_sleep());
+        for _ in 0..500 {
+            assert!(bed[0].post(id(1), |_| ()).is_ok());
+        }
+        assert_eq!(wakes(1), 0, "full batches leave early, the wake does not");
+        bed.publish(0);
+        assert!(bed[2].post(id(1), |_| ()).is_ok());
+        bed.publish(2);
+        assert!(bed.mesh.post(id(1), |_| ()).is_ok());
+        assert_eq!(wakes(1), 1, "one write per sleep, whoever comes");
+        bed[1].finish_sleep();
+        assert!(bed.mesh.post(id(1), |_| ()).is_ok());
+        assert_eq!(wakes(1), 1, "awake again");
+        assert_eq!(bed.deliver(1).count, 503);
+        let counters = bed[1].counters();
+        assert_eq!((counters.wakes_written, counters.sleeps, counters.messages), (1, 1, 1_003));
+        assert_eq!(counters.envelopes, counters.wakes_written + counters.wakes_elided);
+        assert_eq!((wakes(0), wakes(2)), (0, 0));
+    }
+
+    #[test]
+    fn the_memory_of_posts_comes_home_without_waking_anybody() {
+        let bed = Bed::new(2);
+        assert!(bed[0].post(id(1), |_| ()).is_ok());
+        bed.publish(0);
+        assert!(bed[0].prepare_sleep());
+        bed.deliver(1);
+        bed.publish(1);
+        assert_eq!(bed.shard(0).wakes.count(), 0);
+        bed[0].finish_sleep();
+        bed.deliver(0);
+        assert_eq!(bed[0].local.spares.borrow().len(), 1);
+        assert!(bed[0].prepare_sleep(), "nothing is left");
+    }
+
+    #[test]
+    fn a_reply_wakes_the_task_that_waits_for_it() {
+        use std::task::{Context, Wake, Waker};
+        struct Woken(AtomicUsize);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let (stale, woken) = (Arc::new(Woken(AtomicUsize::new(0))), Arc::new(Woken(AtomicUsize::new(0))));
+        let bed = Bed::new(2);
+        let mut call = bed[0].call(id(1), |_| ());
+        let mut poll_by = |woken: &Arc<Woken>| {
+            let waker = Waker::from(Arc::clone(woken));
+            std::pin::Pin::new(&mut call).poll(&mut Context::from_waker(&waker))
+        };
+        assert!(poll_by(&stale).is_pending());
+        assert!(poll_by(&woken).is_pending());
+        bed.publish(0);
+        assert!(bed[0].prepare_sleep());
+        bed.deliver(1);
+        assert_eq!(bed.shard(0).wakes.count(), 0);
+        bed.publish(1);
+        assert_eq!(bed.shard(0).wakes.count(), 1, "the shard that sleeps is woken for its reply");
+        bed[0].finish_sleep();
+        bed.deliver(0);
+        assert_eq!(stale.0.load(Ordering::Relaxed), 0, "only the last waker counts");
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert!(poll_by(&woken).is_ready());
+    }
+
+    #[test]
+    fn what_a_call_posts_to_its_caller_arrives_before_its_answer() {
+        let bed = Bed::new(2);
+        let call = bed[0].call(id(1), |shard| {
+            assert!(shard.endpoint.post(id(0), |shard| shard.log(1)).is_ok());
+        });
+        let posted = bed[0].call(id(1), |_| ());
+        bed.publish(0);
+        bed.deliver(1);
+        assert_eq!(bed.deliver_some(0, 1).count, 1);
+        assert_eq!(bed.log(0), [1]);
+        bed.settle();
+        assert!(ready(call).is_ok() && ready(posted).is_ok());
+    }
+
+    #[test]
+    fn a_reply_that_was_sent_outlives_a_panic_right_after_it() {
+        let bed = Bed::new(2);
+        let call = bed[0].call_async(id(1), |_: &Shard, reply: Reply<u32, Shard>| {
+            reply.send(Ok(1));
+            panic!("after the answer");
+        });
+        bed.settle();
+        assert_eq!(ready(call).unwrap(), 1);
+        assert_eq!(bed[0].counters().late, 1, "the panic comes home too, and finds the call answered");
+        let next = bed[0].call(id(1), |_| 2);
+        bed.settle();
+        assert_eq!(ready(next).unwrap(), 2);
+    }
+
+    #[test]
+    fn an_async_call_that_drops_its_reply_at_once_is_answered() {
+        let bed = Bed::new(1);
+        let call = bed[0].call_async(id(0), |_: &Shard, reply: Reply<u32, Shard>| drop(reply));
+        bed.settle();
+        assert!(matches!(ready(call), Err(CallError::Stopped)));
+    }
+
+    #[test]
+    #[should_panic(expected = "delivered from within a message")]
+    fn messages_do_not_deliver_messages() {
+        let bed = Bed::new(1);
+        let delivery = Delivery::begin(&bed[0].local);
+        bed.deliver(0);
+        drop(delivery);
+    }
+
+    #[test]
+    #[should_panic(expected = "there is no shard 2")]
+    fn a_shard_that_does_not_exist_is_a_bug_of_the_caller() {
+        let bed = Bed::new(2);
+        drop(bed[0].call(id(2), |_| ()));
+    }
+
+    #[test]
+    #[should_panic(expected = "shard 0 has its endpoint already")]
+    fn there_is_one_endpoint_per_shard() {
+        let bed = Bed::new(1);
+        drop(bed.mesh.endpoint(id(0)));
     }
 }

@@ -7,6 +7,7 @@
 use super::endpoint::{Local, Reply};
 use super::error::{CallError, Panic};
 use super::foreign::Answer;
+use super::withdrawal::Withdrawals;
 use crate::ShardId;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::any::Any;
@@ -17,21 +18,27 @@ use std::rc::Rc;
 /// What lies in an inbox.
 pub(super) enum Envelope<C: 'static> {
     /// One message of a thread that is no shard, which has no inbox to send anything home to.
-    One(Slot<C>),
-    /// What a shard sent at once.
+    One(Box<Slot<C>>),
+    /// What a shard sent at once, or got back.
     Batch(Batch<C>),
-    /// A batch of this shard's own that has been dealt with: it carries the replies of its calls, and its memory.
-    Returned(Batch<C>),
 }
 
 pub(super) struct Batch<C: 'static> {
     pub(super) slots: Vec<Slot<C>>,
-    /// Slots before this one have been dealt with.
-    pub(super) next: usize,
     /// The shard that made it.
     pub(super) origin: ShardId,
+    pub(super) way: Way,
     /// Whether somebody waits for it to come home.
     pub(super) brings_replies: bool,
+}
+
+/// Which way a batch is going.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// To the shard that runs it.
+    Out,
+    /// Back to the shard that made it: with the replies of its calls, and its memory.
+    Home,
 }
 
 /// Names a call among those its origin has in flight.
@@ -70,8 +77,8 @@ pub(super) enum Status {
 }
 
 /// A closure or what came of it. Dropping a slot drops what it holds, which is application code:
-/// callers do that under no borrow, and where they mean it to happen.
-#[repr(C)]
+/// callers do that under no borrow, and where they mean it to happen. One cache line: it travels as such.
+#[repr(C, align(64))]
 pub(super) struct Slot<C: 'static> {
     words: Words,
     key: CallKey,
@@ -81,13 +88,14 @@ pub(super) struct Slot<C: 'static> {
 
 /// Room for one value at a time: in the words themselves, or in a block that the last three describe.
 #[derive(Clone, Copy)]
-struct Words([MaybeUninit<usize>; 5]);
+pub(super) struct Words([MaybeUninit<usize>; 5]);
 
 /// Where a closure runs and where its answer goes.
 pub(super) struct Site<'a, C: 'static> {
     pub(super) context: &'a C,
     pub(super) local: &'a Rc<Local<C>>,
     pub(super) origin: ShardId,
+    pub(super) withdrawals: &'a Withdrawals,
 }
 
 /// What is known of a slot's types once they are forgotten: fixed when the slot was made.
@@ -221,29 +229,32 @@ impl<C: 'static> Slot<C> {
         self.status = Status::Spent;
     }
 
-    /// Moves out what came of the call, with its block; the slot stays behind empty.
+    /// Whether this is what came of a call.
     #[inline]
-    pub(super) fn take_outcome(&mut self) -> Outcome {
-        let taken = match (self.status, self.kind.boxed) {
-            (Status::Value, false) => Came::Inline,
-            (Status::Value, true) => Came::Boxed,
-            (Status::Panicked, false) => Came::Panicked,
-            _ => return self.take_rare_outcome(),
-        };
-        self.status = Status::Empty;
-        Outcome { words: self.words, came: taken }
+    pub(super) fn is_answer(&self) -> bool {
+        matches!(self.status, Status::Value | Status::Panicked | Status::Unanswered)
     }
 
-    #[cold]
-    fn take_rare_outcome(&mut self) -> Outcome {
-        let outcome = match self.status {
-            Status::Panicked => Outcome { words: self.words, came: Came::Panicked },
-            Status::Unanswered => Outcome::STOPPED,
-            _ => panic!("nothing came of this slot yet"),
-        };
-        // The block is not the outcome's then: a payload needs none. It stays to be freed with the slot.
-        self.status = Status::Spent;
-        outcome
+    /// Moves what came of the call into `words`, with its block; the slot stays behind with nothing to drop.
+    #[inline]
+    pub(super) fn take_outcome(&mut self, words: &mut Words) -> Came {
+        assert!(self.is_answer(), "nothing came of this slot yet");
+        *words = self.words;
+        match self.status {
+            Status::Value => {
+                self.status = Status::Empty;
+                if self.kind.boxed { Came::Boxed } else { Came::Inline }
+            }
+            // A payload needs no block: if there is one, it stays to be freed with the slot.
+            Status::Panicked => {
+                self.status = Status::Spent;
+                Came::Panicked
+            }
+            _ => {
+                self.status = Status::Spent;
+                Came::Stopped
+            }
+        }
     }
 }
 
@@ -383,49 +394,42 @@ unsafe fn drop_as<R, V>(words: &mut Words) {
     drop(value);
 }
 
-/// What came of a call, its type forgotten. Has no `Drop`: whoever holds it opens it, or passes it on.
-#[derive(Clone, Copy)]
-pub(super) struct Outcome {
-    words: Words,
-    came: Came,
-}
-
-/// How it is stored.
+/// How what came of a call lies in its words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Came {
+pub(super) enum Came {
+    /// A value, in the words themselves.
     Inline,
+    /// A value, in their block.
     Boxed,
+    /// The payload of a panic.
     Panicked,
+    /// Nothing: there will be no answer.
     Stopped,
 }
 
-impl Outcome {
-    pub(super) const STOPPED: Outcome = Outcome { words: Words::EMPTY, came: Came::Stopped };
+impl Words {
+    pub(super) const EMPTY: Words = Words([MaybeUninit::uninit(); 5]);
 
-    /// Moves the result out and frees what it lay in.
+    /// Moves out what came of a call, and frees what it lay in.
     ///
     /// # Safety
-    /// It came of a call whose closure returned a `T` (or whose answer was one), and is opened once.
+    /// It came of a call whose closure returned a `T` (or whose answer was one), in this way, and is opened once.
     #[inline]
-    pub(super) unsafe fn open<T>(mut self) -> Result<T, CallError> {
-        match self.came {
+    pub(super) unsafe fn open<T>(&mut self, came: Came) -> Result<T, CallError> {
+        match came {
             // SAFETY: an inline value is at the start of the words, which are aligned for it; opened once.
-            Came::Inline => Ok(unsafe { self.words.0.as_mut_ptr().cast::<T>().read() }),
+            Came::Inline => Ok(unsafe { self.0.as_ptr().cast::<T>().read() }),
             // SAFETY: a boxed value is at the start of the block, which then is freed empty; opened once.
             Came::Boxed => unsafe {
-                let value = self.words.block().cast::<T>().read();
-                self.words.free_block();
+                let value = self.block().cast::<T>().read();
+                self.free_block();
                 Ok(value)
             },
             // SAFETY: a panicked call left its payload in the words; opened once.
-            Came::Panicked => Err(CallError::Panicked(Panic::new(unsafe { self.words.payload().read() }))),
+            Came::Panicked => Err(CallError::Panicked(Panic::new(unsafe { self.payload().read() }))),
             Came::Stopped => Err(CallError::Stopped),
         }
     }
-}
-
-impl Words {
-    const EMPTY: Words = Words([MaybeUninit::uninit(); 5]);
 
     /// Whether the words themselves hold an `R`.
     const fn hold<R>() -> bool {
@@ -516,3 +520,22 @@ impl Words {
 
 /// The word that holds the block's address; its size and alignment follow.
 const BLOCK: usize = 2;
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::test_kit::Shard;
+    use super::*;
+
+    #[test]
+    fn a_slot_is_one_cache_line_and_an_envelope_less() {
+        assert_eq!((size_of::<Slot<Shard>>(), align_of::<Slot<Shard>>()), (64, 64));
+        assert_eq!(size_of::<Envelope<Shard>>(), 32);
+    }
+
+    #[test]
+    fn messages_may_go_to_shards_that_may_not() {
+        fn is_send<T: Send>() {}
+        // A context that is neither `Send` nor `Sync`: it stays where it is.
+        is_send::<Envelope<Rc<()>>>();
+    }
+}

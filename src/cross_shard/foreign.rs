@@ -123,3 +123,66 @@ impl<T> Drop for ForeignCall<T> {
         drop(before);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::test_kit::{AtHome, Bed, id, poll, ready};
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn a_thread_waits_for_its_answer() {
+        let bed = Bed::new(1);
+        let mesh = bed.mesh.clone();
+        let thread = std::thread::spawn(move || mesh.call_from_thread(id(0), |_| 5).wait_blocking());
+        while !thread.is_finished() {
+            bed.deliver(0);
+            std::thread::yield_now();
+        }
+        assert_eq!(thread.join().unwrap().unwrap(), 5);
+    }
+
+    #[test]
+    fn an_answer_can_be_awaited() {
+        let bed = Bed::new(1);
+        let mut call = bed.mesh.call_from_thread(id(0), |_| [1_u64; 20]);
+        assert!(poll(&mut call).is_pending());
+        bed.deliver(0);
+        assert_eq!(ready(call).unwrap(), [1; 20]);
+    }
+
+    #[test]
+    fn a_panic_travels_to_the_thread_and_is_counted() {
+        let bed = Bed::new(1);
+        let call = bed.mesh.call_from_thread(id(0), |_| -> u32 { panic!("boom") });
+        bed.deliver(0);
+        let error = call.wait_blocking().unwrap_err();
+        assert_eq!(error.to_string(), "the called closure panicked: boom");
+        assert_eq!(bed[0].counters().panics, 1);
+    }
+
+    #[test]
+    fn a_dropped_call_does_not_start() {
+        let drops = std::sync::Arc::new(AtomicUsize::new(0));
+        let bed = Bed::new(1);
+        let held = AtHome::<8>::new(0, &drops);
+        let call = bed.mesh.call_from_thread(id(0), move |shard| {
+            let _held = held;
+            shard.log(1);
+        });
+        drop(call);
+        bed.deliver(0);
+        assert!(bed.log(0).is_empty());
+        assert_eq!(drops.load(std::sync::atomic::Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_call_to_a_stopped_shard_says_so() {
+        let bed = Bed::new(1);
+        let taken = bed.mesh.call_from_thread(id(0), |_| 1);
+        bed.close(0);
+        assert_eq!(taken.wait_blocking().unwrap(), 1, "it was taken before the end, so it ran");
+        let refused = bed.mesh.call_from_thread(id(0), |_| 1);
+        assert!(matches!(refused.wait_blocking(), Err(CallError::Stopped)));
+    }
+}

@@ -69,7 +69,7 @@ impl<C: 'static> Mesh<C> {
     pub(crate) fn post<F: FnOnce(&C) + Send + 'static>(&self, target: ShardId, f: F) -> Result<(), F> {
         let inbox = &self.station(target).inbox;
         let Some(entered) = inbox.enter() else { return Err(f) };
-        if entered.push(Envelope::One(Slot::post(f))) {
+        if entered.push(Envelope::One(Box::new(Slot::post(f)))) {
             inbox.wake();
         }
         Ok(())
@@ -88,7 +88,7 @@ impl<C: 'static> Mesh<C> {
         let inbox = &self.station(target).inbox;
         // Of a closed inbox the call learns by `answer` being dropped, with `f`, on the way out.
         if let Some(entered) = inbox.enter()
-            && entered.push(Envelope::One(Slot::foreign_call(f, answer)))
+            && entered.push(Envelope::One(Box::new(Slot::foreign_call(f, answer))))
         {
             inbox.wake();
         }

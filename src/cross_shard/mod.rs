@@ -27,6 +27,7 @@ mod foreign;
 mod inbox;
 mod mesh;
 #[cfg(all(test, loom))]
+#[allow(unsafe_code, reason = "values whose every use is checked are made of raw cells")]
 mod models;
 mod outbox;
 #[cfg_attr(loom, allow(unsafe_code, reason = "the queue that models run on is made of raw nodes"))]

@@ -5,6 +5,8 @@ use std::cell::{Cell, RefCell};
 
 pub(super) struct Outbox<C: 'static> {
     pub(super) staged: RefCell<Vec<Slot<C>>>,
+    /// How many may be staged before they leave.
+    pub(super) limit: Cell<usize>,
     /// Whether a call is among them, for whose answer somebody waits.
     pub(super) brings_replies: Cell<bool>,
     /// Whether the target is on the list of those to be published.
@@ -13,14 +15,19 @@ pub(super) struct Outbox<C: 'static> {
     pub(super) wake_owed: Cell<bool>,
 }
 
-/// Slots in one batch; what is staged beyond it leaves at once. So a turn with many calls keeps its target busy
-/// while it goes on, and a partly run batch holds few answers back.
+/// Slots in one batch at most. So a partly run batch holds few answers back.
 pub(super) const BATCH_SLOTS: usize = if cfg!(loom) { 2 } else { 128 };
+
+/// Slots in the first batch of a turn; each further one may hold twice as many. What is staged beyond that leaves at
+/// once, and a target that polls has something to do while this shard goes on; small batches are dearer per
+/// call, though.
+pub(super) const FIRST_BATCH_SLOTS: usize = if cfg!(loom) { 2 } else { 32 };
 
 impl<C: 'static> Outbox<C> {
     pub(super) fn new() -> Self {
         Outbox {
             staged: RefCell::new(Vec::new()),
+            limit: Cell::new(FIRST_BATCH_SLOTS),
             brings_replies: Cell::new(false),
             listed: Cell::new(false),
             wake_owed: Cell::new(false),

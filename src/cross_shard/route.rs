@@ -147,12 +147,13 @@ mod tests {
 
     #[test]
     fn keys_spread_evenly_also_when_they_are_small_numbers() {
+        const KEYS: usize = 10_000;
         for shards in [1, 2, 3, 5, 8, 64] {
             let mut keys = vec![0_usize; shards];
-            for number in 0..10_000_u32 {
+            for number in 0..KEYS as u32 {
                 keys[resolve(Route::key(&number), shards)] += 1;
             }
-            let expected = 10_000 / shards;
+            let expected = KEYS / shards;
             for (shard, &count) in keys.iter().enumerate() {
                 assert!(
                     count * 10 > expected * 6 && count * 10 < expected * 15,

@@ -11,7 +11,7 @@ use crate::reactor::token::Token;
 
 /// Writes of this size and more go straight to the kernel when nothing waits before them: copying them first costs
 /// an eighth of the whole request at 16 KiB.
-const STRAIGHT_BYTES: usize = 8 * 1024;
+pub(crate) const STRAIGHT_BYTES: usize = 8 * 1024;
 
 /// The bytes of one connection and the state of its halves. An idle one owns no memory beyond itself.
 pub(crate) struct Connection {
@@ -29,6 +29,8 @@ pub(crate) struct Connection {
     receiving: bool,
     /// Above the high watermark, and not yet back at low.
     above_high: bool,
+    /// A writer was told that it is above high. It is owed a `Resumed`, also if the kernel has taken everything since.
+    told_above: bool,
     /// The last submit left something: the driver says `Sent` when there is room.
     blocked: bool,
 }
@@ -44,6 +46,8 @@ pub(crate) enum Phase {
     /// Closed for the application. The socket waits for the peer's FIN, so that no answer is destroyed on its way.
     Lingering {
         discarded_bytes: usize,
+        /// Not beyond the limit: then the peer is left to wait.
+        reading: bool,
     },
 }
 
@@ -54,8 +58,6 @@ pub(crate) enum EndKind {
     Close(CloseKind),
     /// The socket waits for the peer's FIN first.
     Linger,
-    /// The socket has gone elsewhere.
-    Released,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +109,7 @@ impl Connection {
             paused_by_protocol: false,
             receiving: false,
             above_high: false,
+            told_above: false,
             blocked: false,
         }
     }
@@ -118,6 +121,12 @@ impl Connection {
     /// Whether the application may be given input now.
     pub(crate) fn may_read(&self) -> bool {
         self.is_open() && self.read_holds == 0
+    }
+
+    /// Whether the application may write.
+    #[inline]
+    pub(crate) fn may_write(&self) -> bool {
+        self.is_open() && self.write == WriteHalf::Open
     }
 
     /// Bytes written and not taken by the kernel.
@@ -141,7 +150,7 @@ impl Connection {
         len: usize,
         marks: &Watermarks,
     ) -> Result<(), WriteError> {
-        if !self.is_open() || self.write != WriteHalf::Open {
+        if !self.may_write() {
             return Err(WriteError::Closed);
         }
         if self.output.len() + staged + len > marks.cap_bytes {
@@ -207,11 +216,17 @@ impl Connection {
         bytes
     }
 
+    /// A writer is told now that it is above the high watermark.
+    pub(crate) fn tell_above_high(&mut self) {
+        self.told_above = !self.above_high;
+    }
+
     /// Looks whether the watermark was crossed since the last look.
     #[inline]
     pub(crate) fn crossing(&mut self, marks: &Watermarks) -> Option<Crossing> {
         let queued = self.output.len();
-        if !self.above_high && queued > marks.high_bytes {
+        let told_above = std::mem::take(&mut self.told_above);
+        if !self.above_high && (queued > marks.high_bytes || told_above) {
             self.above_high = true;
             Some(Crossing::Paused)
         } else if self.above_high && queued <= marks.low_bytes {
@@ -227,7 +242,7 @@ impl Connection {
     pub(crate) fn update_receiving(&mut self, driver: &mut dyn Driver, token: Token) {
         let wanted = match self.phase {
             Phase::Open => self.read_holds == 0 && self.read == ReadHalf::Open,
-            Phase::Lingering { .. } => true,
+            Phase::Lingering { reading, .. } => reading,
             Phase::Flushing(_) | Phase::Ending(..) => false,
         };
         if wanted != self.receiving {
@@ -264,6 +279,17 @@ mod tests {
         connection.output.advance(11);
         assert_eq!(connection.crossing(&marks), None, "not yet at low");
         connection.output.advance(1);
+        assert_eq!(connection.crossing(&marks), Some(Crossing::Resumed));
+        assert_eq!(connection.crossing(&marks), None);
+    }
+
+    #[test]
+    fn a_crossing_that_a_writer_was_told_of_counts_though_the_kernel_took_everything() {
+        let marks = Watermarks { high_bytes: 10, low_bytes: 4, cap_bytes: 20 };
+        let mut connection = Connection::new(([127, 0, 0, 1], 1).into());
+        connection.tell_above_high();
+        assert_eq!(connection.crossing(&marks), Some(Crossing::Paused));
+        connection.tell_above_high();
         assert_eq!(connection.crossing(&marks), Some(Crossing::Resumed));
         assert_eq!(connection.crossing(&marks), None);
     }

@@ -12,10 +12,13 @@ const NO_SLOT: u32 = u32::MAX;
 /// A table that names its values by [`Token`]s: it makes tokens (`insert`) or follows another table's
 /// (`insert_at`).
 pub(crate) struct Registry<T> {
-    pages: Vec<Box<[Slot<T>]>>,
+    /// Of fixed size, so that a slot's place in its page needs no check.
+    pages: Vec<Box<Page<T>>>,
     free: u32,
     len: usize,
 }
+
+type Page<T> = [Slot<T>; PAGE_SLOTS];
 
 struct Slot<T> {
     generation: u32,
@@ -57,7 +60,7 @@ impl<T> Registry<T> {
     /// Stores `value` under a token made by another registry. A table uses `insert` or `insert_at`, not both.
     pub(crate) fn insert_at(&mut self, token: Token, value: T) {
         while self.pages.len() <= (token.index() >> PAGE_SHIFT) as usize {
-            self.pages.push((0..PAGE_SLOTS).map(|_| Slot::vacant(NO_SLOT)).collect());
+            self.pages.push(page_of(|_| NO_SLOT));
         }
         let slot = self.slot_mut(token.index()).expect("pages were just grown to hold it");
         slot.generation = token.generation();
@@ -68,10 +71,8 @@ impl<T> Registry<T> {
 
     #[inline]
     pub(crate) fn get(&self, token: Token) -> Option<&T> {
-        let slot = self
-            .pages
-            .get((token.index() >> PAGE_SHIFT) as usize)?
-            .get(token.index() as usize & (PAGE_SLOTS - 1))?;
+        let page = self.pages.get((token.index() >> PAGE_SHIFT) as usize)?;
+        let slot = &page[token.index() as usize % PAGE_SLOTS];
         match &slot.content {
             Content::Occupied(value) if slot.generation == token.generation() => Some(value),
             _ => None,
@@ -122,15 +123,18 @@ impl<T> Registry<T> {
 
     #[inline]
     fn slot_mut(&mut self, index: u32) -> Option<&mut Slot<T>> {
-        self.pages.get_mut((index >> PAGE_SHIFT) as usize)?.get_mut(index as usize & (PAGE_SLOTS - 1))
+        let page = self.pages.get_mut((index >> PAGE_SHIFT) as usize)?;
+        Some(&mut page[index as usize % PAGE_SLOTS])
     }
 
     fn grow(&mut self) {
         let first = (self.pages.len() * PAGE_SLOTS) as u32;
         let last = first + PAGE_SLOTS as u32 - 1;
         // The lowest slot is used first, so that a quiet shard stays within its first page.
-        let page = (first..=last).map(|index| Slot::vacant(if index == last { NO_SLOT } else { index + 1 }));
-        self.pages.push(page.collect());
+        self.pages.push(page_of(|place| {
+            let index = first + place as u32;
+            if index == last { NO_SLOT } else { index + 1 }
+        }));
         self.free = first;
     }
 }
@@ -139,6 +143,13 @@ impl<T> Slot<T> {
     fn vacant(next_free: u32) -> Self {
         Slot { generation: 0, content: Content::Vacant { next_free } }
     }
+}
+
+/// A page of vacant slots, each followed in the free list by what `next_free` says of its place.
+fn page_of<T>(next_free: impl Fn(usize) -> u32) -> Box<Page<T>> {
+    // By way of a slice: an array would be built on the stack first, and entries may be large.
+    let slots: Box<[Slot<T>]> = (0..PAGE_SLOTS).map(|place| Slot::vacant(next_free(place))).collect();
+    slots.try_into().unwrap_or_else(|_| unreachable!("as many slots as a page has"))
 }
 
 #[cfg(test)]

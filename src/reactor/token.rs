@@ -9,6 +9,9 @@ pub(crate) struct Token {
 }
 
 impl Token {
+    /// No source's token.
+    pub(crate) const NOBODY: Token = Token { index: u32::MAX, generation: u32::MAX };
+
     pub(crate) const fn new(index: u32, generation: u32) -> Self {
         Token { index, generation }
     }

@@ -222,9 +222,8 @@ impl PendingAttempt {
         let Some(token) = self.cell.token.get() else { return };
         let Some(attempt) = self.shard.take_attempt(token) else { return };
         self.shard.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+        self.shard.drop_contained(attempt.target);
         self.shard.resolve_attempt(&attempt.outcome, Err(ConnectError::Cancelled));
-        // The attempt's factory is an application's value.
-        self.shard.drop_contained(attempt);
     }
 
     pub(crate) fn on_failure(mut self, call: Box<FailureCall>) {

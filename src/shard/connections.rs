@@ -13,7 +13,7 @@ use crate::reactor::driver::CloseKind;
 use crate::reactor::lease::Lease;
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
 use crate::reactor::token::Token;
-use crate::shard::handles::tcp_stream::StreamCore;
+use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::transport::Transport;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::protocol::Protocol;
@@ -62,6 +62,8 @@ pub(crate) enum Draining {
 const NOTICES_PER_SETTLE: usize = 8;
 /// A staging buffer that had to grow beyond this gives its memory back.
 const STAGED_KEEP_BYTES: usize = 128 * 1024;
+/// Kept input may have this much room around it, in bytes; beyond it, four times its own length.
+const KEPT_SLACK_BYTES: usize = 4096;
 /// While the shard drains, peers have this long to close after we have.
 const DRAINING_LINGER: Duration = Duration::from_millis(500);
 
@@ -96,76 +98,132 @@ impl Shard {
     }
 
     /// Bytes came.
+    #[inline]
     pub(crate) fn on_received(&self, token: Token, lease: Lease) {
-        let inner = &self.inner;
+        let inner = &*self.inner;
         inner.stats.receives.add(1);
         inner.stats.received_bytes.add(lease.len() as u64);
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
-        match &mut slot.connection.phase {
-            Phase::Open => {}
-            Phase::Flushing(_) | Phase::Ending(..) => return,
-            Phase::Lingering { discarded_bytes } => {
-                *discarded_bytes += lease.len();
-                let too_many = *discarded_bytes > inner.shared.config.linger_bytes_max;
-                drop(connections);
-                if too_many {
-                    self.end(token, CloseReason::Closed, EndKind::Close(CloseKind::Reset));
-                }
-                return;
-            }
+        if !slot.connection.may_read() {
+            drop(connections);
+            return self.received_unasked(token, &lease);
         }
-        if let Handler::Stream(stream) = &slot.handler {
-            let stream = Rc::clone(stream);
-            drop(connections);
-            self.with_active(token, || stream.on_received(self, token, lease));
-        } else if slot.connection.read_holds > 0 {
-            slot.connection.input.extend_from_slice(&lease);
-        } else if slot.connection.input.is_empty() {
-            drop(connections);
-            self.deliver(token, &lease);
-        } else {
-            let mut kept = std::mem::take(&mut slot.connection.input);
-            drop(connections);
-            kept.extend_from_slice(&lease);
-            drop(lease);
-            self.deliver(token, &kept);
+        match std::mem::replace(&mut slot.handler, Handler::Busy) {
+            Handler::Protocol(protocol) => {
+                inner.activate(token, &slot.connection);
+                let kept = std::mem::take(&mut slot.connection.input);
+                drop(connections);
+                if kept.is_empty() {
+                    self.deliver(token, protocol, &lease);
+                } else {
+                    let mut bytes = kept;
+                    bytes.extend_from_slice(&lease);
+                    drop(lease);
+                    self.deliver_kept(token, protocol, bytes);
+                }
+                inner.deactivate();
+            }
+            Handler::Stream(stream) => {
+                slot.handler = Handler::Stream(Rc::clone(&stream));
+                drop(connections);
+                self.with_active(token, || stream.on_received(self, token, lease));
+            }
+            // Its own callback cannot be running: nothing re-enters.
+            other @ (Handler::Busy | Handler::Gone) => slot.handler = other,
         }
         if inner.phase.get() == ShardPhase::Draining {
             self.tell_draining_if_served(token);
         }
     }
 
-    /// Lends `bytes` to the protocol, and keeps what it leaves.
-    #[inline]
-    fn deliver(&self, token: Token, bytes: &[u8]) {
-        self.with_active(token, || {
-            let mut consumed = 0;
-            self.invoke(token, |protocol, transport| {
-                let mut input = Input::new(bytes, &self.inner.dry);
-                let outcome = protocol.data_received(transport, &mut input);
-                consumed = input.consumed();
-                outcome
-            });
-            if consumed < bytes.len() {
-                self.keep_input(token, &bytes[consumed..]);
-            }
-        });
-    }
-
-    /// Keeps what the protocol left, up to the cap.
-    fn keep_input(&self, token: Token, rest: &[u8]) {
-        let limit_bytes = self.inner.shared.config.input_bytes_max;
+    /// Bytes came that the application cannot be given now, or ever.
+    #[cold]
+    fn received_unasked(&self, token: Token, bytes: &[u8]) {
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
-        if !slot.connection.is_open() {
-            return;
+        match (&mut slot.connection.phase, &slot.handler) {
+            (Phase::Open, Handler::Stream(stream)) => stream.keep(bytes),
+            (Phase::Open, _) => slot.connection.input.extend_from_slice(bytes),
+            (Phase::Flushing(_) | Phase::Ending(..), _) => {}
+            (Phase::Lingering { discarded_bytes, reading }, _) => {
+                *discarded_bytes += bytes.len();
+                // A reset now would destroy the answer on its way: beyond the limit the peer waits until the guard.
+                *reading = *discarded_bytes <= self.inner.shared.config.linger_bytes_max;
+                slot.connection.update_receiving(&mut **self.inner.driver.borrow_mut(), token);
+            }
         }
-        slot.connection.input.extend_from_slice(rest);
-        // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
-        if rest.len() > limit_bytes && slot.connection.read_holds == 0 {
+    }
+
+    /// Lends `bytes` to the protocol, keeps a copy of what it leaves, and sends what it wrote.
+    #[inline]
+    fn deliver(&self, token: Token, mut protocol: Box<dyn Protocol>, bytes: &[u8]) {
+        let (outcome, consumed) = self.show(token, &mut *protocol, bytes);
+        let rest = &bytes[consumed..];
+        self.callback_done(token, protocol, outcome, rest.len(), || rest.to_vec());
+    }
+
+    /// As `deliver`, for bytes that were kept before: what the protocol leaves stays where it is. Copied each time, a
+    /// large frame in small segments would cost its square. Says how much the protocol took.
+    fn deliver_kept(&self, token: Token, mut protocol: Box<dyn Protocol>, mut kept: Vec<u8>) -> usize {
+        let (outcome, consumed) = self.show(token, &mut *protocol, &kept);
+        self.callback_done(token, protocol, outcome, kept.len() - consumed, || {
+            kept.drain(..consumed);
+            if kept.capacity() > KEPT_SLACK_BYTES.max(4 * kept.len()) {
+                kept.shrink_to_fit();
+            }
+            kept
+        });
+        consumed
+    }
+
+    /// Shows `bytes` to the protocol; says how many it has used.
+    #[inline]
+    fn show(&self, token: Token, protocol: &mut dyn Protocol, bytes: &[u8]) -> (Outcome, usize) {
+        let transport = Transport::new(self.clone(), token);
+        let mut input = Input::new(bytes, &self.inner.dry);
+        let outcome = catch_unwind(AssertUnwindSafe(|| protocol.data_received(&transport, &mut input)));
+        (outcome, input.consumed())
+    }
+
+    /// Puts the protocol back, keeps what it left of its input, and settles the connection: one look at its slot for
+    /// all three.
+    #[inline]
+    fn callback_done(
+        &self,
+        token: Token,
+        protocol: Box<dyn Protocol>,
+        outcome: Outcome,
+        rest_len: usize,
+        rest: impl FnOnce() -> Vec<u8>,
+    ) {
+        let inner = &*self.inner;
+        let mut connections = inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(token) else {
             drop(connections);
-            self.begin_close(token, CloseReason::InputTooLong { limit_bytes });
+            return self.drop_contained(protocol);
+        };
+        slot.handler = Handler::Protocol(protocol);
+        if !matches!(outcome, Ok(Ok(()))) {
+            drop(connections);
+            self.callback_failed(token, outcome);
+            return self.settle(token);
+        }
+        if rest_len > 0 && slot.connection.is_open() {
+            // Whatever came before was lent together with what has come now.
+            slot.connection.input = rest();
+            // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
+            let limit_bytes = inner.shared.config.input_bytes_max;
+            if rest_len > limit_bytes && slot.connection.read_holds == 0 {
+                drop(connections);
+                self.begin_close(token, CloseReason::InputTooLong { limit_bytes });
+                return self.settle(token);
+            }
+        }
+        if let Some(notice) = inner.flush(token, slot) {
+            drop(connections);
+            self.give_notice(token, notice);
+            self.settle(token);
         }
     }
 
@@ -180,7 +238,8 @@ impl Shard {
             }
             Phase::Ending(..) => {}
             Phase::Flushing(_) => slot.connection.read = ReadHalf::Finished,
-            Phase::Open if slot.connection.may_read() => {
+            // Input that waits to be delivered again comes before the end of it.
+            Phase::Open if slot.connection.may_read() && !slot.marks.resumed => {
                 drop(connections);
                 self.finish_reading(token);
             }
@@ -299,30 +358,27 @@ impl Shard {
     }
 
     /// Runs `body` with `token` as the connection whose small writes are staged, then settles it.
-    #[inline]
     fn with_active(&self, token: Token, body: impl FnOnce()) {
-        let before = self.inner.active.replace(Some(token));
-        debug_assert!(before.is_none(), "callbacks do not nest");
-        self.inner.dry.set(false);
+        match self.inner.connections.borrow().get(token) {
+            Some(slot) => self.inner.activate(token, &slot.connection),
+            None => return,
+        }
         body();
         self.settle(token);
-        self.inner.active.set(before);
+        self.inner.deactivate();
     }
 
     /// Takes the protocol out of its slot, calls it, and puts it back: no borrow is held meanwhile.
-    #[inline]
     fn invoke(&self, token: Token, call: impl FnOnce(&mut dyn Protocol, &Transport) -> Result<()>) {
         let Some(mut protocol) = self.take_protocol(token) else { return };
         let transport = Transport::new(self.clone(), token);
         let outcome = catch_unwind(AssertUnwindSafe(|| call(&mut *protocol, &transport)));
-        drop(transport);
         self.put_protocol_back(token, protocol);
         if !matches!(outcome, Ok(Ok(()))) {
             self.callback_failed(token, outcome);
         }
     }
 
-    #[inline]
     fn take_protocol(&self, token: Token) -> Option<Box<dyn Protocol>> {
         let mut connections = self.inner.connections.borrow_mut();
         let slot = connections.get_mut(token)?;
@@ -335,7 +391,6 @@ impl Shard {
         }
     }
 
-    #[inline]
     fn put_protocol_back(&self, token: Token, protocol: Box<dyn Protocol>) {
         let mut connections = self.inner.connections.borrow_mut();
         match connections.get_mut(token) {
@@ -353,7 +408,7 @@ impl Shard {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::debug!(shard = self.inner.id.index(), %error, "a protocol failed");
-                self.begin_close(token, CloseReason::Protocol(error));
+                self.close_failed(token, CloseReason::Protocol(error));
             }
             Err(payload) => {
                 let message = self.panicked("a protocol", payload);
@@ -363,9 +418,21 @@ impl Shard {
                     let dropped = slot.connection.discard_output();
                     self.inner.stats.unsent_bytes_dropped.add(dropped as u64);
                 }
-                self.begin_close(token, CloseReason::Panicked(message));
+                self.close_failed(token, CloseReason::Panicked(message));
             }
         }
+    }
+
+    /// Closes for the failure of a callback. One that has aborted before it failed tells more by its failure.
+    fn close_failed(&self, token: Token, failure: CloseReason) {
+        if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token)
+            && let Phase::Ending(reason, _) = &mut slot.connection.phase
+            && matches!(**reason, CloseReason::Aborted)
+        {
+            **reason = failure;
+            return;
+        }
+        self.begin_close(token, failure);
     }
 
     /// Counts and logs a panic of application code, and gives its message. The payload is dropped safely.
@@ -403,7 +470,14 @@ impl Shard {
                 Some(notice) => self.give_notice(token, notice),
             }
         }
-        self.inner.mark_unsettled(token);
+        // The last notice may have written: nothing may be left where the next connection writes.
+        let mut connections = self.inner.connections.borrow_mut();
+        let mut staged = self.inner.staged.borrow_mut();
+        if let Some(slot) = connections.get_mut(token) {
+            slot.connection.queue(&staged);
+            self.inner.mark_slot_unsettled(token, slot);
+        }
+        staged.clear();
     }
 
     fn give_notice(&self, token: Token, notice: Notice) {
@@ -422,7 +496,9 @@ impl Shard {
             let Handler::Stream(stream) = &slot.handler else { return };
             (Rc::clone(stream), slot.connection.queued_bytes())
         };
-        stream.on_progress(queued_bytes, queued_bytes <= self.inner.shared.config.watermarks.low_bytes);
+        let marks = &self.inner.shared.config.watermarks;
+        let has_room = queued_bytes <= marks.low_bytes && queued_bytes < marks.cap_bytes;
+        stream.on_progress(queued_bytes, has_room);
     }
 
     /// Closes after what is queued has been sent. Only the first reason counts.
@@ -445,8 +521,9 @@ impl Shard {
             std::mem::swap(&mut kept, &mut slot.connection.input);
             slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
         }
-        if inner.active.get() == Some(token) {
+        if inner.active.get() == token {
             inner.dry.set(true);
+            inner.staged_room.set(0);
         } else {
             inner.mark_unsettled(token);
         }
@@ -462,8 +539,9 @@ impl Shard {
         slot.connection.input = Vec::new();
         inner.mark_ending(token, slot, reason, kind);
         drop(connections);
-        if inner.active.get() == Some(token) {
+        if inner.active.get() == token {
             inner.staged.borrow_mut().clear();
+            inner.staged_room.set(0);
             inner.dry.set(true);
         }
     }
@@ -474,10 +552,23 @@ impl Shard {
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
-        let waits = !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending;
+        // What the callback that runs now leaves is not kept yet, and it may not have been shown all of it.
+        let is_active = inner.active.get() == token;
+        if is_active && slot.connection.may_read() {
+            inner.dry.set(false);
+        }
+        let waits =
+            is_active || !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending;
         if waits && !slot.marks.resumed {
             slot.marks.resumed = true;
             inner.resumed.borrow_mut().push(token);
+        }
+    }
+
+    /// The protocol has been shown what it left, and left it again: showing it once more would go on for ever.
+    fn forget_resumed(&self, token: Token) {
+        if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token) {
+            slot.marks.resumed = false;
         }
     }
 
@@ -488,17 +579,26 @@ impl Shard {
             let kept = {
                 let mut connections = self.inner.connections.borrow_mut();
                 let Some(slot) = connections.get_mut(token) else { continue };
-                slot.marks.resumed = false;
-                if !slot.connection.may_read() {
+                if !std::mem::take(&mut slot.marks.resumed) || !slot.connection.may_read() {
                     continue;
                 }
                 std::mem::take(&mut slot.connection.input)
             };
-            if !kept.is_empty() {
-                self.deliver(token, &kept);
+            if !kept.is_empty()
+                && let Some(protocol) = self.take_protocol(token)
+            {
+                if let Some(slot) = self.inner.connections.borrow().get(token) {
+                    self.inner.activate(token, &slot.connection);
+                }
+                let consumed = self.deliver_kept(token, protocol, kept);
+                self.inner.deactivate();
+                if consumed == 0 {
+                    self.forget_resumed(token);
+                }
             }
             let finish = self.inner.connections.borrow().get(token).is_some_and(|slot| {
-                slot.connection.read == ReadHalf::FinishPending && slot.connection.may_read()
+                let reads_on = slot.connection.may_read() && !slot.marks.resumed;
+                slot.connection.read == ReadHalf::FinishPending && reads_on
             });
             if finish {
                 self.finish_reading(token);
@@ -536,8 +636,10 @@ impl Shard {
             let mut connections = inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return };
             slot.marks.ending = false;
-            let phase =
-                std::mem::replace(&mut slot.connection.phase, Phase::Lingering { discarded_bytes: 0 });
+            let phase = std::mem::replace(
+                &mut slot.connection.phase,
+                Phase::Lingering { discarded_bytes: 0, reading: true },
+            );
             let Phase::Ending(reason, kind) = phase else {
                 slot.connection.phase = phase;
                 return;
@@ -562,10 +664,6 @@ impl Shard {
                     connections.remove(token);
                     inner.stats.open.subtract(1);
                 }
-                EndKind::Released => {
-                    connections.remove(token);
-                    inner.stats.open.subtract(1);
-                }
             }
             (handler, *reason)
         };
@@ -583,6 +681,21 @@ impl Shard {
 }
 
 impl Inner {
+    /// Makes `token` the connection whose callback runs: its small writes are staged.
+    #[inline]
+    fn activate(&self, token: Token, connection: &Connection) {
+        debug_assert!(self.active.get() == Token::NOBODY, "callbacks do not nest");
+        self.active.set(token);
+        self.dry.set(false);
+        let straight = connection.may_write() && !connection.has_output();
+        self.staged_room.set(if straight { self.shared.config.watermarks.cap_bytes } else { 0 });
+    }
+
+    #[inline]
+    fn deactivate(&self) {
+        self.active.set(Token::NOBODY);
+    }
+
     pub(crate) fn mark_unsettled(&self, token: Token) {
         if let Some(slot) = self.connections.borrow_mut().get_mut(token) {
             self.mark_slot_unsettled(token, slot);
@@ -593,6 +706,13 @@ impl Inner {
         if !slot.marks.unsettled {
             slot.marks.unsettled = true;
             self.unsettled.borrow_mut().push(token);
+        }
+    }
+
+    fn mark_slot_resumed(&self, token: Token, slot: &mut Slot) {
+        if !slot.marks.resumed {
+            slot.marks.resumed = true;
+            self.resumed.borrow_mut().push(token);
         }
     }
 

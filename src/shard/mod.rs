@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use crate::ShardId;
 use crate::cross_shard::Endpoint;
 use crate::reactor::driver::Driver;
+use crate::reactor::lease::Lease;
 use crate::reactor::registry::Registry;
 use crate::reactor::timer_wheel::TimerWheel;
 use crate::reactor::token::Token;
@@ -68,8 +69,13 @@ pub(crate) struct Inner {
     pub(crate) attempts: Attempts,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
-    /// That connection.
-    pub(crate) active: Cell<Option<Token>>,
+    /// What it has just received, while its stream's task may take it.
+    pub(crate) lent: Cell<Option<Lease>>,
+    /// How much may be staged without a further look at that connection; 0 when it may not be written to, or has output
+    /// already.
+    pub(crate) staged_room: Cell<usize>,
+    /// That connection, or nobody.
+    pub(crate) active: Cell<Token>,
     /// Whether its input has run dry: it was closed or paused in its own callback.
     pub(crate) dry: Cell<bool>,
     /// Connections written to, or closed, outside their own event.
@@ -80,13 +86,15 @@ pub(crate) struct Inner {
     pub(crate) ending: RefCell<Vec<Token>>,
     /// The turn's clock.
     pub(crate) now: Cell<Instant>,
+    /// When the kernel was asked for events last, without sleeping.
+    pub(crate) kernel_asked: Cell<Instant>,
     pub(crate) phase: Cell<ShardPhase>,
     /// Tasks of `serve_tcp` that have not finished.
     pub(crate) serving: Cell<usize>,
     /// Calls to be made once the runtime runs.
     pub(crate) when_running: RefCell<Vec<RunningCall>>,
     pub(crate) drain_deadline: RefCell<Option<DelayedCall>>,
-    /// Set while connections are open that came in during the drain and have sent nothing.
+    /// Set while connections that came in late have their time to be served.
     pub(crate) late_drain: RefCell<Option<DelayedCall>>,
     pub(crate) port_zero_calls: Cell<usize>,
     /// What the shard may do after its last turn: go on, or sleep until when.
@@ -161,10 +169,10 @@ impl Shard {
         let executor = Executor::new(Arc::new(WayHome { id, shared: Arc::downgrade(&shared) }));
         let bound = if shared.may_poll { shared.config.poll_before_park } else { Duration::ZERO };
         let stats = Arc::clone(&shared.stats[id.index()]);
-        let counted = Arc::clone(&stats);
-        executor.set_panic_hook(move |message| {
-            counted.panics.add(1);
-            tracing::error!(shard = id.index(), message, "a task panicked");
+        let task_stats = Arc::clone(&stats);
+        executor.set_panic_hook(move |panic| {
+            task_stats.panics.add(1);
+            tracing::error!(shard = id.index(), panic, "a task panicked");
         });
         let inner = Inner {
             id,
@@ -176,12 +184,15 @@ impl Shard {
             listeners: Listeners::default(),
             attempts: Attempts::default(),
             staged: RefCell::default(),
-            active: Cell::new(None),
+            lent: Cell::new(None),
+            staged_room: Cell::new(0),
+            active: Cell::new(Token::NOBODY),
             dry: Cell::new(false),
             unsettled: RefCell::default(),
             resumed: RefCell::default(),
             ending: RefCell::default(),
             now: Cell::new(now),
+            kernel_asked: Cell::new(now),
             phase: Cell::new(ShardPhase::Starting),
             when_running: RefCell::default(),
             drain_deadline: RefCell::default(),

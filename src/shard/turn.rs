@@ -38,7 +38,7 @@ const MISSES_BEFORE_BACK_OFF: u32 = 8;
 const SKIPS_MAX: u32 = 32;
 /// Looks at the inbox between two looks at the clock.
 const LOOKS_PER_CLOCK: u32 = 32;
-/// How often the kernel is asked while polling.
+/// How often the kernel is asked by a shard that does not sleep in between.
 const KERNEL_EVERY: Duration = Duration::from_micros(5);
 
 impl AdaptivePoll {
@@ -100,9 +100,10 @@ impl Shard {
 
     fn phases(&self, cap: Option<Duration>) -> io::Result<()> {
         self.wait_for_events(cap)?;
+        // What the last turn resumed: before its events, which came after what was kept.
+        self.deliver_resumed();
         let messages_left = self.deliver_messages();
         let events_left = self.dispatch_events();
-        self.deliver_resumed();
         let timers_left = self.expire_timers();
         let tasks_left = self.run_tasks();
         self.settle_unsettled();
@@ -116,18 +117,32 @@ impl Shard {
     }
 
     /// Sleeps only when no work is left. The clock is read once, here.
+    ///
+    /// A turn that follows another one at once, since messages or tasks keep coming, asks the kernel only every few
+    /// microseconds: that call costs as much as many messages.
     fn wait_for_events(&self, cap: Option<Duration>) -> io::Result<()> {
         let inner = &self.inner;
         let mut driver = inner.driver.borrow_mut();
-        let (timeout, slept) = match inner.rest.get() {
-            Rest::None => (Some(Duration::ZERO), false),
-            Rest::Until(None) => (cap, true),
+        let slept = match inner.rest.get() {
+            Rest::None => {
+                let now = driver.read_clock();
+                let lately = now.saturating_duration_since(inner.kernel_asked.get()) < KERNEL_EVERY;
+                if !lately || driver.has_ready() {
+                    driver.wait(Some(Duration::ZERO))?;
+                    inner.kernel_asked.set(now);
+                }
+                false
+            }
+            Rest::Until(None) => {
+                driver.wait(cap)?;
+                true
+            }
             Rest::Until(Some(deadline)) => {
                 let timeout = deadline.saturating_duration_since(driver.now());
-                (Some(cap.map_or(timeout, |cap| cap.min(timeout))), true)
+                driver.wait(Some(cap.map_or(timeout, |cap| cap.min(timeout))))?;
+                true
             }
         };
-        driver.wait(timeout)?;
         let now = driver.now();
         drop(driver);
         if slept {
@@ -265,6 +280,7 @@ impl Shard {
             let now = driver.read_clock();
             if now >= kernel_at {
                 driver.wait(Some(Duration::ZERO))?;
+                inner.kernel_asked.set(now);
                 if driver.has_ready() {
                     return Ok(true);
                 }

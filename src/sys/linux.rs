@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Leaves the choice of the local port to `connect`, which may then use one port for several destinations.
-/// Without it a `bind` to port 0 takes a port of its own, and a source address ends after some 28,000 connections.
+/// Without it a `bind` to port 0 takes a port of its own, and a source address ends after some 28,000
+/// connections.
 pub(crate) fn set_bind_address_no_port(socket: BorrowedFd<'_>) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the descriptor is open for as long as it is borrowed, and the kernel only reads
@@ -33,7 +34,8 @@ pub(crate) struct BpfInstruction {
 /// A socket filter that drops TCP segments which ask for a new connection (SYN without ACK) and passes all
 /// others. On a TCP listener a filter sees a segment from its TCP header on, over IPv4 and IPv6 alike.
 ///
-/// Accepted sockets inherit it, where it changes nothing: an established connection has no use for such a segment.
+/// Accepted sockets inherit it, where it changes nothing: an established connection has no use for such a
+/// segment.
 pub(crate) const DROP_NEW_HANDSHAKES: [BpfInstruction; 5] = [
     // The flags are the byte at offset 13 of the header (RFC 9293 §3.1).
     bpf(BPF_LOAD_BYTE, 0, 0, 13),

@@ -242,15 +242,17 @@ extern "C" fn on_signal(number: libc::c_int) {
 }
 
 fn errno_location() -> *mut libc::c_int {
-    // SAFETY: plain calls, without conditions.
+    // SAFETY: a plain call, without conditions.
     #[cfg(target_os = "linux")]
     unsafe {
         libc::__errno_location()
     }
+    // SAFETY: a plain call, without conditions.
     #[cfg(any(target_os = "macos", target_os = "ios", target_os = "freebsd", target_os = "dragonfly"))]
     unsafe {
         libc::__error()
     }
+    // SAFETY: a plain call, without conditions.
     #[cfg(any(target_os = "netbsd", target_os = "openbsd", target_os = "android"))]
     unsafe {
         libc::__errno()

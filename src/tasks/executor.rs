@@ -12,14 +12,15 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::mem::{self, ManuallyDrop};
 use std::panic::{self, AssertUnwindSafe};
+use std::ptr::{self, NonNull};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::Poll;
 
-use async_task::{Builder, Runnable, ScheduleInfo, Task, WithInfo};
+use async_task::{Builder, Runnable, ScheduleInfo, WithInfo};
 
-use super::join::{JoinHandle, PanicPayload, message_of};
-use super::output::Output;
+use super::join::{JoinHandle, message_of};
+use super::link::Link;
 use super::task::{Parked, TaskFuture};
 use crate::reactor::registry::Registry;
 use crate::reactor::token::Token;
@@ -63,10 +64,9 @@ impl Executor {
             ready: RefCell::new(VecDeque::new()),
             yielded: RefCell::new(VecDeque::new()),
             cancelled: RefCell::new(Vec::new()),
-            tasks: RefCell::new(Registry::new()),
+            parked: RefCell::new(Registry::new()),
             live: Cell::new(0),
             polled: Cell::new(NO_TASK),
-            condemned: Cell::new(0),
             drops_on_stack: Cell::new(0),
             catch: Cell::new(Catch::Off),
             caught: Cell::new(None),
@@ -88,13 +88,15 @@ impl Executor {
         F: Future + 'static,
     {
         let home = self.home();
+        let link = Rc::new(Link::new(Rc::clone(home)));
+        let handle = JoinHandle::new(Rc::clone(&link));
         if home.phase.get() != Phase::Open {
             home.contain(|| drop(future));
-            return JoinHandle::new(Rc::clone(home), NO_TASK);
+            link.refuse();
+            return handle;
         }
-        let token = home.tasks.borrow_mut().insert(Entry::Finished(Outcome::Cancelled));
-        let future = TaskFuture::new(Rc::clone(home), token, future);
-        let builder = Builder::new().metadata(Arc::clone(&home.shared));
+        let future = TaskFuture::new(link, future);
+        let builder = Builder::new().metadata(SharedRef::new(&home.shared));
         // SAFETY: the schedule function is a function item: `Send`, `Sync` and `'static`; so is `F`, but for
         // `Send`. What is left is that a `Runnable` is used and dropped on this thread alone. A `Runnable`
         // exists in four places only:
@@ -103,19 +105,16 @@ impl Executor {
         //   current one is set by `Home::enter` on the home's own thread;
         // - in a `RemoteTask`, which does nothing but carry it until `accept` has checked that it came home;
         // - in `strays`, where it is not touched until `close` drops it at home;
-        // - in the hands of `RemoteTask::drop` after `close`: dropped on any thread, but then `TaskFuture` is
-        //   finished and has nothing left of `F` (see `Home::close_if_asked`; the mutex around `strays`
-        //   orders the two).
+        // - in the hands of `RemoteTask::drop` after `close`: dropped on any thread, but then `TaskFuture` has
+        //   nothing left of `F` (see `Home::close_if_asked`; the mutex around `strays` orders the two).
         // The output is `()`.
         let (runnable, task) = unsafe { builder.spawn_unchecked(move |_| future, WithInfo(route)) };
-        let live =
-            Entry::Live(LiveTask { task, place: Place::Queued, joiner: None, flags: LiveFlags::default() });
-        if let Some(entry) = home.tasks.borrow_mut().get_mut(token) {
-            *entry = live;
-        }
+        // Now, while nobody else has seen the task, this costs least. From here on its `Runnable` owns it, and
+        // what is parked a waker: see `Parked`.
+        task.detach();
         home.live.set(home.live.get() + 1);
         home.ready.borrow_mut().push_back(runnable);
-        JoinHandle::new(Rc::clone(home), token)
+        handle
     }
 
     /// Polls ready tasks, at most `budget_tasks` of them, and asks `stop` every few polls whether to go on.
@@ -135,11 +134,7 @@ impl Executor {
         {
             let mut ready = home.ready.borrow_mut();
             let mut yielded = home.yielded.borrow_mut();
-            if ready.is_empty() {
-                mem::swap(&mut *ready, &mut *yielded);
-            } else {
-                ready.append(&mut yielded);
-            }
+            ready.append(&mut yielded);
         }
         for polled in 1..=budget_tasks {
             let Some(runnable) = home.pop_ready() else { break };
@@ -260,7 +255,7 @@ impl Drop for RemoteTask {
     fn drop(&mut self) {
         // SAFETY: this runs once, and `into_runnable`, the only other taker, prevents it.
         let runnable = unsafe { ManuallyDrop::take(&mut self.runnable) };
-        let shared = Arc::clone(runnable.metadata());
+        let shared = shared_of(&runnable);
         let mut strays = shared.strays.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *strays {
             Strays::Kept(kept) => kept.push(runnable),
@@ -273,6 +268,7 @@ impl Drop for RemoteTask {
 }
 
 impl Drop for Entered {
+    #[inline]
     fn drop(&mut self) {
         if let Some(previous) = self.previous.take() {
             drop(set_current(previous));
@@ -300,17 +296,14 @@ pub(super) struct Home {
     yielded: RefCell<VecDeque<TaskRunnable>>,
     /// To be dropped at the beginning of the next run.
     cancelled: RefCell<Vec<Token>>,
-    /// The live tasks, and the results nobody has taken yet.
-    tasks: RefCell<Registry<Entry>>,
+    /// The live tasks that have been polled. The others are in the queue, which owns them.
+    parked: RefCell<Registry<Parked>>,
     live: Cell<usize>,
-    /// The task being polled, or `NO_TASK`. There is never more than one.
+    /// The task being polled, `UNPARKED` if it is its first poll, or `NO_TASK`. There is never more than one.
     polled: Cell<Token>,
     /// Futures being dropped in place. Meanwhile no `Runnable` is run or dropped: it might drop the same
     /// future.
     drops_on_stack: Cell<u32>,
-    /// Live tasks that were cancelled, and one more when the executor closes. While it is not 0, each task is
-    /// looked at before and after its poll.
-    condemned: Cell<usize>,
     catch: Cell<Catch>,
     caught: Cell<Option<TaskRunnable>>,
     panics: Cell<u64>,
@@ -330,8 +323,26 @@ enum Strays {
     Empty,
 }
 
-pub(super) type Metadata = Arc<Shared>;
-type TaskRunnable = Runnable<Metadata>;
+/// The metadata of a task: a pointer that counts nothing, since most tasks never leave home.
+///
+/// Valid for as long as the task may be scheduled: a live task's [`Link`] keeps its home and that the `Shared`,
+/// and what is left of a task that was dropped in place keeps it itself (`Stage::Gone`). A task that has
+/// returned, or that async-task has dropped, is never scheduled again.
+pub(super) struct SharedRef(NonNull<Shared>);
+
+// SAFETY: it gives access to a `Shared` only, which is `Sync`, and may become the `Arc` of it, so `Send` as well.
+unsafe impl Send for SharedRef where Shared: Send + Sync {}
+// SAFETY: as above.
+unsafe impl Sync for SharedRef where Shared: Send + Sync {}
+
+impl SharedRef {
+    #[inline]
+    fn new(shared: &Arc<Shared>) -> Self {
+        SharedRef(NonNull::new(Arc::as_ptr(shared).cast_mut()).expect("an `Arc` points somewhere"))
+    }
+}
+
+type TaskRunnable = Runnable<SharedRef>;
 type PanicHook = Rc<dyn Fn(&str)>;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -351,68 +362,25 @@ enum Catch {
     Done,
 }
 
-/// A task, as its home sees it.
-enum Entry {
-    Live(LiveTask),
-    /// Kept for the `JoinHandle`, which exists: a detached task leaves nothing.
-    Finished(Outcome),
-}
-
-struct LiveTask {
-    /// Keeps async-task's memory, and so a parked future, where it is.
-    task: Task<(), Metadata>,
-    place: Place,
-    joiner: Option<Waker>,
-    flags: LiveFlags,
-}
-
-#[derive(Clone, Copy, Default)]
-struct LiveFlags {
-    is_detached: bool,
-    is_cancelled: bool,
-}
-
-/// Where a live task's future is.
-enum Place {
-    /// Not parked yet: its `Runnable` is in the queue and owns it, or it is being polled for the first time.
-    Queued,
-    /// Where it stays until it is dropped.
-    Parked(Parked),
-    /// Being dropped in place.
-    Dropping,
-}
-
-/// What has become of a task.
-pub(super) enum Outcome {
-    Returned(Output),
-    Panicked(PanicPayload),
-    Cancelled,
-}
-
-/// What [`Home::join`] finds.
-pub(super) enum Joined {
-    /// The waker is kept.
-    NotYet,
-    Ended(Outcome),
-}
-
 impl Home {
+    #[inline]
     fn enter(self: &Rc<Self>) -> Entered {
-        let is_current = CURRENT
-            .with(|current| current.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, self)));
+        let is_current = ptr::eq(CURRENT.get(), Rc::as_ptr(self));
         Entered { previous: (!is_current).then(|| set_current(Some(Rc::clone(self)))) }
     }
 
     #[inline]
     fn owns(&self, runnable: &TaskRunnable) -> bool {
-        Arc::ptr_eq(&self.shared, runnable.metadata())
+        ptr::eq(Arc::as_ptr(&self.shared), runnable.metadata().0.as_ptr())
     }
 
     /// Whether application code of a task is running further down the stack.
+    #[inline]
     fn is_on_stack(&self) -> bool {
         self.polled.get() != NO_TASK || self.drops_on_stack.get() > 0
     }
 
+    #[inline]
     fn pop_ready(&self) -> Option<TaskRunnable> {
         self.ready.borrow_mut().pop_front()
     }
@@ -431,14 +399,15 @@ impl Home {
             self.yielded.borrow_mut().push_back(runnable);
         } else if self.catch.get() == Catch::Next {
             self.catch.set(Catch::Done);
-            self.caught.set(Some(runnable));
+            // Forgets nothing: what was caught before has been taken.
+            mem::forget(self.caught.replace(Some(runnable)));
         } else {
             self.ready.borrow_mut().push_back(runnable);
         }
         None
     }
 
-    /// The task is about to be polled.
+    /// A task is about to be polled.
     #[inline]
     pub(super) fn begin_poll(&self, token: Token) {
         self.polled.set(token);
@@ -449,121 +418,37 @@ impl Home {
         self.polled.set(NO_TASK);
     }
 
-    /// Whether the task's future is to be dropped instead of polled (again).
     #[inline]
-    pub(super) fn is_condemned(&self, token: Token) -> bool {
-        self.condemned.get() > 0 && (self.phase.get() != Phase::Open || self.is_cancelled(token))
+    pub(super) fn is_open(&self) -> bool {
+        self.phase.get() == Phase::Open
     }
 
-    #[cold]
-    fn is_cancelled(&self, token: Token) -> bool {
-        matches!(self.tasks.borrow().get(token), Some(Entry::Live(live)) if live.flags.is_cancelled)
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
-    /// The task's future has been polled for the first time, and rests at `parked` between polls.
-    #[inline]
-    pub(super) fn park(&self, token: Token, parked: Parked) {
-        if let Some(Entry::Live(live)) = self.tasks.borrow_mut().get_mut(token) {
-            live.place = Place::Parked(parked);
-        }
+    /// A task's future has been polled for the first time, and rests there between polls.
+    pub(super) fn park(&self, parked: Parked) -> Token {
+        self.parked.borrow_mut().insert(parked)
     }
 
-    /// The task has dropped its future.
+    /// A task has dropped its future.
     #[inline]
-    pub(super) fn finish(&self, token: Token, outcome: Outcome) {
-        let (live, unwanted) = {
-            let mut tasks = self.tasks.borrow_mut();
-            let entry = tasks.get_mut(token).expect("a task finishes once");
-            let is_detached = matches!(entry, Entry::Live(live) if live.flags.is_detached);
-            let (entry, unwanted) = if is_detached {
-                (tasks.remove(token).expect("found above"), Some(outcome))
-            } else {
-                (mem::replace(entry, Entry::Finished(outcome)), None)
-            };
-            let Entry::Live(live) = entry else { unreachable!("a task finishes once") };
-            (live, unwanted)
-        };
+    pub(super) fn note_finished(&self, token: Token) {
         self.live.set(self.live.get() - 1);
-        if live.flags.is_cancelled {
-            self.condemned.set(self.condemned.get() - 1);
-        }
-        // Dropping the handle instead would cancel and thereby schedule the task.
-        live.task.detach();
-        if let Some(joiner) = live.joiner {
-            self.contain(|| joiner.wake());
-        }
-        if let Some(Outcome::Returned(output)) = unwanted {
-            self.contain(|| drop(output));
+        if token != UNPARKED {
+            self.unpark(token);
         }
     }
 
-    /// Takes what has become of a task, or has `waker` woken when it is known.
-    #[inline]
-    pub(super) fn join(&self, token: Token, waker: &Waker) -> Joined {
-        {
-            let mut tasks = self.tasks.borrow_mut();
-            match tasks.get(token) {
-                None => return Joined::Ended(Outcome::Cancelled),
-                Some(Entry::Finished(_)) => {
-                    let Some(Entry::Finished(outcome)) = tasks.remove(token) else {
-                        unreachable!("found above")
-                    };
-                    return Joined::Ended(outcome);
-                }
-                Some(Entry::Live(live)) => {
-                    if live.joiner.as_ref().is_some_and(|joiner| joiner.will_wake(waker)) {
-                        return Joined::NotYet;
-                    }
-                }
-            }
-        }
-        // Cloning and dropping a waker may run anybody's code: neither under a borrow, and looked up again.
-        let joiner = waker.clone();
-        let unused = match self.tasks.borrow_mut().get_mut(token) {
-            Some(Entry::Live(live)) => live.joiner.replace(joiner),
-            _ => Some(joiner),
-        };
-        // The task may have finished during the clone: then poll again.
-        if let Some(unused) = unused
-            && !self.is_live(token)
-        {
-            unused.wake();
-        }
-        Joined::NotYet
+    fn unpark(&self, token: Token) {
+        let parked = self.parked.borrow_mut().remove(token);
+        drop(parked);
     }
 
-    pub(super) fn is_live(&self, token: Token) -> bool {
-        matches!(self.tasks.borrow().get(token), Some(Entry::Live(_)))
-    }
-
-    /// Nobody waits for the task's result any more.
-    pub(super) fn detach(&self, token: Token) {
-        let joiner;
-        let finished;
-        {
-            let mut tasks = self.tasks.borrow_mut();
-            (joiner, finished) = match tasks.get_mut(token) {
-                Some(Entry::Live(live)) => {
-                    live.flags.is_detached = true;
-                    (live.joiner.take(), None)
-                }
-                Some(Entry::Finished(_)) => (None, tasks.remove(token)),
-                None => (None, None),
-            };
-        }
-        drop(joiner);
-        drop(finished);
-    }
-
-    /// Has the task's future dropped: at the beginning of the next run, in place of its next poll, or at the
-    /// end of the present one.
+    /// Has a parked task's future dropped: at the beginning of the next run, or in place of its next poll.
     pub(super) fn cancel(&self, token: Token) {
-        if let Some(Entry::Live(live)) = self.tasks.borrow_mut().get_mut(token)
-            && !mem::replace(&mut live.flags.is_cancelled, true)
-        {
-            self.cancelled.borrow_mut().push(token);
-            self.condemned.set(self.condemned.get() + 1);
-        }
+        self.cancelled.borrow_mut().push(token);
     }
 
     fn drop_cancelled(self: &Rc<Self>) {
@@ -576,7 +461,6 @@ impl Home {
     fn close(self: &Rc<Self>) {
         if self.phase.get() == Phase::Open {
             self.phase.set(Phase::ToBeClosed);
-            self.condemned.set(self.condemned.get() + 1);
             self.close_if_asked();
         }
     }
@@ -589,7 +473,7 @@ impl Home {
         let _entered = self.enter();
         // No task is made any more, so one pass finds them all: the sleeping here, and those never polled,
         // which nothing but the queue can hold, below. What is being polled clears itself afterwards.
-        let tokens = self.tasks.borrow().tokens();
+        let tokens = self.parked.borrow().tokens();
         for token in tokens {
             self.drop_parked(token);
         }
@@ -608,26 +492,20 @@ impl Home {
 
     /// Drops the task's future if it is at rest.
     fn drop_parked(self: &Rc<Self>, token: Token) {
-        if token == self.polled.get() {
+        if self.polled.get() == token {
             return;
         }
-        let place = match self.tasks.borrow_mut().get_mut(token) {
-            Some(Entry::Live(live)) if matches!(live.place, Place::Parked(_)) => {
-                mem::replace(&mut live.place, Place::Dropping)
-            }
-            _ => return,
-        };
-        if let Place::Parked(parked) = place {
-            self.drops_on_stack.set(self.drops_on_stack.get() + 1);
-            // SAFETY: the task is live and not being polled. It is not polled or dropped before this returns:
-            // that takes a `Runnable`, and none is touched while `drops_on_stack` says so. It is not freed
-            // either: its entry owns a `Task`, released by `finish`, which drops no future any more.
-            // Nobody drops it in place a second time, since the place says so. This is its home's thread, since
-            // `Home` is `!Send`.
-            unsafe { parked.drop_future() };
-            self.drops_on_stack.set(self.drops_on_stack.get() - 1);
-            self.close_if_asked();
-        }
+        let Some(mut parked) = self.parked.borrow_mut().remove(token) else { return };
+        self.drops_on_stack.set(self.drops_on_stack.get() + 1);
+        // SAFETY: the task is live and not being polled. It is not polled or dropped before this returns:
+        // that takes a `Runnable`, and none is touched while `drops_on_stack` says so. It is not freed
+        // either: `parked` owns a waker of it until below. Nobody drops it in place a second time, since it is
+        // no longer in the table. This is its home's thread, since `Home` is `!Send`.
+        unsafe { parked.drop_future() };
+        self.drops_on_stack.set(self.drops_on_stack.get() - 1);
+        // If that was the last waker, what is left of the task comes back through `route`, to be freed.
+        drop(parked);
+        self.close_if_asked();
     }
 
     /// Runs application code that may panic; a panic is counted and goes no further.
@@ -678,7 +556,10 @@ impl<'home> Catching<'home> {
     }
 
     fn stop(self) -> Option<TaskRunnable> {
-        self.home.caught.take()
+        let home = self.home;
+        mem::forget(self);
+        home.catch.set(Catch::Off);
+        home.caught.take()
     }
 }
 
@@ -693,38 +574,55 @@ impl Drop for Catching<'_> {
 
 /// The schedule function of all tasks: into the queue at home, through [`Remote`] anywhere else.
 fn route(runnable: TaskRunnable, info: ScheduleInfo) {
-    let not_queued = CURRENT.with(|current| match &**current.borrow() {
-        Some(home) if home.owns(&runnable) => home.enqueue(runnable, info).map(Stopped::AtHome),
-        _ => Some(Stopped::Abroad(runnable)),
-    });
-    match not_queued {
-        None => {}
-        // The home has closed, and nothing is left in the task.
-        Some(Stopped::AtHome(shell)) => drop(shell),
-        Some(Stopped::Abroad(runnable)) => {
-            // An own reference: once sent, the task may finish and be freed before `send_home` returns.
-            let shared = Arc::clone(runnable.metadata());
-            shared.remote.send_home(RemoteTask { runnable: ManuallyDrop::new(runnable) });
-        }
+    // SAFETY: `CURRENT` is null or owns a count of its home, and is not changed before the last use of `home`:
+    // `enqueue` runs nobody's code.
+    let home = unsafe { CURRENT.get().as_ref() };
+    if let Some(home) = home
+        && home.owns(&runnable)
+    {
+        // Given back when the home has closed: nothing is left in the task.
+        let shell = home.enqueue(runnable, info);
+        drop(shell);
+    } else {
+        route_abroad(runnable);
     }
 }
 
-enum Stopped {
-    AtHome(TaskRunnable),
-    Abroad(TaskRunnable),
+#[cold]
+fn route_abroad(runnable: TaskRunnable) {
+    // An own reference: once sent, the task may finish and be freed before `send_home` returns.
+    let shared = shared_of(&runnable);
+    shared.remote.send_home(RemoteTask { runnable: ManuallyDrop::new(runnable) });
+}
+
+/// A count of its own, for those abroad.
+fn shared_of(runnable: &TaskRunnable) -> Arc<Shared> {
+    let shared = runnable.metadata().0.as_ptr();
+    // SAFETY: the pointer is that of an `Arc`. Somebody holds a count while the `Runnable` exists: it owns a
+    // task that can be scheduled, or was just now (see `SharedRef`).
+    unsafe {
+        Arc::increment_strong_count(shared);
+        Arc::from_raw(shared)
+    }
 }
 
 fn set_current(home: Option<Rc<Home>>) -> Option<Rc<Home>> {
-    CURRENT.with(|current| mem::replace(&mut **current.borrow_mut(), home))
+    let home = home.map_or(ptr::null(), Rc::into_raw);
+    let previous = CURRENT.replace(home);
+    // SAFETY: what is not null in `CURRENT` came from `Rc::into_raw` above, on this thread, and each is taken
+    // out once.
+    (!previous.is_null()).then(|| unsafe { Rc::from_raw(previous) })
 }
 
 thread_local! {
-    /// Never dropped, so that wakes find it even while the thread's other locals are being destroyed.
-    static CURRENT: RefCell<ManuallyDrop<Option<Rc<Home>>>> =
-        const { RefCell::new(ManuallyDrop::new(None)) };
+    /// Null, or an `Rc` turned raw, which this owns. Has no destructor, so that wakes find it even while the
+    /// thread's other locals are being destroyed, and so that looking costs two instructions.
+    static CURRENT: Cell<*const Home> = const { Cell::new(ptr::null()) };
 }
 
 /// Names no task, ever.
-const NO_TASK: Token = Token::from_bits(u64::MAX);
+const NO_TASK: Token = Token::NOBODY;
+/// Stands for a task that is not parked, in place of its token.
+pub(super) const UNPARKED: Token = Token::from_bits(NO_TASK.to_bits() - 1);
 
 const POLLS_PER_STOP_CHECK: usize = 8;

@@ -4,14 +4,13 @@ use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
-use std::marker::PhantomData;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use super::executor::{Home, Joined, Outcome, drop_payload};
-use crate::reactor::token::Token;
+use super::executor::drop_payload;
+use super::link::Link;
 
 /// A spawned task, seen by whoever spawned it: a future of its result.
 ///
@@ -25,9 +24,7 @@ use crate::reactor::token::Token;
 /// `!Send`: a handle stays on the shard of its task.
 #[must_use = "dropping the handle detaches the task; await it, or say `drop`"]
 pub struct JoinHandle<T> {
-    home: Rc<Home>,
-    token: Token,
-    result: PhantomData<T>,
+    link: Rc<Link<T>>,
 }
 
 /// Why a task has no result.
@@ -40,37 +37,35 @@ pub enum JoinError {
 
 /// What a panic carried, made `Sync`. A destructor of it that panics is contained.
 pub struct PanicPayload {
-    /// `None` only while being dropped. The mutex is what makes a payload `Sync` that need not be.
-    payload: Mutex<Option<Box<dyn Any + Send>>>,
+    /// `None` only while being dropped. The mutex is what makes a payload `Sync` that need not be; boxed, since
+    /// every result has room for it.
+    payload: Box<Mutex<Option<Box<dyn Any + Send>>>>,
 }
 
 impl<T> JoinHandle<T> {
-    pub(super) fn new(home: Rc<Home>, token: Token) -> Self {
-        JoinHandle { home, token, result: PhantomData }
+    #[inline]
+    pub(super) fn new(link: Rc<Link<T>>) -> Self {
+        JoinHandle { link }
     }
 
     /// Has the task's future dropped, on its shard and before it would be polled again. A task that finishes
     /// first keeps its result; else the handle yields [`JoinError::Cancelled`].
     pub fn cancel(&self) {
-        self.home.cancel(self.token);
+        self.link.cancel();
     }
 
     /// Whether the task's future is gone: it returned, panicked, or was dropped.
     pub fn is_finished(&self) -> bool {
-        !self.home.is_live(self.token)
+        self.link.has_ended()
     }
 }
 
 impl<T: 'static> Future for JoinHandle<T> {
     type Output = Result<T, JoinError>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.home.join(self.token, context.waker()) {
-            Joined::NotYet => Poll::Pending,
-            Joined::Ended(Outcome::Returned(output)) => Poll::Ready(Ok(output.take())),
-            Joined::Ended(Outcome::Panicked(payload)) => Poll::Ready(Err(JoinError::Panicked(payload))),
-            Joined::Ended(Outcome::Cancelled) => Poll::Ready(Err(JoinError::Cancelled)),
-        }
+        self.link.join(context.waker())
     }
 }
 
@@ -78,7 +73,7 @@ impl<T> Unpin for JoinHandle<T> {}
 
 impl<T> Drop for JoinHandle<T> {
     fn drop(&mut self) {
-        self.home.detach(self.token);
+        self.link.detach();
     }
 }
 
@@ -105,7 +100,7 @@ impl JoinError {
 
 impl PanicPayload {
     pub(super) fn new(payload: Box<dyn Any + Send>) -> Self {
-        PanicPayload { payload: Mutex::new(Some(payload)) }
+        PanicPayload { payload: Box::new(Mutex::new(Some(payload))) }
     }
 
     /// The text of the panic, or a stand-in if it carried something else.

@@ -4,8 +4,7 @@
 #[allow(unsafe_code, reason = "async-task's unchecked spawn: the checked one pays for a thread id per poll")]
 mod executor;
 mod join;
-#[allow(unsafe_code, reason = "results of all types lie in one table, small ones in place")]
-mod output;
+mod link;
 #[allow(unsafe_code, reason = "a sleeping future is dropped in place when its executor closes")]
 mod task;
 #[cfg(test)]

@@ -23,10 +23,34 @@ use crate::shard::shared::Shared;
 /// Dropped before it has started on the target, the call is withdrawn; after that its result is discarded.
 #[must_use = "nothing is called unless this is awaited"]
 pub struct Call<D, T> {
-    handle: Handle,
+    origin: Origin,
     route: Route,
     deadline: Option<Duration>,
     state: State<D, T>,
+}
+
+/// Where a call is made.
+pub(crate) enum Origin {
+    /// On this shard.
+    Home(Shard),
+    /// Wherever it is first polled.
+    Anywhere(Handle),
+}
+
+impl Origin {
+    fn shard(&self) -> Option<Shard> {
+        match self {
+            Origin::Home(shard) => Some(shard.clone()),
+            Origin::Anywhere(handle) => handle.home(),
+        }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        match self {
+            Origin::Home(shard) => &shard.inner.shared,
+            Origin::Anywhere(handle) => handle.shared(),
+        }
+    }
 }
 
 enum State<D, T> {
@@ -109,7 +133,7 @@ where
     let home = shard.clone();
     drop(shard.spawn(async move {
         let outcome = Contained { future: f(home.clone()) }.await;
-        home.count_panic(&outcome);
+        home.note_call_panic(&outcome);
         reply.send(outcome);
     }));
 }
@@ -123,10 +147,20 @@ where
         let home = shard.clone();
         drop(shard.spawn(async move {
             let outcome = Contained { future: f(home.clone()) }.await;
-            home.count_panic(&outcome);
+            home.note_call_panic(&outcome);
             answer.send(outcome.map_err(CallError::Panicked));
         }));
     })
+}
+
+impl Shard {
+    /// The panic of an async call travels to its caller; it is counted where it happened.
+    fn note_call_panic<T>(&self, outcome: &Result<T, Panic>) {
+        if let Err(panic) = outcome {
+            self.inner.stats.panics.add(1);
+            tracing::error!(shard = self.inner.id.index(), panic = panic.message(), "an async call panicked");
+        }
+    }
 }
 
 /// Sends an async closure from a thread that is no shard.
@@ -136,20 +170,6 @@ where
     T: Send + 'static,
 {
     call_async_from_outside(shared, shared.mesh.resolve(route), f)
-}
-
-impl Shard {
-    /// A panic that travels to the caller is counted and logged where it happened all the same.
-    fn count_panic<T>(&self, outcome: &Result<T, Panic>) {
-        if let Err(panic) = outcome {
-            self.inner.stats.panics.add(1);
-            tracing::error!(
-                shard = self.inner.id.index(),
-                message = panic.message(),
-                "a called closure panicked"
-            );
-        }
-    }
 }
 
 pin_project! {
@@ -173,8 +193,8 @@ impl<F: Future> Future for Contained<F> {
 }
 
 impl<D, T> Call<D, T> {
-    pub(crate) fn new(handle: Handle, route: Route, dispatch: D) -> Self {
-        Call { handle, route, deadline: None, state: State::Unsent(dispatch) }
+    pub(crate) fn new(origin: Origin, route: Route, dispatch: D) -> Self {
+        Call { origin, route, deadline: None, state: State::Unsent(dispatch) }
     }
 
     /// Gives up with [`CallError::DeadlineExceeded`] when there is no result `after` the first poll. A closure that has
@@ -190,8 +210,8 @@ impl<D, T> Call<D, T> {
 #[expect(private_bounds, reason = "how a closure is sent is nobody else's business")]
 impl<D: Dispatch<T>, T> Call<D, T> {
     fn begin(&mut self, dispatch: D) {
-        let Some(shard) = self.handle.home() else {
-            let shared = self.handle.shared();
+        let Some(shard) = self.origin.shard() else {
+            let shared = self.origin.shared();
             let target = shared.mesh.resolve(self.route);
             self.state = State::SentFromOutside(dispatch.send_from_outside(shared, target));
             return;
@@ -231,7 +251,7 @@ impl<D: Dispatch<T>, T> Future for Call<D, T> {
                             Ok(credit) => credit,
                             Err(error) => return Poll::Ready(Err(error)),
                         };
-                        let Some(shard) = this.handle.home() else {
+                        let Some(shard) = this.origin.shard() else {
                             return Poll::Ready(Err(CallError::Stopped));
                         };
                         this.state = State::Sent(dispatch.send(&shard, target, credit), sleep);

@@ -8,7 +8,7 @@ use crate::ShardId;
 use crate::cross_shard::{CallError, Route, Stopped};
 use crate::error::NotRunning;
 use crate::shard::Shard;
-use crate::shard::handles::call::{AsyncClosure, Call, Closure};
+use crate::shard::handles::call::{AsyncClosure, Call, Closure, Origin};
 use crate::shard::lifecycle::RuntimeState;
 use crate::shard::shared::Shared;
 
@@ -121,7 +121,7 @@ impl Handle {
         F: FnOnce(&Shard) -> T + Send + 'static,
         T: Send + 'static,
     {
-        Call::new(self.clone(), route.into(), Closure::new(f))
+        Call::new(Origin::Anywhere(self.clone()), route.into(), Closure::new(f))
     }
 
     /// Runs the async closure `f` as a task of the routed shard and gives its result; in any async context. Otherwise as
@@ -131,7 +131,7 @@ impl Handle {
         F: AsyncFnOnce(Shard) -> T + Send + 'static,
         T: Send + 'static,
     {
-        Call::new(self.clone(), route.into(), AsyncClosure::new(f))
+        Call::new(Origin::Anywhere(self.clone()), route.into(), AsyncClosure::new(f))
     }
 
     /// Runs `f` on every shard and gives the results in the order of the shards. All calls are sent before the first

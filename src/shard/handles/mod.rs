@@ -5,5 +5,6 @@ pub(crate) mod connecting;
 pub(crate) mod delayed_call;
 pub(crate) mod handle;
 pub(crate) mod listener;
+pub(crate) mod stream_core;
 pub(crate) mod tcp_stream;
 pub(crate) mod transport;

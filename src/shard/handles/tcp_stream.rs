@@ -1,27 +1,26 @@
 //! The async face of a connection: the same machinery, with a task in the protocol's place.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::error::{CloseReason, ConnectError};
+use crate::error::ConnectError;
 use crate::net::addr::ToAddr;
-use crate::net::connection::{Connection, EndKind, Phase, ReadHalf, WriteHalf};
+use crate::net::connection::{Connection, ReadHalf, WriteHalf};
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
 use crate::shard::connections::Handler;
+use crate::shard::handles::stream_core::{Found, StreamCore};
 use crate::shard::handles::transport::Transport;
 
-/// Received bytes that nobody has read yet are copied and kept; above this many the stream stops receiving.
-const QUEUED_BYTES_MAX: usize = 64 * 1024;
 /// Read buffers that tasks of one shard may hold at a time. Beyond it they are given copies.
 const LEASES_HELD_MAX: usize = 32;
 
@@ -42,162 +41,6 @@ const LEASES_HELD_MAX: usize = 32;
 pub struct TcpStream {
     core: Rc<StreamCore>,
     transport: Transport,
-}
-
-/// What the stream and its connection's slot share.
-pub(crate) struct StreamCore {
-    state: RefCell<StreamState>,
-}
-
-struct StreamState {
-    /// Received just now and still in the driver's buffer: only while its event is dispatched.
-    lent: Option<Lease>,
-    /// Received, and copied because no task was waiting.
-    queued: Vec<u8>,
-    end: End,
-    ends_on_drain: bool,
-    /// The stream has stopped receiving, since nobody reads.
-    full: bool,
-    reader: Option<Waker>,
-    /// Waits for room below the watermark.
-    writer: Option<Waker>,
-    /// Waits until nothing is unsent.
-    flusher: Option<Waker>,
-    told_draining: bool,
-}
-
-enum End {
-    Open,
-    /// No more input: the peer has finished, or the shard drains.
-    Finished,
-    Broken(io::ErrorKind, String),
-}
-
-impl StreamCore {
-    pub(crate) fn new() -> Rc<Self> {
-        Rc::new(StreamCore {
-            state: RefCell::new(StreamState {
-                lent: None,
-                queued: Vec::new(),
-                end: End::Open,
-                ends_on_drain: true,
-                full: false,
-                reader: None,
-                writer: None,
-                flusher: None,
-                told_draining: false,
-            }),
-        })
-    }
-
-    /// Offers the bytes to the waiting task, which runs at once while they are on loan; what it leaves is copied.
-    #[inline]
-    pub(crate) fn on_received(&self, shard: &Shard, token: Token, lease: Lease) {
-        let reader = {
-            let mut state = self.state.borrow_mut();
-            if state.queued.is_empty() {
-                state.lent = Some(lease);
-            } else {
-                state.queued.extend_from_slice(&lease);
-            }
-            state.reader.take()
-        };
-        if let Some(reader) = reader {
-            shard.inner.executor.run_woken(|| reader.wake());
-        }
-        let full = {
-            let mut state = self.state.borrow_mut();
-            if let Some(rest) = state.lent.take() {
-                state.queued.extend_from_slice(&rest);
-            }
-            let full = state.queued.len() >= QUEUED_BYTES_MAX && !state.full;
-            state.full |= full;
-            full
-        };
-        if full {
-            hold(shard, token, true);
-        }
-    }
-
-    pub(crate) fn on_finished(&self, shard: &Shard) {
-        self.finish(shard);
-    }
-
-    pub(crate) fn on_draining(&self, shard: &Shard) {
-        let ends = {
-            let mut state = self.state.borrow_mut();
-            state.told_draining = true;
-            state.ends_on_drain
-        };
-        if ends {
-            self.finish(shard);
-        }
-    }
-
-    fn finish(&self, shard: &Shard) {
-        let reader = {
-            let mut state = self.state.borrow_mut();
-            if matches!(state.end, End::Open) {
-                state.end = End::Finished;
-            }
-            state.reader.take()
-        };
-        if let Some(reader) = reader {
-            shard.inner.executor.run_woken(|| reader.wake());
-        }
-    }
-
-    /// Output went out; `queued_bytes` are left, and `has_room` says whether that is at or below the low watermark.
-    pub(crate) fn on_progress(&self, queued_bytes: usize, has_room: bool) {
-        let (writer, flusher) = {
-            let mut state = self.state.borrow_mut();
-            let writer = if has_room { state.writer.take() } else { None };
-            (writer, if queued_bytes == 0 { state.flusher.take() } else { None })
-        };
-        for waker in [writer, flusher].into_iter().flatten() {
-            waker.wake();
-        }
-    }
-
-    pub(crate) fn on_ended(&self, reason: CloseReason) {
-        let wakers = {
-            let mut state = self.state.borrow_mut();
-            let kind = match &reason {
-                CloseReason::Os { source, .. } => Some(source.kind()),
-                CloseReason::Closed | CloseReason::PeerFinished | CloseReason::HandedOff => None,
-                CloseReason::WriteStalled { .. } | CloseReason::DeadlineReached => {
-                    Some(io::ErrorKind::TimedOut)
-                }
-                _ => Some(io::ErrorKind::ConnectionAborted),
-            };
-            match kind {
-                Some(kind) => state.end = End::Broken(kind, reason.to_string()),
-                None if matches!(state.end, End::Open) => state.end = End::Finished,
-                None => {}
-            }
-            [state.reader.take(), state.writer.take(), state.flusher.take()]
-        };
-        for waker in wakers.into_iter().flatten() {
-            waker.wake();
-        }
-    }
-}
-
-fn hold(shard: &Shard, token: Token, held: bool) {
-    let inner = &shard.inner;
-    {
-        let mut connections = inner.connections.borrow_mut();
-        let Some(slot) = connections.get_mut(token) else { return };
-        if held {
-            slot.connection.read_holds += 1;
-        } else {
-            slot.connection.read_holds -= 1;
-        }
-        slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
-    }
-    if !held {
-        shard.read_resumed(token);
-    }
 }
 
 impl TcpStream {
@@ -230,28 +73,25 @@ impl TcpStream {
     /// The connection broke; bytes received before that are delivered first.
     /// # Cancel safety
     /// No bytes are lost when the future is dropped.
-    pub async fn read_chunk(&mut self) -> io::Result<Option<Chunk>> {
-        poll_fn(|context| self.poll_read_chunk(context)).await
+    pub fn read_chunk(&mut self) -> ReadChunk<'_> {
+        ReadChunk { stream: self }
     }
 
     /// The poll form of [`TcpStream::read_chunk`].
     ///
     /// # Errors
     /// The connection broke.
+    #[inline]
     pub fn poll_read_chunk(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Chunk>>> {
-        let mut state = self.core.state.borrow_mut();
-        if let Some(lease) = state.lent.take() {
-            drop(state);
-            return Poll::Ready(Ok(Some(Chunk::from_lease(lease))));
+        let (shard, token) = (self.transport.shard(), self.transport.token());
+        match self.core.find(shard, token) {
+            Found::Lent(lease) => Poll::Ready(Ok(Some(Chunk::from_lease(lease)))),
+            Found::Queued => {
+                let bytes = Bytes::Owned(self.core.take_queued(shard, token));
+                Poll::Ready(Ok(Some(Chunk { bytes })))
+            }
+            Found::Nothing => self.core.poll_end(context).map_ok(|()| None),
         }
-        if !state.queued.is_empty() {
-            let bytes = std::mem::take(&mut state.queued);
-            drop(state);
-            self.made_room();
-            return Poll::Ready(Ok(Some(Chunk { bytes: Bytes::Owned(bytes) })));
-        }
-        drop(state);
-        self.core.poll_end(context).map_ok(|()| None)
     }
 
     /// Reads into `buffer` what there is, and says how much; 0 is the end of input.
@@ -260,8 +100,8 @@ impl TcpStream {
     /// The connection broke; bytes received before that are delivered first.
     /// # Cancel safety
     /// No bytes are lost when the future is dropped.
-    pub async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        poll_fn(|context| self.poll_read(context, buffer)).await
+    pub fn read<'a>(&'a mut self, buffer: &'a mut [u8]) -> Read<'a> {
+        Read { stream: self, buffer }
     }
 
     /// The poll form of [`TcpStream::read`].
@@ -272,30 +112,20 @@ impl TcpStream {
         if buffer.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let mut state = self.core.state.borrow_mut();
-        if let Some(mut lease) = state.lent.take() {
-            let count = lease.len().min(buffer.len());
-            buffer[..count].copy_from_slice(&lease[..count]);
-            lease.advance(count);
-            if !lease.is_empty() {
-                state.lent = Some(lease);
+        let (shard, token) = (self.transport.shard(), self.transport.token());
+        match self.core.find(shard, token) {
+            Found::Lent(mut lease) => {
+                let count = lease.len().min(buffer.len());
+                buffer[..count].copy_from_slice(&lease[..count]);
+                lease.advance(count);
+                if !lease.is_empty() {
+                    shard.inner.lent.set(Some(lease));
+                }
+                Poll::Ready(Ok(count))
             }
-            return Poll::Ready(Ok(count));
+            Found::Queued => Poll::Ready(Ok(self.core.read_queued(shard, token, buffer))),
+            Found::Nothing => self.core.poll_end(context).map_ok(|()| 0),
         }
-        if !state.queued.is_empty() {
-            let count = state.queued.len().min(buffer.len());
-            buffer[..count].copy_from_slice(&state.queued[..count]);
-            if count == state.queued.len() {
-                state.queued = Vec::new();
-            } else {
-                state.queued.drain(..count);
-            }
-            drop(state);
-            self.made_room();
-            return Poll::Ready(Ok(count));
-        }
-        drop(state);
-        self.core.poll_end(context).map_ok(|()| 0)
     }
 
     /// Reads until `buffer` is full.
@@ -315,34 +145,14 @@ impl TcpStream {
         Ok(())
     }
 
-    fn made_room(&self) {
-        let mut state = self.core.state.borrow_mut();
-        if state.full && state.queued.len() < QUEUED_BYTES_MAX / 2 {
-            state.full = false;
-            drop(state);
-            hold(self.transport.shard(), self.transport.token(), false);
-        }
-    }
-
     /// Writes all of `bytes`; waits while more than the high watermark is unsent. Ready means taken, not yet sent.
     ///
     /// # Errors
     /// The connection is closed for writing, or broke.
     /// # Cancel safety
     /// Not cancel safe: some of the bytes may have been taken.
-    pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut rest = bytes;
-        poll_fn(|context| {
-            while !rest.is_empty() {
-                match self.poll_write(context, rest) {
-                    Poll::Ready(Ok(count)) => rest = &rest[count..],
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-            Poll::Ready(Ok(()))
-        })
-        .await
+    pub fn write_all<'a>(&'a mut self, bytes: &'a [u8]) -> WriteAll<'a> {
+        WriteAll { stream: self, rest: bytes }
     }
 
     /// Writes the first bytes of `bytes` once there is room below the high watermark, and says how many were taken.
@@ -354,9 +164,9 @@ impl TcpStream {
         let inner = &self.transport.shard().inner;
         let marks = &inner.shared.config.watermarks;
         let buffered = self.transport.buffered();
-        if buffered > marks.high_bytes {
+        if buffered > marks.high_bytes || buffered >= marks.cap_bytes {
             self.core.check_broken()?;
-            self.core.keep(|state| &mut state.writer, context);
+            self.core.wait_to_write(context, false);
             inner.mark_unsettled(self.transport.token());
             return Poll::Pending;
         }
@@ -383,7 +193,7 @@ impl TcpStream {
             if self.transport.buffered() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            self.core.keep(|state| &mut state.flusher, context);
+            self.core.wait_to_write(context, true);
             self.transport.shard().inner.mark_unsettled(self.transport.token());
             Poll::Pending
         })
@@ -406,11 +216,7 @@ impl TcpStream {
     /// Whether a drain of the shard ends the input of this stream once nothing is left to read; true unless switched
     /// off. Switch it off while a request is half received, and on between requests.
     pub fn set_ends_on_drain(&mut self, on: bool) {
-        let mut state = self.core.state.borrow_mut();
-        state.ends_on_drain = on;
-        if on && state.told_draining && matches!(state.end, End::Open) {
-            state.end = End::Finished;
-        }
+        self.core.set_ends_on_drain(on);
     }
 
     /// The other end's address.
@@ -455,7 +261,7 @@ impl TcpStream {
     /// Dropping the future before it is ready closes the connection.
     pub async fn detach(self) -> io::Result<DetachedTcpStream> {
         // A shard's own callback may be the one that detaches: what it staged goes first.
-        while self.transport.shard().inner.active.get() == Some(self.transport.token())
+        while self.transport.shard().inner.active.get() == self.transport.token()
             && !self.transport.shard().inner.staged.borrow().is_empty()
         {
             crate::tasks::yield_now().await;
@@ -469,29 +275,26 @@ impl TcpStream {
         let token = self.transport.token();
         let mut connections = inner.connections.borrow_mut();
         let not_connected = || io::Error::from(io::ErrorKind::NotConnected);
-        let slot = connections.get_mut(token).ok_or_else(not_connected)?;
-        if !slot.connection.is_open() || slot.connection.write != WriteHalf::Open {
+        let connection = &connections.get(token).ok_or_else(not_connected)?.connection;
+        if !connection.is_open() || connection.write != WriteHalf::Open {
             return Err(not_connected());
+        }
+        let socket = inner.driver.borrow_mut().release(token).ok_or_else(not_connected)?;
+        // Not at the end of the turn: the driver may give the token's slot to another at once.
+        let mut slot = connections.remove(token).expect("looked up above");
+        drop(connections);
+        inner.stats.open.subtract(1);
+        for key in [slot.deadline.take(), slot.guard.take()].into_iter().flatten() {
+            inner.timers.borrow_mut().cancel(key);
         }
         let unsent = slot.connection.unsent();
         let finished = slot.connection.read != ReadHalf::Open;
-        let mut unread = Vec::new();
-        {
-            let mut state = self.core.state.borrow_mut();
-            if let Some(lease) = state.lent.take() {
-                unread.extend_from_slice(&lease);
-            }
-            unread.append(&mut state.queued);
-        }
+        let mut unread = match self.core.find(shard, token) {
+            Found::Lent(lease) => lease.to_vec(),
+            Found::Queued | Found::Nothing => self.core.take_queued(shard, token),
+        };
         unread.append(&mut slot.connection.input);
         let peer_addr = slot.connection.peer_addr;
-        slot.connection.discard_output();
-        let socket = inner.driver.borrow_mut().release(token).ok_or_else(not_connected)?;
-        slot.connection.phase = Phase::Ending(Box::new(CloseReason::HandedOff), EndKind::Released);
-        if !slot.marks.ending {
-            slot.marks.ending = true;
-            inner.ending.borrow_mut().push(token);
-        }
         Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, finished })
     }
 }
@@ -508,34 +311,55 @@ impl fmt::Debug for TcpStream {
     }
 }
 
-impl StreamCore {
-    fn poll_end(&self, context: &Context<'_>) -> Poll<io::Result<()>> {
-        self.check_broken()?;
-        if matches!(self.state.borrow().end, End::Finished) {
-            return Poll::Ready(Ok(()));
-        }
-        self.keep(|state| &mut state.reader, context);
-        Poll::Pending
-    }
+/// A future of the next bytes of a stream; made by [`TcpStream::read_chunk`].
+#[must_use = "nothing is read unless this is awaited"]
+pub struct ReadChunk<'a> {
+    stream: &'a mut TcpStream,
+}
 
-    fn check_broken(&self) -> io::Result<()> {
-        match &self.state.borrow().end {
-            End::Broken(kind, message) => Err(io::Error::new(*kind, message.clone())),
-            End::Open | End::Finished => Ok(()),
-        }
-    }
+impl Future for ReadChunk<'_> {
+    type Output = io::Result<Option<Chunk>>;
 
-    /// Remembers whom to wake. The waker it replaces may run foreign code when it is dropped, so that happens outside
-    /// of the borrow.
-    fn keep(&self, place: impl Fn(&mut StreamState) -> &mut Option<Waker>, context: &Context<'_>) {
-        let mut state = self.state.borrow_mut();
-        let kept = place(&mut state);
-        if kept.as_ref().is_some_and(|kept| kept.will_wake(context.waker())) {
-            return;
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.stream.poll_read_chunk(context)
+    }
+}
+
+/// A future of bytes in a buffer; made by [`TcpStream::read`].
+#[must_use = "nothing is read unless this is awaited"]
+pub struct Read<'a> {
+    stream: &'a mut TcpStream,
+    buffer: &'a mut [u8],
+}
+
+impl Future for Read<'_> {
+    type Output = io::Result<usize>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        this.stream.poll_read(context, this.buffer)
+    }
+}
+
+/// A future that is ready when all bytes have been taken; made by [`TcpStream::write_all`].
+#[must_use = "nothing is written unless this is awaited"]
+pub struct WriteAll<'a> {
+    stream: &'a mut TcpStream,
+    rest: &'a [u8],
+}
+
+impl Future for WriteAll<'_> {
+    type Output = io::Result<()>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        while !this.rest.is_empty() {
+            let count = std::task::ready!(this.stream.poll_write(context, this.rest))?;
+            this.rest = &this.rest[count..];
         }
-        let replaced = kept.replace(context.waker().clone());
-        drop(state);
-        drop(replaced);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -564,12 +388,11 @@ impl DetachedTcpStream {
     pub fn attach(self, shard: &Shard) -> io::Result<TcpStream> {
         let token = shard.inner.driver.borrow_mut().adopt(self.socket)?;
         let core = StreamCore::new();
-        core.state.borrow_mut().queued = self.unread;
+        core.begin_with(self.unread, self.finished);
         let mut connection = Connection::new(self.peer_addr);
         connection.queue(&self.unsent);
         if self.finished {
             connection.read = ReadHalf::Finished;
-            core.state.borrow_mut().end = End::Finished;
         }
         shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
         shard.inner.mark_unsettled(token);

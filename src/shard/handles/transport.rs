@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::error::{CloseReason, WriteError};
-use crate::net::connection::{EndKind, WriteHalf};
+use crate::net::connection::{EndKind, STRAIGHT_BYTES, WriteHalf};
 use crate::reactor::driver::{CloseKind, SocketOption};
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
@@ -64,17 +64,35 @@ impl Transport {
     /// connection is open, and nothing was taken.
     #[inline]
     pub fn write(&self, bytes: &[u8]) -> Result<Flow, WriteError> {
+        let inner = &*self.shard.inner;
+        if inner.active.get() == self.token && bytes.len() < STRAIGHT_BYTES {
+            let mut staged = inner.staged.borrow_mut();
+            if staged.len() + bytes.len() <= inner.staged_room.get() {
+                staged.extend_from_slice(bytes);
+                if staged.len() <= inner.shared.config.watermarks.high_bytes {
+                    return Ok(Flow::Open);
+                }
+                self.change(|slot| slot.connection.tell_above_high());
+                return Ok(Flow::AboveHigh);
+            }
+        }
+        self.write_checked(bytes)
+    }
+
+    fn write_checked(&self, bytes: &[u8]) -> Result<Flow, WriteError> {
         let inner = &self.shard.inner;
         let marks = &inner.shared.config.watermarks;
         let mut connections = inner.connections.borrow_mut();
         let slot = connections.get_mut(self.token).ok_or(WriteError::Closed)?;
-        let active = inner.active.get() == Some(self.token);
+        let active = inner.active.get() == self.token;
         let mut staged = inner.staged.borrow_mut();
         let staged_len = if active { staged.len() } else { 0 };
         slot.connection.check_write(staged_len, bytes.len(), marks)?;
         let mut rest = bytes;
         if staged_len == 0 {
-            match slot.connection.send_straight(&mut **inner.driver.borrow_mut(), self.token, bytes) {
+            // A statement of its own: the match would hold the driver while the connection ends.
+            let sent = slot.connection.send_straight(&mut **inner.driver.borrow_mut(), self.token, bytes);
+            match sent {
                 Ok(sent) => rest = &bytes[sent..],
                 Err(source) => {
                     drop(staged);
@@ -92,7 +110,14 @@ impl Transport {
             inner.mark_slot_unsettled(self.token, slot);
         }
         let queued = slot.connection.queued_bytes() + if active { staged.len() } else { 0 };
-        Ok(if queued > marks.high_bytes { Flow::AboveHigh } else { Flow::Open })
+        if queued <= marks.high_bytes {
+            return Ok(Flow::Open);
+        }
+        slot.connection.tell_above_high();
+        if !active {
+            inner.mark_slot_unsettled(self.token, slot);
+        }
+        Ok(Flow::AboveHigh)
     }
 
     /// Writes the pieces one after the other, like one write of all of them.
@@ -105,7 +130,7 @@ impl Transport {
             let inner = &self.shard.inner;
             let connections = inner.connections.borrow();
             let slot = connections.get(self.token).ok_or(WriteError::Closed)?;
-            let active = inner.active.get() == Some(self.token);
+            let active = inner.active.get() == self.token;
             let staged_len = if active { inner.staged.borrow().len() } else { 0 };
             slot.connection.check_write(staged_len, len, &inner.shared.config.watermarks)?;
         }
@@ -144,7 +169,9 @@ impl Transport {
         let Some(slot) = connections.get_mut(self.token) else { return };
         if slot.connection.is_open() && slot.connection.write == WriteHalf::Open {
             slot.connection.write = WriteHalf::Finishing;
-            if inner.active.get() != Some(self.token) {
+            if inner.active.get() == self.token {
+                inner.staged_room.set(0);
+            } else {
                 inner.mark_slot_unsettled(self.token, slot);
             }
         }
@@ -191,7 +218,7 @@ impl Transport {
         if let Some(slot) = inner.connections.borrow_mut().get_mut(self.token) {
             slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), self.token);
         }
-        if inner.active.get() == Some(self.token) {
+        if inner.active.get() == self.token {
             inner.dry.set(true);
         }
     }
@@ -212,7 +239,10 @@ impl Transport {
     /// Bytes written that the kernel has not taken.
     pub fn buffered(&self) -> usize {
         let inner = &self.shard.inner;
-        let staged = if inner.active.get() == Some(self.token) { inner.staged.borrow().len() } else { 0 };
+        let staged = if inner.active.get() == self.token { inner.staged.borrow().len() } else { 0 };
+        if inner.active.get() == self.token && inner.staged_room.get() > 0 {
+            return staged;
+        }
         self.look(|slot| slot.connection.queued_bytes()).unwrap_or(0) + staged
     }
 
@@ -242,11 +272,14 @@ impl Transport {
     }
 
     /// Calls [`Protocol::deadline_reached`](crate::Protocol::deadline_reached) once, `after` from now; replaces an
-    /// earlier deadline, and `None` removes it.
+    /// earlier deadline, and `None` removes it. Without effect on a connection that is closing.
     pub fn set_deadline(&self, after: Option<Duration>) {
         let inner = &self.shard.inner;
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(self.token) else { return };
+        if !slot.connection.is_open() {
+            return;
+        }
         let mut timers = inner.timers.borrow_mut();
         let Some(after) = after else {
             if let Some(key) = slot.deadline.take() {

@@ -13,7 +13,8 @@ use crate::shard::connecting::Target;
 use crate::shard::connections::Handler;
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
-use crate::shard::handles::tcp_stream::{StreamCore, TcpStream};
+use crate::shard::handles::stream_core::StreamCore;
+use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::listening::{ListenHow, Opener};
 use crate::shard::protocol::Factory;
 

@@ -2,8 +2,7 @@
 
 use crate::cross_shard::Route;
 use crate::shard::Shard;
-use crate::shard::handles::call::{AsyncClosure, Call, Closure};
-use crate::shard::handles::handle::Handle;
+use crate::shard::handles::call::{AsyncClosure, Call, Closure, Origin};
 
 impl Shard {
     /// Runs `f` on the routed shard and gives its result. Nothing is sent before the future is first polled; calls from
@@ -18,7 +17,7 @@ impl Shard {
         F: FnOnce(&Shard) -> T + Send + 'static,
         T: Send + 'static,
     {
-        Handle::new(self.inner.shared.clone()).call(route, f)
+        Call::new(Origin::Home(self.clone()), route.into(), Closure::new(f))
     }
 
     /// Runs the async closure `f` as a task of the routed shard and gives its result. The closure travels, so it is
@@ -31,7 +30,7 @@ impl Shard {
         F: AsyncFnOnce(Shard) -> T + Send + 'static,
         T: Send + 'static,
     {
-        Handle::new(self.inner.shared.clone()).call_async(route, f)
+        Call::new(Origin::Home(self.clone()), route.into(), AsyncClosure::new(f))
     }
 
     /// Runs `f` on every shard, this one included, and gives the results in the order of the shards.

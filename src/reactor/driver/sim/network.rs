@@ -1,6 +1,8 @@
 //! TCP in memory: connections are pairs of bounded pipes, packets are under way for a while, everything undecided
 //! is drawn from one seed. What Linux does is the rule, and the comments say where it shows.
 
+mod packets;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::io;
@@ -9,10 +11,12 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::chance::{Chance, mix};
+use self::packets::Delivery;
+pub(super) use self::packets::Packet;
+use super::chance::Chance;
 use super::options::SimOptions;
 use super::sources::{Listener, Room, ShardSide, SourceKind, Stream};
-use super::world::{AcceptFault, WorldCensus};
+use super::world::AcceptFault;
 use crate::reactor::buffer::Output;
 use crate::reactor::driver::{CloseKind, ConnectSpec, Discarded, ListenSpec, Submitted};
 use crate::reactor::token::Token;
@@ -90,53 +94,6 @@ enum Owner {
 struct Group {
     members: Vec<(usize, Token)>,
     shared: bool,
-}
-
-struct Delivery {
-    due: Duration,
-    /// Posting order, which decides between deliveries of one instant.
-    sequence: u64,
-    packet: Packet,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Packet {
-    Syn {
-        client: EndId,
-        attempt: u32,
-    },
-    SynAck {
-        client: EndId,
-        server: EndId,
-    },
-    Ack {
-        server: EndId,
-    },
-    Bytes {
-        from: EndId,
-        to: EndId,
-        count: usize,
-    },
-    Fin {
-        to: EndId,
-    },
-    Reset {
-        to: EndId,
-    },
-    Refusal {
-        client: EndId,
-        cause: Errno,
-    },
-    /// A sender that was made to come short may go on.
-    Room {
-        shard: usize,
-        token: Token,
-    },
-    /// A listener that failed to accept tries again.
-    AcceptAgain {
-        shard: usize,
-        token: Token,
-    },
 }
 
 // Listening and connecting.
@@ -518,268 +475,6 @@ impl Network {
     }
 }
 
-// Packets.
-impl Network {
-    /// Delivers what is due by now. Every verb ends with this.
-    pub(super) fn settle(&mut self) {
-        self.deliver_until(self.clock);
-    }
-
-    pub(super) fn advance_to(&mut self, clock: Duration) {
-        self.deliver_until(clock);
-        self.clock = self.clock.max(clock);
-    }
-
-    /// When the next packet arrives. Packets that nobody waits for are forgotten on the way.
-    pub(super) fn next_delivery(&mut self) -> Option<Duration> {
-        loop {
-            let Reverse(delivery) = self.wire.peek()?;
-            if self.is_wanted(&delivery.packet) {
-                return Some(delivery.due);
-            }
-            self.wire.pop();
-        }
-    }
-
-    /// Sends `packet` on its way; with `to`, behind everything that is under way to that end.
-    pub(super) fn post(&mut self, to: Option<EndId>, packet: Packet) {
-        let mut due = self.clock + self.latency();
-        if let Some(end) = to.and_then(|to| self.ends.get_mut(&to)) {
-            due = due.max(end.last_due);
-            end.last_due = due;
-        }
-        self.post_at(due, packet);
-    }
-
-    pub(super) fn post_at(&mut self, due: Duration, packet: Packet) {
-        self.posted += 1;
-        self.wire.push(Reverse(Delivery { due, sequence: self.posted, packet }));
-    }
-
-    fn latency(&mut self) -> Duration {
-        let max = self.options.latency_max.as_nanos() as usize;
-        if max == 0 || self.chance.below(4) == 0 {
-            return Duration::ZERO;
-        }
-        Duration::from_nanos(self.chance.below(max + 1) as u64)
-    }
-
-    fn deliver_until(&mut self, until: Duration) {
-        while let Some(Reverse(delivery)) = self.wire.peek()
-            && delivery.due <= until
-        {
-            let Reverse(delivery) = self.wire.pop().expect("just seen");
-            self.clock = self.clock.max(delivery.due);
-            self.deliver(delivery.packet);
-        }
-    }
-
-    fn deliver(&mut self, packet: Packet) {
-        match packet {
-            Packet::Syn { client, attempt } => self.deliver_syn(client, attempt),
-            Packet::SynAck { client, server } => self.deliver_syn_ack(client, server),
-            Packet::Ack { server } => self.deliver_ack(server),
-            Packet::Bytes { from, to, count } => self.deliver_bytes(from, to, count),
-            Packet::Fin { to } => {
-                if let Some(end) = self.ends.get_mut(&to)
-                    && end.phase == Phase::Open
-                    && !end.input_cut
-                {
-                    assert_eq!(end.arrived, end.input.len(), "FIN has overtaken bytes");
-                    end.finished = true;
-                    self.mark_end_ready(to);
-                }
-            }
-            Packet::Reset { to } => self.deliver_reset(to),
-            Packet::Refusal { client, cause } => self.break_end(client, cause),
-            Packet::Room { shard, token } => {
-                if let Some(stream) = self.shards[shard].stream_mut(token)
-                    && stream.room == Room::WhenGranted
-                {
-                    stream.room = Room::Granted;
-                    self.shards[shard].mark_ready(token);
-                }
-            }
-            Packet::AcceptAgain { shard, token } => {
-                if let Some(listener) = self.shards[shard].listener_mut(token) {
-                    listener.paused = false;
-                    self.shards[shard].mark_ready(token);
-                }
-            }
-        }
-    }
-
-    fn deliver_syn(&mut self, client: EndId, attempt: u32) {
-        let Some(end) = self.ends.get(&client) else { return };
-        let (client_addr, addr) = (end.local, end.remote);
-        let Some((shard, token)) = self.choose_listener(client_addr, addr) else {
-            self.post(Some(client), Packet::Refusal { client, cause: Errno::CONNREFUSED });
-            return;
-        };
-        let listener = self.shards[shard].listener(token).expect("groups hold living listeners");
-        if listener.refusing || listener.waiting() >= listener.backlog {
-            // Dropped. The client's kernel tries again after 1, 2, 4, ... seconds, and gives up after six times
-            // (net.ipv4.tcp_syn_retries).
-            let again = self.clock + SYN_RETRY_FIRST * 2u32.pow(attempt);
-            let packet = if attempt == SYN_RETRIES {
-                Packet::Refusal { client, cause: Errno::TIMEDOUT }
-            } else {
-                Packet::Syn { client, attempt: attempt + 1 }
-            };
-            self.post_at(again, packet);
-            return;
-        }
-        let server = self.insert_end(addr, client_addr, Phase::Open, Owner::Listener { shard, token });
-        self.ends.get_mut(&server).expect("just inserted").peer = Some(client);
-        self.ends.get_mut(&client).expect("seen above").peer = Some(server);
-        let listener = self.shards[shard].listener_mut(token).expect("seen above");
-        listener.handshaking.push(server);
-        self.post(Some(client), Packet::SynAck { client, server });
-    }
-
-    fn choose_listener(&self, client: SocketAddr, addr: SocketAddr) -> Option<(usize, Token)> {
-        if self.refused_addrs.contains(&addr) {
-            return None;
-        }
-        let any: IpAddr =
-            if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let group = self.groups.get(&addr).or_else(|| self.groups.get(&SocketAddr::new(any, addr.port())))?;
-        let ip = match client.ip() {
-            IpAddr::V4(ip) => u128::from(ip.to_bits()),
-            IpAddr::V6(ip) => ip.to_bits(),
-        };
-        let hash = [ip as u64, (ip >> 64) as u64, client.port().into()]
-            .into_iter()
-            .fold(self.seed, |hash, word| mix(hash ^ word));
-        Some(group.members[(hash % group.members.len() as u64) as usize])
-    }
-
-    fn deliver_syn_ack(&mut self, client: EndId, server: EndId) {
-        match self.ends.get_mut(&client) {
-            None => self.reset(server),
-            Some(end) if end.phase == Phase::Connecting => {
-                end.phase = Phase::Open;
-                self.mark_end_ready(client);
-                self.post(Some(server), Packet::Ack { server });
-            }
-            Some(_) => {}
-        }
-    }
-
-    fn deliver_ack(&mut self, server: EndId) {
-        let Some(end) = self.ends.get(&server) else { return };
-        let Owner::Listener { shard, token } = end.owner else { return };
-        let listener =
-            self.shards[shard].listener_mut(token).expect("a closing listener closes what waits in it");
-        listener.handshaking.retain(|waiting| *waiting != server);
-        listener.queue.push_back(server);
-        self.shards[shard].mark_ready(token);
-    }
-
-    fn deliver_bytes(&mut self, from: EndId, to: EndId, count: usize) {
-        match self.ends.get_mut(&to) {
-            // Data for a socket that has been closed is answered with RST.
-            None => self.reset(from),
-            Some(end) if end.phase == Phase::Open => {
-                end.arrived = (end.arrived + count).min(end.input.len());
-                self.mark_end_ready(to);
-            }
-            Some(_) => {}
-        }
-    }
-
-    fn deliver_reset(&mut self, to: EndId) {
-        let Some(end) = self.ends.get(&to) else { return };
-        if let Owner::Listener { shard, token } = end.owner
-            && let Some(listener) = self.shards[shard].listener_mut(token)
-            && let Some(place) = listener.handshaking.iter().position(|waiting| *waiting == to)
-        {
-            // Its handshake has not ended: nobody knows of it yet. One that waits to be accepted stays, broken.
-            listener.handshaking.remove(place);
-            self.ends.remove(&to);
-            return;
-        }
-        let cause = match end.phase {
-            Phase::Connecting => Errno::CONNREFUSED,
-            _ if end.finished => Errno::PIPE,
-            _ => Errno::CONNRESET,
-        };
-        self.break_end(to, cause);
-    }
-
-    /// What has arrived stays readable, as on Linux.
-    fn break_end(&mut self, id: EndId, cause: Errno) {
-        if let Some(end) = self.ends.get_mut(&id)
-            && !matches!(end.phase, Phase::Broken { .. })
-        {
-            end.phase = Phase::Broken { cause, write_told: false };
-            self.mark_end_ready(id);
-        }
-    }
-
-    fn mark_end_ready(&mut self, id: EndId) {
-        if let Some(end) = self.ends.get(&id)
-            && let Owner::Source { shard, token } = end.owner
-        {
-            self.shards[shard].mark_ready(token);
-        }
-    }
-
-    /// Gives an accepted connection to the shard that accepted it.
-    pub(super) fn own(&mut self, shard: usize, id: EndId) -> (Token, SocketAddr) {
-        let token = self.adopt(shard, id);
-        (token, self.ends[&id].remote)
-    }
-
-    fn is_wanted(&self, packet: &Packet) -> bool {
-        match packet {
-            Packet::Syn { client: end, .. } | Packet::Refusal { client: end, .. } => {
-                self.ends.contains_key(end)
-            }
-            Packet::Ack { server: end } | Packet::Fin { to: end } | Packet::Reset { to: end } => {
-                self.ends.contains_key(end)
-            }
-            Packet::SynAck { client: one, server: other } | Packet::Bytes { from: one, to: other, .. } => {
-                self.ends.contains_key(one) || self.ends.contains_key(other)
-            }
-            Packet::Room { shard, token } | Packet::AcceptAgain { shard, token } => {
-                self.shards[*shard].sources.contains(*token)
-            }
-        }
-    }
-
-    pub(super) fn census(&self) -> WorldCensus {
-        let owned = |wanted: fn(&Owner) -> bool| self.ends.values().filter(|end| wanted(&end.owner)).count();
-        WorldCensus {
-            listeners: self.groups.values().map(|group| group.members.len()).sum(),
-            connections: owned(|owner| matches!(owner, Owner::Source { .. })),
-            waiting: owned(|owner| matches!(owner, Owner::Listener { .. })),
-            detached: owned(|owner| matches!(owner, Owner::Detached)),
-            packets: self.wire.iter().filter(|Reverse(delivery)| self.is_wanted(&delivery.packet)).count(),
-        }
-    }
-}
-
-impl PartialEq for Delivery {
-    fn eq(&self, other: &Self) -> bool {
-        self.sequence == other.sequence
-    }
-}
-
-impl Eq for Delivery {}
-
-impl PartialOrd for Delivery {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Delivery {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.due, self.sequence).cmp(&(other.due, other.sequence))
-    }
-}
-
 /// Where a connect to `addr` goes: to an unspecified address means to this host.
 fn dialled(addr: SocketAddr) -> SocketAddr {
     match addr.ip() {
@@ -801,9 +496,6 @@ const LISTEN_PORT_FIRST: u16 = 40_000;
 /// Below the listeners' ports, so that no client ever sits where a listener wants to.
 const CLIENT_PORT_FIRST: u16 = 10_000;
 const CLIENT_PORT_LAST: u16 = LISTEN_PORT_FIRST - 1;
-
-const SYN_RETRY_FIRST: Duration = Duration::from_secs(1);
-const SYN_RETRIES: u32 = 6;
 
 /// What one send may put on the way to a peer that is gone.
 const ORPHAN_BYTES: usize = 64 * 1024;

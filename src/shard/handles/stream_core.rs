@@ -1,0 +1,302 @@
+//! What a stream and its connection's slot share: bytes that nobody has read yet, and who waits for what.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use crate::error::CloseReason;
+use crate::reactor::lease::Lease;
+use crate::reactor::token::Token;
+use crate::shard::Shard;
+
+/// Received bytes that nobody has read yet are copied and kept; above this many the stream stops receiving.
+const QUEUED_BYTES_MAX: usize = 64 * 1024;
+
+/// The state of one stream. Small, since ten thousand idle ones are ten thousand of these.
+pub(crate) struct StreamCore {
+    state: RefCell<StreamState>,
+}
+
+struct StreamState {
+    /// Received, and copied because no task was waiting.
+    queued: Vec<u8>,
+    /// How many of them have been read.
+    queued_read: u32,
+    /// No more input: the peer has finished, or the shard drains.
+    finished: bool,
+    ends_on_drain: bool,
+    told_draining: bool,
+    /// The stream has stopped receiving, since nobody reads.
+    full: bool,
+    /// The writer waits until nothing is unsent, not just for room.
+    flushing: bool,
+    broken: Option<Box<Broken>>,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+/// What reads and writes say once the connection has broken.
+struct Broken {
+    kind: io::ErrorKind,
+    message: String,
+}
+
+/// What a reader finds.
+pub(super) enum Found {
+    /// Bytes on loan, fresh from the kernel.
+    Lent(Lease),
+    /// There are bytes that were kept.
+    Queued,
+    /// Nothing now.
+    Nothing,
+}
+
+impl StreamCore {
+    pub(crate) fn new() -> Rc<Self> {
+        Rc::new(StreamCore {
+            state: RefCell::new(StreamState {
+                queued: Vec::new(),
+                queued_read: 0,
+                finished: false,
+                ends_on_drain: true,
+                told_draining: false,
+                full: false,
+                flushing: false,
+                broken: None,
+                reader: None,
+                writer: None,
+            }),
+        })
+    }
+
+    /// Offers the bytes to the waiting task, which runs at once while they are on loan; what it leaves is copied.
+    #[inline]
+    pub(crate) fn on_received(&self, shard: &Shard, token: Token, lease: Lease) {
+        let reader = {
+            let mut state = self.state.borrow_mut();
+            if state.queued.is_empty() {
+                shard.inner.lent.set(Some(lease));
+            } else {
+                state.queued.extend_from_slice(&lease);
+            }
+            state.reader.take()
+        };
+        if let Some(reader) = reader {
+            shard.inner.executor.run_woken(|| reader.wake());
+        }
+        if let Some(rest) = shard.inner.lent.take() {
+            self.keep(&rest);
+        }
+        let mut state = self.state.borrow_mut();
+        if state.unread() >= QUEUED_BYTES_MAX && !state.full {
+            state.full = true;
+            drop(state);
+            hold(shard, token, true);
+        }
+    }
+
+    /// Keeps bytes that nobody is to be shown now.
+    pub(crate) fn keep(&self, bytes: &[u8]) {
+        self.state.borrow_mut().queued.extend_from_slice(bytes);
+    }
+
+    pub(crate) fn on_draining(&self, shard: &Shard) {
+        let ends = {
+            let mut state = self.state.borrow_mut();
+            state.told_draining = true;
+            state.ends_on_drain
+        };
+        if ends {
+            self.on_finished(shard);
+        }
+    }
+
+    pub(crate) fn on_finished(&self, shard: &Shard) {
+        let reader = {
+            let mut state = self.state.borrow_mut();
+            state.finished = true;
+            state.reader.take()
+        };
+        if let Some(reader) = reader {
+            shard.inner.executor.run_woken(|| reader.wake());
+        }
+    }
+
+    /// Output went out; `queued_bytes` are left, and `has_room` says whether that is at or below the low watermark.
+    pub(crate) fn on_progress(&self, queued_bytes: usize, has_room: bool) {
+        let writer = {
+            let mut state = self.state.borrow_mut();
+            let satisfied = if state.flushing { queued_bytes == 0 } else { has_room };
+            if satisfied { state.writer.take() } else { None }
+        };
+        if let Some(writer) = writer {
+            writer.wake();
+        }
+    }
+
+    pub(crate) fn on_ended(&self, reason: CloseReason) {
+        let wakers = {
+            let mut state = self.state.borrow_mut();
+            let kind = match &reason {
+                CloseReason::Os { source, .. } => Some(source.kind()),
+                CloseReason::Closed | CloseReason::PeerFinished | CloseReason::HandedOff => None,
+                CloseReason::WriteStalled { .. } | CloseReason::DeadlineReached => {
+                    Some(io::ErrorKind::TimedOut)
+                }
+                _ => Some(io::ErrorKind::ConnectionAborted),
+            };
+            match kind {
+                Some(kind) => state.broken = Some(Box::new(Broken { kind, message: reason.to_string() })),
+                None => state.finished = true,
+            }
+            [state.reader.take(), state.writer.take()]
+        };
+        for waker in wakers.into_iter().flatten() {
+            waker.wake();
+        }
+    }
+
+    /// What there is to read.
+    #[inline]
+    pub(super) fn find(&self, shard: &Shard, token: Token) -> Found {
+        if shard.inner.active.get() == token
+            && let Some(lease) = shard.inner.lent.take()
+        {
+            return Found::Lent(lease);
+        }
+        if self.state.borrow().unread() > 0 { Found::Queued } else { Found::Nothing }
+    }
+
+    /// All that was kept.
+    pub(super) fn take_queued(&self, shard: &Shard, token: Token) -> Vec<u8> {
+        let (mut bytes, read) = {
+            let mut state = self.state.borrow_mut();
+            (std::mem::take(&mut state.queued), std::mem::take(&mut state.queued_read))
+        };
+        bytes.drain(..read as usize);
+        self.made_room(shard, token);
+        bytes
+    }
+
+    /// Copies what was kept into `buffer`, as much as fits.
+    pub(super) fn read_queued(&self, shard: &Shard, token: Token, buffer: &mut [u8]) -> usize {
+        let count = {
+            let mut state = self.state.borrow_mut();
+            let read = state.queued_read as usize;
+            let count = state.unread().min(buffer.len());
+            buffer[..count].copy_from_slice(&state.queued[read..read + count]);
+            state.queued_read += count as u32;
+            if state.unread() == 0 {
+                state.queued = Vec::new();
+                state.queued_read = 0;
+            }
+            count
+        };
+        self.made_room(shard, token);
+        count
+    }
+
+    fn made_room(&self, shard: &Shard, token: Token) {
+        let mut state = self.state.borrow_mut();
+        if state.full && state.unread() < QUEUED_BYTES_MAX / 2 {
+            state.full = false;
+            drop(state);
+            hold(shard, token, false);
+        }
+    }
+
+    /// Ready at the end of input.
+    #[inline]
+    pub(super) fn poll_end(&self, context: &Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.state.borrow_mut();
+        if state.broken.is_some() {
+            drop(state);
+            return Poll::Ready(self.check_broken());
+        }
+        if state.finished {
+            return Poll::Ready(Ok(()));
+        }
+        let replaced = keep(&mut state.reader, context);
+        drop(state);
+        drop(replaced);
+        Poll::Pending
+    }
+
+    /// Remembers who waits for room, or, when `flushing`, until nothing is unsent.
+    pub(super) fn wait_to_write(&self, context: &Context<'_>, flushing: bool) {
+        let mut state = self.state.borrow_mut();
+        state.flushing = flushing;
+        let replaced = keep(&mut state.writer, context);
+        drop(state);
+        drop(replaced);
+    }
+
+    pub(super) fn check_broken(&self) -> io::Result<()> {
+        match &self.state.borrow().broken {
+            Some(broken) => Err(io::Error::new(broken.kind, broken.message.clone())),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn set_ends_on_drain(&self, on: bool) {
+        let mut state = self.state.borrow_mut();
+        state.ends_on_drain = on;
+        if on && state.told_draining {
+            state.finished = true;
+        }
+    }
+
+    /// For a stream that begins with bytes, and perhaps an end, it brought along.
+    pub(super) fn begin_with(&self, unread: Vec<u8>, finished: bool) {
+        let mut state = self.state.borrow_mut();
+        state.queued = unread;
+        state.finished = finished;
+    }
+}
+
+impl StreamState {
+    #[inline]
+    fn unread(&self) -> usize {
+        self.queued.len() - self.queued_read as usize
+    }
+}
+
+/// Keeps the waker of whoever asks. Gives the one it replaces: dropping that may run foreign code, which must not happen
+/// under a borrow.
+#[inline]
+fn keep(place: &mut Option<Waker>, context: &Context<'_>) -> Option<Waker> {
+    match place {
+        Some(kept) if kept.will_wake(context.waker()) => None,
+        place => place.replace(context.waker().clone()),
+    }
+}
+
+/// Stops receiving, or goes on.
+fn hold(shard: &Shard, token: Token, held: bool) {
+    let inner = &shard.inner;
+    {
+        let mut connections = inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(token) else { return };
+        if held {
+            slot.connection.read_holds += 1;
+        } else {
+            slot.connection.read_holds -= 1;
+        }
+        slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
+    }
+    if !held {
+        shard.read_resumed(token);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_stream_is_small() {
+        let bytes = size_of::<StreamCore>();
+        assert!(bytes <= 96, "{bytes} bytes");
+    }
+}

@@ -1,0 +1,197 @@
+//! Bugs that were found and fixed, each with its story. The name says what holds since then.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use shardwise::testing::on_every_driver;
+use shardwise::{CloseReason, Input, Protocol, Result, TcpStream, Transport, WriteError};
+
+/// Answers every line with itself; what it does between two lines is the test's.
+struct Lines<F> {
+    between: F,
+}
+
+impl<F: FnMut(&Transport) + 'static> Protocol for Lines<F> {
+    fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+        while let Some(end) = input.bytes().iter().position(|byte| *byte == b'\n') {
+            transport.write(&input.bytes()[..=end])?;
+            input.consume(end + 1);
+            (self.between)(transport);
+        }
+        Ok(())
+    }
+}
+
+/// A protocol that paused and resumed within one callback was never shown the rest of its input: the pause had
+/// made the input run dry, and the resume had found nothing kept yet. The connection hung until the peer sent more.
+#[test]
+fn a_pause_that_ends_within_its_callback_loses_no_input() {
+    type Between = fn(&Transport);
+    let pauses: [Between; 2] = [
+        |transport| {
+            transport.pause_reading();
+            transport.resume_reading();
+        },
+        |transport| drop(transport.hold_reading()),
+    ];
+    on_every_driver(async move |env| {
+        for between in pauses {
+            let listener = env.shard().listen_tcp("127.0.0.1:0", move || Lines { between })?;
+            let mut client = TcpStream::connect(listener.local_addr()).await?;
+            client.write_all(b"one\ntwo\nthree\n").await?;
+            let mut answer = [0; 14];
+            env.shard().timeout(Duration::from_secs(20), client.read_exact(&mut answer)).await??;
+            assert_eq!(&answer, b"one\ntwo\nthree\n");
+        }
+        Ok(())
+    });
+}
+
+/// The driver gave a detached stream's slot away at once, the shard only at the end of the turn: whatever took the
+/// driver's slot in between met the old connection in the shard's.
+#[test]
+fn a_detached_stream_can_be_attached_in_the_same_turn() {
+    on_every_driver(async |env| {
+        let listener = env.shard().serve_tcp("127.0.0.1:0", async |mut stream: TcpStream| {
+            for _ in 0..10 {
+                let shard = stream.transport().shard().clone();
+                stream = stream.detach().await?.attach(&shard)?;
+            }
+            while let Some(chunk) = stream.read_chunk().await? {
+                stream.write_all(&chunk).await?;
+            }
+            Ok(())
+        })?;
+        for _ in 0..3 {
+            let mut client = TcpStream::connect(listener.local_addr()).await?;
+            client.write_all(b"hello").await?;
+            let mut answer = [0; 5];
+            env.shard().timeout(Duration::from_secs(20), client.read_exact(&mut answer)).await??;
+            assert_eq!(&answer, b"hello");
+        }
+        Ok(())
+    });
+}
+
+/// Panics of tasks and of routed calls were counted by the parts that caught them, and reported by nobody.
+#[test]
+fn every_panic_of_application_code_is_reported() {
+    on_every_driver(async |env| {
+        let panics = || env.handle().report().iter().map(|report| report.panics).collect::<Vec<_>>();
+        assert_eq!(panics(), [0, 0]);
+        assert!(env.shard().spawn(async { panic!("a task, as the test wants it") }).await.is_err());
+        assert_eq!(panics(), [1, 0]);
+        let other = env.handle().shard_ids().nth(1).unwrap();
+        let call = env.shard().call(other, |_| panic!("a call, as the test wants it"));
+        assert!(call.await.is_err());
+        assert_eq!(panics(), [1, 1]);
+        let call = env.shard().call_async(other, async |_| panic!("an async call, as the test wants it"));
+        assert!(call.await.is_err());
+        assert_eq!(panics(), [1, 2]);
+        let posted = env.handle().call_from_thread(other, |_| panic!("a post, as the test wants it"));
+        assert!(posted.is_ok());
+        // Calls to one shard run in the order they were made.
+        env.shard().call(other, |_| ()).await?;
+        assert_eq!(panics(), [1, 3]);
+        Ok(())
+    });
+}
+
+/// Input that a protocol left was copied to a new allocation with each further read, so a large frame that came in
+/// small segments cost its square: a peer could hold a shard with a few bytes at a time.
+#[test]
+fn input_that_is_left_stays_where_it_is() {
+    const FRAME_BYTES: usize = 8 * 1024;
+    /// Takes nothing before all has come; counts how often what it had left lies elsewhere.
+    struct Whole {
+        at: *const u8,
+        moves: Rc<Cell<usize>>,
+        calls: Rc<Cell<usize>>,
+    }
+    impl Protocol for Whole {
+        fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+            self.calls.set(self.calls.get() + 1);
+            if self.at != input.bytes().as_ptr() {
+                self.at = input.bytes().as_ptr();
+                self.moves.set(self.moves.get() + 1);
+            }
+            if input.len() == FRAME_BYTES {
+                transport.write(input.take())?;
+            }
+            Ok(())
+        }
+    }
+    on_every_driver(async |env| {
+        let (moves, calls) = (Rc::<Cell<usize>>::default(), Rc::<Cell<usize>>::default());
+        let made = RefCell::new(Some(Whole {
+            at: std::ptr::null(),
+            moves: Rc::clone(&moves),
+            calls: Rc::clone(&calls),
+        }));
+        let listener = env.shard().listen_tcp("127.0.0.1:0", move || made.borrow_mut().take())?;
+        let mut client = TcpStream::connect(listener.local_addr()).await?;
+        let frame: Vec<u8> = (0..FRAME_BYTES).map(|index| (index % 251) as u8).collect();
+        for piece in frame.chunks(32) {
+            client.write_all(piece).await?;
+            client.flush().await?;
+            shardwise::yield_now().await;
+        }
+        let mut answer = vec![0; FRAME_BYTES];
+        client.read_exact(&mut answer).await?;
+        assert!(answer == frame, "the frame came back otherwise");
+        // The read buffer, the first copy, and then at most each time the allocation doubles.
+        assert!(moves.get() <= 16, "{} of {} calls found the input elsewhere", moves.get(), calls.get());
+        Ok(())
+    });
+}
+
+/// A large write goes straight to the kernel. When the kernel refused it, since the peer had reset the connection and
+/// the shard did not know yet, the driver was still borrowed while the connection was ended: the protocol panicked,
+/// and its connection stayed half ended for ever.
+#[test]
+fn a_large_write_to_a_peer_that_has_reset_ends_the_connection() {
+    thread_local! {
+        static SERVER: RefCell<Option<Transport>> = const { RefCell::new(None) };
+        static ENDS: RefCell<Vec<CloseReason>> = const { RefCell::new(Vec::new()) };
+    }
+    struct Told;
+    impl Protocol for Told {
+        fn connected(&mut self, transport: &Transport) -> Result<()> {
+            SERVER.set(Some(transport.clone()));
+            Ok(())
+        }
+        fn data_received(&mut self, _: &Transport, _: &mut Input<'_>) -> Result<()> {
+            Ok(())
+        }
+        fn disconnected(&mut self, reason: CloseReason) {
+            ENDS.with_borrow_mut(|ends| ends.push(reason));
+        }
+    }
+    on_every_driver(async |env| {
+        let listener = env.shard().listen_tcp("127.0.0.1:0", || Told)?;
+        let client = TcpStream::connect(listener.local_addr()).await?;
+        while SERVER.with_borrow(Option::is_none) {
+            env.shard().sleep(Duration::from_millis(1)).await;
+        }
+        client.abort();
+        // Messages run before events: here the kernel knows of the reset, and the shard does not.
+        let taken = env.handle().call_from_thread(env.shard().id(), |_| {
+            let server = SERVER.take().unwrap();
+            let mut outcome = Ok(());
+            for _ in 0..3 {
+                outcome = server.write(&[0; 16 * 1024]).map(|_| ());
+            }
+            // In a simulation the reset may still be on its way.
+            assert!(matches!(outcome, Ok(()) | Err(WriteError::Closed)));
+        });
+        assert!(taken.is_ok());
+        while ENDS.with_borrow(Vec::is_empty) {
+            env.shard().sleep(Duration::from_millis(1)).await;
+        }
+        let ends = ENDS.take();
+        assert!(matches!(ends[..], [CloseReason::Os { .. }]), "{ends:?}");
+        assert_eq!(env.handle().report()[0].panics, 0);
+        Ok(())
+    });
+}
