@@ -357,7 +357,8 @@ fn sixty_clients_in_the_accept_queues_of_two_blocked_shards_are_all_served_befor
         running.handle().call_from_thread(id, block).unwrap();
         releases.push(release);
     }
-    (both_blocked.recv().unwrap(), both_blocked.recv().unwrap());
+    both_blocked.recv().unwrap();
+    both_blocked.recv().unwrap();
     let (connected, all_connected) = mpsc::channel();
     let clients: Vec<_> = (0..QUEUED)
         .map(|number| {
@@ -665,6 +666,7 @@ fn effort() -> (usize, u64, u64) {
 
 /// Watches two idle shards for 2 s, which is what can be afforded here; a poll with a timeout of up to 2 s would show.
 #[test]
+#[expect(clippy::disallowed_methods, reason = "what is measured is that nothing happens while time passes")]
 fn an_idle_runtime_uses_no_cpu_and_switches_no_context() {
     if is_child() {
         // As applications do: pinned where that is possible, with a listener, a connection and a distant timer.

@@ -92,7 +92,7 @@ pub(crate) struct Inner {
     /// Tasks of `serve_tcp` that have not finished.
     pub(crate) serving: Cell<usize>,
     /// Calls to be made once the runtime runs.
-    pub(crate) when_running: RefCell<Vec<Box<dyn FnOnce(&Shard)>>>,
+    pub(crate) when_running: RefCell<Vec<RunningCall>>,
     pub(crate) drain_deadline: RefCell<Option<DelayedCall>>,
     /// Set while connections that came in late have their time to be served.
     pub(crate) late_drain: RefCell<Option<DelayedCall>>,
@@ -103,6 +103,8 @@ pub(crate) struct Inner {
     pub(crate) poll: turn::AdaptivePoll,
     pub(crate) stats: Arc<ShardStats>,
 }
+
+pub(crate) type RunningCall = Box<dyn FnOnce(&Shard)>;
 
 /// What the timer wheel holds.
 pub(crate) enum Timer {

@@ -44,8 +44,8 @@ pub struct Simulation {
 const TURNS_MAX: u64 = 50_000_000;
 /// Work takes no virtual time, but who never rests would keep the clock, and thus every deadline and every byte under
 /// way, from ever coming: so many turns in a row take this long.
-const TURNS_PER_STEP: u32 = 64;
-const STEP: Duration = Duration::from_micros(20);
+const TURNS_PER_STEP: u32 = 16;
+const STEP: Duration = Duration::from_micros(100);
 
 impl Simulation {
     /// Two shards, and a network that is slow and unkind in ways drawn from `seed`.
