@@ -29,6 +29,8 @@ pub(crate) struct Connection {
     receiving: bool,
     /// Above the high watermark, and not yet back at low.
     above_high: bool,
+    /// A writer was told to stop; `crossing` has not said so yet.
+    told_above_high: bool,
     /// The last submit left something: the driver says `Sent` when there is room.
     blocked: bool,
 }
@@ -105,6 +107,7 @@ impl Connection {
             paused_by_protocol: false,
             receiving: false,
             above_high: false,
+            told_above_high: false,
             blocked: false,
         }
     }
@@ -205,12 +208,19 @@ impl Connection {
         bytes
     }
 
+    /// A writer is being told that more than the high watermark is unsent. It will wait for the way back, also if
+    /// the kernel takes everything with the next flush.
+    pub(crate) fn tell_above_high(&mut self) {
+        self.told_above_high = !self.above_high;
+    }
+
     /// Looks whether the watermark was crossed since the last look.
     #[inline]
     pub(crate) fn crossing(&mut self, marks: &Watermarks) -> Option<Crossing> {
         let queued = self.output.len();
-        if !self.above_high && queued > marks.high_bytes {
+        if !self.above_high && (queued > marks.high_bytes || self.told_above_high) {
             self.above_high = true;
+            self.told_above_high = false;
             Some(Crossing::Paused)
         } else if self.above_high && queued <= marks.low_bytes {
             self.above_high = false;

@@ -334,6 +334,7 @@ impl Shard {
         self.inner.dry.set(false);
         body();
         self.settle(token);
+        debug_assert!(self.inner.staged.borrow().is_empty(), "staged output belongs to one connection");
         self.inner.active.set(before);
     }
 
@@ -431,7 +432,15 @@ impl Shard {
                 Some(notice) => self.give_notice(token, notice),
             }
         }
-        self.inner.mark_unsettled(token);
+        // It goes on in the next turn. What the last notice has staged is this connection's, and must not be left to
+        // whichever is flushed next.
+        let mut connections = self.inner.connections.borrow_mut();
+        let mut staged = self.inner.staged.borrow_mut();
+        if let Some(slot) = connections.get_mut(token) {
+            slot.connection.queue(&staged);
+            self.inner.mark_slot_unsettled(token, slot);
+        }
+        staged.clear();
     }
 
     fn give_notice(&self, token: Token, notice: Notice) {

@@ -94,7 +94,11 @@ impl Transport {
             inner.mark_slot_unsettled(self.token, slot);
         }
         let queued = slot.connection.queued_bytes() + if active { staged.len() } else { 0 };
-        Ok(if queued > marks.high_bytes { Flow::AboveHigh } else { Flow::Open })
+        if queued <= marks.high_bytes {
+            return Ok(Flow::Open);
+        }
+        slot.connection.tell_above_high();
+        Ok(Flow::AboveHigh)
     }
 
     /// Writes the pieces one after the other, like one write of all of them.
