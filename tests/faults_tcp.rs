@@ -59,7 +59,8 @@ struct FloodServer {
 }
 
 fn flood_server(style: Style, config: Config) -> FloodServer {
-    let (ends, errors, buffered_max) = (Ends::default(), Arc::<Mutex<Vec<String>>>::default(), Arc::default());
+    let (ends, errors, buffered_max) =
+        (Ends::default(), Arc::<Mutex<Vec<String>>>::default(), Arc::default());
     let echo_addr = Arc::<Mutex<Option<SocketAddr>>>::default();
     let (told, ended, failed) = (Arc::clone(&echo_addr), Arc::clone(&ends), Arc::clone(&errors));
     let buffered: Arc<AtomicUsize> = Arc::clone(&buffered_max);
@@ -419,7 +420,9 @@ fn an_early_answer_arrives_although_the_request_is_still_coming() {
                 let _ = writer.write_all(&[1; 30_000]).and_then(|()| writer.write_all(&[1; 30_000]));
             });
             let mut answer = vec![0; 20_000];
-            client.read_exact(&mut answer).unwrap_or_else(|error| panic!("{style:?}, round {round}: {error}"));
+            client
+                .read_exact(&mut answer)
+                .unwrap_or_else(|error| panic!("{style:?}, round {round}: {error}"));
             assert!(answer.iter().all(|byte| *byte == 9));
             writing.join().unwrap();
             assert_eq!(client.read(&mut [0]).unwrap(), 0, "then FIN, and no reset");
@@ -588,7 +591,8 @@ fn an_event_for_a_connection_closed_in_the_same_batch_reaches_nobody_else() {
             Ok(())
         }
     }
-    let server = Server::start(1, Config::default(), |shard| Ok(shard.listen_tcp("127.0.0.1:0", || Jealous)?));
+    let server =
+        Server::start(1, Config::default(), |shard| Ok(shard.listen_tcp("127.0.0.1:0", || Jealous)?));
     for round in 0..20 {
         let mut old: Vec<_> = (0..CLIENTS).map(|_| connect(server.addr)).collect();
         eventually("all are open", || server.open() == CLIENTS as u64);

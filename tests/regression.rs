@@ -237,8 +237,7 @@ fn a_writer_told_to_stop_is_always_told_to_go_on() {
     config.watermarks.high_bytes = 1000;
     config.watermarks.low_bytes = 100;
     on_every_driver_with(2, config, async |env| {
-        let listener =
-            env.shard().listen_tcp("127.0.0.1:0", || Pours { left: CHUNKS, paused: false })?;
+        let listener = env.shard().listen_tcp("127.0.0.1:0", || Pours { left: CHUNKS, paused: false })?;
         let mut client = TcpStream::connect(listener.local_addr()).await?;
         let mut received = vec![0; CHUNKS * 600];
         env.shard().timeout(Duration::from_secs(20), client.read_exact(&mut received)).await??;

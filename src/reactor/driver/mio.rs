@@ -13,7 +13,7 @@
 //! * An edge for a token of an older generation is dropped: its source was closed earlier in the same batch.
 //!
 //! # Out of descriptors
-//! When `accept4` says EMFILE, ENFILE, ENOBUFS or ENOMEM while a peer waits, that peer stays in the kernel's queue, where it
+//! When `accept4` says EMFILE, ENFILE, ENOBUFS, ENOMEM or EPERM while a peer waits, that peer stays in the kernel's queue, where it
 //! loses nothing; [`Event::AcceptFailed`] tells, at most once a second and listener. Accepting pauses for all
 //! listeners of this driver – the shortage is the process's – and is tried again after 100 ms, or 20 ms after the
 //! failure once this driver has closed a descriptor: at most 50 futile calls a second. There is no reserved descriptor: one could only serve to hang
@@ -920,7 +920,7 @@ const ACCEPT_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 const BAD_CONNECTIONS_IN_A_ROW_MAX: usize = 1024;
 
 /// `accept(2)`: these tell of the connection at the head of the queue, not of the listener.
-const CONNECTION_WAS_BAD: [Errno; 10] = [
+const CONNECTION_WAS_BAD: [Errno; 9] = [
     Errno::CONNABORTED,
     Errno::PROTO,
     Errno::NETDOWN,
@@ -930,9 +930,9 @@ const CONNECTION_WAS_BAD: [Errno; 10] = [
     Errno::HOSTUNREACH,
     Errno::OPNOTSUPP,
     Errno::NOPROTOOPT,
-    Errno::PERM,
 ];
-const SHORTAGES: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+/// Descriptors or memory, or permission: a security module that says no leaves the connection in the queue.
+const SHORTAGES: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::PERM];
 
 /// No source has this name: slot numbers end below `u32::MAX`.
 const WAKER: mio::Token = mio::Token(usize::MAX);
