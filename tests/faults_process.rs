@@ -1,7 +1,6 @@
 //! What needs a process of its own: descriptors and memory that are counted, limits that are lowered, system calls
 //! that fail by `strace`, panics by the thousand. Each of these tests runs itself again in a child.
 
-#[expect(dead_code, reason = "shared with the tests of connections")]
 mod faults;
 
 use std::cell::Cell;
@@ -654,7 +653,10 @@ fn wakers_may_be_used_anywhere_at_any_time() {
                         let waker = &wakers[turn % TASKS];
                         match turn % 3 {
                             0 => waker.wake_by_ref(),
-                            1 => waker.clone().wake(),
+                            1 => {
+                                let kept = waker.clone();
+                                kept.wake();
+                            }
                             _ => drop(waker.clone()),
                         }
                         if handle.state() == shardwise::RuntimeState::Stopped {

@@ -516,9 +516,8 @@ impl Shard {
         if is_active && slot.connection.may_read() {
             inner.dry.set(false);
         }
-        let waits = is_active
-            || !slot.connection.input.is_empty()
-            || slot.connection.read == ReadHalf::FinishPending;
+        let waits =
+            is_active || !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending;
         if waits && !slot.marks.resumed {
             slot.marks.resumed = true;
             inner.resumed.borrow_mut().push(token);
