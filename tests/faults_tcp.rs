@@ -1,7 +1,6 @@
 //! What peers do to a connection: resets, half-closes, dribbles, floods and silence, on a real kernel, with blocking
 //! clients on threads. Needs no process of its own; what does is in `faults_process.rs`.
 
-#[expect(dead_code, reason = "shared with the tests that need a process of their own")]
 mod faults;
 
 use std::cell::RefCell;
@@ -625,7 +624,7 @@ fn an_event_for_a_connection_closed_in_the_same_batch_reaches_nobody_else() {
         server.wait_open(0);
         OPEN.with_borrow(|open| assert!(open.is_empty(), "nothing here: the shard has its own"));
         let cleared = server.handle().blocking_call_from_thread(shard_ids(&server)[0], |_| OPEN.take().len());
-        assert_eq!(cleared.unwrap() >= served, true, "round {round}");
+        assert!(cleared.unwrap() >= served, "round {round}");
     }
     assert_eq!(server.sum(|report| report.panics), 0);
     server.stop();

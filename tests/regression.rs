@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use shardwise::testing::on_every_driver;
-use shardwise::{CloseReason, Input, Protocol, Result, TcpStream, Transport, WriteError};
+use shardwise::testing::{on_every_driver, on_every_driver_with};
+use shardwise::{CloseReason, Config, Flow, Input, Protocol, Result, TcpStream, Transport, WriteError};
 
 /// Answers every line with itself; what it does between two lines is the test's.
 struct Lines<F> {
@@ -191,6 +191,57 @@ fn a_large_write_to_a_peer_that_has_reset_ends_the_connection() {
         }
         let ends = ENDS.take();
         assert!(matches!(ends[..], [CloseReason::Os { .. }]), "{ends:?}");
+        assert_eq!(env.handle().report()[0].panics, 0);
+        Ok(())
+    });
+}
+
+/// A write said `AboveHigh` while its bytes were only staged. When the kernel then took them all, no watermark had been
+/// crossed where it was looked at, and `write_resumed`, which the writer was told to wait for, never came.
+#[test]
+fn a_writer_told_to_stop_is_always_told_to_go_on() {
+    const CHUNKS: usize = 40;
+    struct Pours {
+        left: usize,
+        paused: bool,
+    }
+    impl Pours {
+        fn pour(&mut self, transport: &Transport) -> Result<()> {
+            while self.left > 0 {
+                self.left -= 1;
+                if transport.write(&[7; 600])? == Flow::AboveHigh {
+                    return Ok(());
+                }
+            }
+            transport.close();
+            Ok(())
+        }
+    }
+    impl Protocol for Pours {
+        fn connected(&mut self, transport: &Transport) -> Result<()> {
+            self.pour(transport)
+        }
+        fn data_received(&mut self, _: &Transport, _: &mut Input<'_>) -> Result<()> {
+            Ok(())
+        }
+        fn write_paused(&mut self, _: &Transport) -> Result<()> {
+            assert!(!std::mem::replace(&mut self.paused, true), "paused twice");
+            Ok(())
+        }
+        fn write_resumed(&mut self, transport: &Transport) -> Result<()> {
+            assert!(std::mem::take(&mut self.paused), "resumed without a pause");
+            self.pour(transport)
+        }
+    }
+    let mut config = Config::default();
+    config.watermarks.high_bytes = 1000;
+    config.watermarks.low_bytes = 100;
+    on_every_driver_with(2, config, async |env| {
+        let listener = env.shard().listen_tcp("127.0.0.1:0", || Pours { left: CHUNKS, paused: false })?;
+        let mut client = TcpStream::connect(listener.local_addr()).await?;
+        let mut received = vec![0; CHUNKS * 600];
+        env.shard().timeout(Duration::from_secs(20), client.read_exact(&mut received)).await??;
+        assert_eq!(client.read(&mut [0]).await?, 0);
         assert_eq!(env.handle().report()[0].panics, 0);
         Ok(())
     });

@@ -693,6 +693,7 @@ impl Inner {
 
     #[inline]
     fn deactivate(&self) {
+        debug_assert!(self.staged.borrow().is_empty(), "staged output belongs to one connection");
         self.active.set(Token::NOBODY);
     }
 

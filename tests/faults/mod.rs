@@ -8,24 +8,24 @@ use std::time::{Duration, Instant};
 use shardwise::{Config, Handle, Input, Listener, Protocol, Result, Running, Runtime, Shard, Transport};
 
 /// Longer than any step takes on a loaded machine: a guard, not a measure.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a server is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
+pub(crate) enum Style {
     Protocol,
     Async,
 }
 
-pub const STYLES: [Style; 2] = [Style::Protocol, Style::Async];
+pub(crate) const STYLES: [Style; 2] = [Style::Protocol, Style::Async];
 
 /// A runtime that listens on one address.
-pub struct Server {
-    pub running: Running,
-    pub addr: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) running: Running,
+    pub(crate) addr: SocketAddr,
 }
 
-pub struct Echo;
+pub(crate) struct Echo;
 
 impl Protocol for Echo {
     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
@@ -35,7 +35,7 @@ impl Protocol for Echo {
 }
 
 /// Listens with an echo of this style.
-pub fn echo(shard: &Shard, style: Style) -> Result<Listener> {
+pub(crate) fn echo(shard: &Shard, style: Style) -> Result<Listener> {
     Ok(match style {
         Style::Protocol => shard.listen_tcp("127.0.0.1:0", || Echo)?,
         Style::Async => shard.serve_tcp("127.0.0.1:0", async |mut stream| {
@@ -49,7 +49,7 @@ pub fn echo(shard: &Shard, style: Style) -> Result<Listener> {
 
 impl Server {
     /// Not pinned, since tests run side by side.
-    pub fn start<L>(shards: usize, config: Config, listen: L) -> Server
+    pub(crate) fn start<L>(shards: usize, config: Config, listen: L) -> Server
     where
         L: Fn(&Shard) -> Result<Listener> + Send + Sync + 'static,
     {
@@ -65,38 +65,38 @@ impl Server {
         Server { running, addr: *bound.get().unwrap() }
     }
 
-    pub fn handle(&self) -> Handle {
+    pub(crate) fn handle(&self) -> Handle {
         self.running.handle()
     }
 
     /// A sum over all shards.
-    pub fn sum(&self, of: impl Fn(&shardwise::ShardReport) -> u64) -> u64 {
+    pub(crate) fn sum(&self, of: impl Fn(&shardwise::ShardReport) -> u64) -> u64 {
         self.handle().report().iter().map(of).sum()
     }
 
-    pub fn open(&self) -> u64 {
+    pub(crate) fn open(&self) -> u64 {
         self.sum(|report| report.open_connections)
     }
 
     /// Waits until no more than `count` connections are open.
-    pub fn wait_open(&self, count: u64) {
+    pub(crate) fn wait_open(&self, count: u64) {
         eventually(&format!("{count} open connections"), || self.open() == count);
     }
 
     /// Stops in order. Everything has been closed before, so nothing is forced.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         self.running.stop().unwrap();
         self.running.join().unwrap();
     }
 }
 
 /// A blocking client that never waits for ever.
-pub fn connect(addr: SocketAddr) -> TcpStream {
+pub(crate) fn connect(addr: SocketAddr) -> TcpStream {
     patient(TcpStream::connect_timeout(&addr, PATIENCE).unwrap())
 }
 
 /// A client from another address of the loopback network, so that ports do not run out.
-pub fn connect_from(source: [u8; 4], addr: SocketAddr) -> std::io::Result<TcpStream> {
+pub(crate) fn connect_from(source: [u8; 4], addr: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::from((source, 0)).into())?;
@@ -112,25 +112,25 @@ fn patient(stream: TcpStream) -> TcpStream {
 }
 
 /// Ends `stream` with RST.
-pub fn reset(stream: TcpStream) {
+pub(crate) fn reset(stream: TcpStream) {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
 /// A connection that must not notice what happens to the others.
-pub struct Canary {
+pub(crate) struct Canary {
     stream: TcpStream,
     pings: u32,
 }
 
 impl Canary {
-    pub fn new(addr: SocketAddr) -> Canary {
+    pub(crate) fn new(addr: SocketAddr) -> Canary {
         let mut canary = Canary { stream: connect(addr), pings: 0 };
         canary.ping();
         canary
     }
 
     /// One round trip.
-    pub fn ping(&mut self) {
+    pub(crate) fn ping(&mut self) {
         self.pings += 1;
         let sent = self.pings.to_be_bytes();
         let mut answer = [0; 4];
@@ -141,7 +141,7 @@ impl Canary {
 }
 
 /// Looks until `condition` holds.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
@@ -150,7 +150,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// A time in which something is counted that must stay small.
-pub fn let_pass(time: Duration) {
+pub(crate) fn let_pass(time: Duration) {
     let end = Instant::now() + time;
     while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
         std::thread::park_timeout(left);
@@ -158,12 +158,12 @@ pub fn let_pass(time: Duration) {
 }
 
 /// Bytes that tell where they belong.
-pub fn pattern(len: usize, seed: usize) -> Vec<u8> {
+pub(crate) fn pattern(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|index| ((index + seed) % 251) as u8).collect()
 }
 
 /// A number from the environment, for runs heavier than the usual ones.
-pub fn rounds(variable: &str, usual: usize) -> usize {
+pub(crate) fn rounds(variable: &str, usual: usize) -> usize {
     match std::env::var(variable) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")),
         Err(_) => usual,

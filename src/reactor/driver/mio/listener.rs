@@ -202,7 +202,7 @@ pub(super) const RETRY_AFTER_CLOSE: Duration = Duration::from_millis(20);
 pub(super) const ACCEPT_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// `accept(2)`: these tell of the connection at the head of the queue, not of the listener.
-pub(super) const CONNECTION_WAS_BAD: [Errno; 10] = [
+pub(super) const CONNECTION_WAS_BAD: [Errno; 9] = [
     Errno::CONNABORTED,
     Errno::PROTO,
     Errno::NETDOWN,
@@ -212,6 +212,6 @@ pub(super) const CONNECTION_WAS_BAD: [Errno; 10] = [
     Errno::HOSTUNREACH,
     Errno::OPNOTSUPP,
     Errno::NOPROTOOPT,
-    Errno::PERM,
 ];
-pub(super) const SHORTAGES: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+pub(super) const SHORTAGES: [Errno; 5] =
+    [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::PERM];
