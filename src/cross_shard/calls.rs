@@ -1,7 +1,7 @@
 //! The calls a shard has in flight, and the future of each. Does not send anything.
 
 use super::credit::Credits;
-use super::envelope::{CallKey, Came, Slot, Words};
+use super::envelope::{CALLS_MAX, CallKey, Came, Slots, Words};
 use super::error::CallError;
 use super::withdrawal::Withdrawals;
 use crate::ShardId;
@@ -116,33 +116,32 @@ impl Calls {
     }
 
     /// Takes in the answers among `slots`, which all come from one shard, as far as somebody waits for them: under
-    /// one borrow, since no application code runs. Other slots stay as they are. Returns how many it took.
+    /// one borrow, since no application code runs. Returns how many it took, and whether there are other slots, which
+    /// stay as they are.
     #[inline]
-    pub(super) fn settle_all<C: 'static>(&self, slots: &mut [Slot<C>]) -> usize {
-        let (mut settled, mut credits) = (0, 0);
+    pub(super) fn settle_all<C: 'static>(&self, slots: &mut Slots<C>) -> (usize, bool) {
+        let (mut settled, mut credits, mut others) = (0, 0, false);
         let entries = &mut *self.entries.borrow_mut();
         let mut from = None;
-        for slot in slots {
-            if !slot.is_answer() {
-                continue;
+        while let Some(mut slot) = slots.next() {
+            match entries.get_mut(slot.key()) {
+                Some(entry) if entry.phase == Phase::Waiting && slot.is_answer() => {
+                    entry.phase = Phase::Answered(slot.take_outcome(&mut entry.words));
+                    if let Some(waker) = entry.waker.take() {
+                        self.to_wake.borrow_mut().push_back(waker);
+                    }
+                    credits += usize::from(std::mem::take(&mut entry.holds_credit));
+                    settled += 1;
+                    from = Some(entry.target);
+                }
+                _ => others = true,
             }
-            let Some(entry) = entries.get_mut(slot.key()) else { continue };
-            if entry.phase != Phase::Waiting {
-                continue;
-            }
-            entry.phase = Phase::Answered(slot.take_outcome(&mut entry.words));
-            if let Some(waker) = entry.waker.take() {
-                self.to_wake.borrow_mut().push_back(waker);
-            }
-            credits += usize::from(std::mem::take(&mut entry.holds_credit));
-            settled += 1;
-            from = Some(entry.target);
         }
         self.waiting.set(self.waiting.get() - settled);
         if let Some(from) = from {
             self.credits_home(from, credits);
         }
-        settled
+        (settled, others)
     }
 
     /// Notes what came of one call; `keep` moves it, if somebody wants it.
@@ -265,7 +264,8 @@ impl Calls {
 impl Entries {
     #[cold]
     fn grow(&mut self) -> u32 {
-        let index = u32::try_from(self.slots.len()).expect("fewer calls in flight than 32 bits count");
+        let index = self.slots.len() as u32;
+        assert!(index < CALLS_MAX, "more than {CALLS_MAX} calls in flight");
         self.slots.push(Entry {
             words: Words::EMPTY,
             waker: None,
