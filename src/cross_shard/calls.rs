@@ -207,21 +207,23 @@ impl Calls {
     /// The call was made with this `T`.
     #[inline]
     unsafe fn poll<T>(&self, key: CallKey, waker: &Waker) -> Poll<Result<T, CallError>> {
-        let mut entries = self.entries.borrow_mut();
+        let mut borrow = self.entries.borrow_mut();
+        let entries = &mut *borrow;
         let entry = entries.of_future(key);
         match entry.phase {
             Phase::Answered(came) => {
                 // SAFETY: the words hold what came of a call of this type, by the caller's promise; vacating the entry
                 // makes sure that they are opened once. No application code runs in here.
                 let result = unsafe { entry.words.open::<T>(came) };
-                entries.vacate(key);
+                entry.vacate();
+                entries.free.push(key.index);
                 Poll::Ready(result)
             }
             Phase::Waiting => {
                 if entry.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
                     return Poll::Pending;
                 }
-                drop(entries);
+                drop(borrow);
                 // Cloning one waker and dropping the other is other people's code.
                 let waker = waker.clone();
                 let before = self.entries.borrow_mut().of_future(key).waker.replace(waker);
@@ -261,6 +263,15 @@ impl Calls {
     }
 }
 
+impl Entry {
+    #[inline]
+    fn vacate(&mut self) {
+        self.phase = Phase::Vacant;
+        // A late answer that still names this call finds another generation.
+        self.generation = self.generation.wrapping_add(1);
+    }
+}
+
 impl Entries {
     #[cold]
     fn grow(&mut self) -> u32 {
@@ -293,10 +304,7 @@ impl Entries {
 
     #[inline]
     fn vacate(&mut self, key: CallKey) {
-        let entry = &mut self.slots[key.index as usize];
-        entry.phase = Phase::Vacant;
-        // A late answer that still names this call finds another generation.
-        entry.generation = entry.generation.wrapping_add(1);
+        self.slots[key.index as usize].vacate();
         self.free.push(key.index);
     }
 

@@ -435,9 +435,13 @@ impl<C: 'static> Slot<'_, C> {
             Status::Unanswered => (Came::Stopped, Status::Spent),
             _ => panic!("nothing came of this slot yet"),
         };
-        let count = if shape == Shape::Small { 2 } else { 5 };
         // SAFETY: a room has this many words, and they are copied as they are, initialised or not.
-        unsafe { self.words().copy_to_nonoverlapping(words.0.as_mut_ptr(), count) };
+        unsafe {
+            words.0.as_mut_ptr().cast::<[_; 2]>().write(self.words().cast::<[MaybeUninit<usize>; 2]>().read());
+            if shape != Shape::Small {
+                *words = self.words().cast::<Words>().read();
+            }
+        }
         self.header_mut().status = left;
         came
     }
