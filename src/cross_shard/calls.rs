@@ -116,11 +116,11 @@ impl Calls {
     }
 
     /// Takes in the answers among `slots`, which all come from one shard, as far as somebody waits for them: under
-    /// one borrow, since no application code runs. Returns how many it took, and whether there are other slots, which
+    /// one borrow, since no application code runs. Returns how many it took, and how many other slots there are, which
     /// stay as they are.
     #[inline]
-    pub(super) fn settle_all<C: 'static>(&self, slots: &mut Slots<C>) -> (usize, bool) {
-        let (mut settled, mut credits, mut others) = (0, 0, false);
+    pub(super) fn settle_all<C: 'static>(&self, slots: &mut Slots<C>) -> (usize, usize) {
+        let (mut settled, mut credits, mut others) = (0, 0, 0);
         let entries = &mut *self.entries.borrow_mut();
         let mut from = None;
         while let Some(mut slot) = slots.next() {
@@ -134,7 +134,7 @@ impl Calls {
                     settled += 1;
                     from = Some(entry.target);
                 }
-                _ => others = true,
+                _ => others += 1,
             }
         }
         self.waiting.set(self.waiting.get() - settled);

@@ -418,22 +418,22 @@ impl<C: 'static> Local<C> {
         worked
     }
 
-    /// A batch of this shard's own is back, or was not taken by its target. Returns how many answers it brought.
+    /// A batch of this shard's own is back, or was not taken by its target. Returns how many answers it brought, wanted
+    /// or not.
     fn come_home(&self, mut batch: Batch<C>) -> usize {
-        let mut settled = 0;
+        let (mut settled, mut others) = (0, 0);
         if batch.brings_replies {
             batch.slots.rewind();
-            let others;
             (settled, others) = self.calls.settle_all(&mut batch.slots);
             bump(&self.counters().replies, settled);
-            if others {
+            if others > 0 {
                 batch.slots.rewind();
                 self.contain(&mut batch.slots, usize::MAX, |slot| self.take_home(slot));
             }
             self.wake_all();
         }
         self.recycle(batch.slots);
-        settled
+        settled + others
     }
 
     /// One frame that catches panics for all slots, not one each: what panicked is the last slot given.
@@ -824,7 +824,8 @@ mod tests {
         assert!(bed[0].awaits_replies());
         drop((call, large_call, async_call));
         assert!(!bed[0].awaits_replies());
-        bed.settle();
+        bed.deliver(1);
+        assert_eq!(bed.deliver(0).count, 3, "unwanted answers are work, too");
         assert!(bed.log(1).is_empty());
         assert_eq!(drops.load(Ordering::Relaxed), 3);
 

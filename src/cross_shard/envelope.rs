@@ -437,7 +437,11 @@ impl<C: 'static> Slot<'_, C> {
         };
         // SAFETY: a room has this many words, and they are copied as they are, initialised or not.
         unsafe {
-            words.0.as_mut_ptr().cast::<[_; 2]>().write(self.words().cast::<[MaybeUninit<usize>; 2]>().read());
+            words
+                .0
+                .as_mut_ptr()
+                .cast::<[_; 2]>()
+                .write(self.words().cast::<[MaybeUninit<usize>; 2]>().read());
             if shape != Shape::Small {
                 *words = self.words().cast::<Words>().read();
             }
