@@ -1,7 +1,7 @@
 //! The calls a shard has in flight, and the future of each. Does not send anything.
 
 use super::credit::Credits;
-use super::envelope::{CallKey, Came, Slot, Words};
+use super::envelope::{CALLS_MAX, CallKey, Came, Slots, Words};
 use super::error::CallError;
 use super::withdrawal::Withdrawals;
 use crate::ShardId;
@@ -116,33 +116,32 @@ impl Calls {
     }
 
     /// Takes in the answers among `slots`, which all come from one shard, as far as somebody waits for them: under
-    /// one borrow, since no application code runs. Other slots stay as they are. Returns how many it took.
+    /// one borrow, since no application code runs. Returns how many it took, and how many other slots there are, which
+    /// stay as they are.
     #[inline]
-    pub(super) fn settle_all<C: 'static>(&self, slots: &mut [Slot<C>]) -> usize {
-        let (mut settled, mut credits) = (0, 0);
+    pub(super) fn settle_all<C: 'static>(&self, slots: &mut Slots<C>) -> (usize, usize) {
+        let (mut settled, mut credits, mut others) = (0, 0, 0);
         let entries = &mut *self.entries.borrow_mut();
         let mut from = None;
-        for slot in slots {
-            if !slot.is_answer() {
-                continue;
+        while let Some(mut slot) = slots.next() {
+            match entries.get_mut(slot.key()) {
+                Some(entry) if entry.phase == Phase::Waiting && slot.is_answer() => {
+                    entry.phase = Phase::Answered(slot.take_outcome(&mut entry.words));
+                    if let Some(waker) = entry.waker.take() {
+                        self.to_wake.borrow_mut().push_back(waker);
+                    }
+                    credits += usize::from(std::mem::take(&mut entry.holds_credit));
+                    settled += 1;
+                    from = Some(entry.target);
+                }
+                _ => others += 1,
             }
-            let Some(entry) = entries.get_mut(slot.key()) else { continue };
-            if entry.phase != Phase::Waiting {
-                continue;
-            }
-            entry.phase = Phase::Answered(slot.take_outcome(&mut entry.words));
-            if let Some(waker) = entry.waker.take() {
-                self.to_wake.borrow_mut().push_back(waker);
-            }
-            credits += usize::from(std::mem::take(&mut entry.holds_credit));
-            settled += 1;
-            from = Some(entry.target);
         }
         self.waiting.set(self.waiting.get() - settled);
         if let Some(from) = from {
             self.credits_home(from, credits);
         }
-        settled
+        (settled, others)
     }
 
     /// Notes what came of one call; `keep` moves it, if somebody wants it.
@@ -208,21 +207,23 @@ impl Calls {
     /// The call was made with this `T`.
     #[inline]
     unsafe fn poll<T>(&self, key: CallKey, waker: &Waker) -> Poll<Result<T, CallError>> {
-        let mut entries = self.entries.borrow_mut();
+        let mut borrow = self.entries.borrow_mut();
+        let entries = &mut *borrow;
         let entry = entries.of_future(key);
         match entry.phase {
             Phase::Answered(came) => {
                 // SAFETY: the words hold what came of a call of this type, by the caller's promise; vacating the entry
                 // makes sure that they are opened once. No application code runs in here.
                 let result = unsafe { entry.words.open::<T>(came) };
-                entries.vacate(key);
+                entry.vacate();
+                entries.free.push(key.index);
                 Poll::Ready(result)
             }
             Phase::Waiting => {
                 if entry.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
                     return Poll::Pending;
                 }
-                drop(entries);
+                drop(borrow);
                 // Cloning one waker and dropping the other is other people's code.
                 let waker = waker.clone();
                 let before = self.entries.borrow_mut().of_future(key).waker.replace(waker);
@@ -262,10 +263,20 @@ impl Calls {
     }
 }
 
+impl Entry {
+    #[inline]
+    fn vacate(&mut self) {
+        self.phase = Phase::Vacant;
+        // A late answer that still names this call finds another generation.
+        self.generation = self.generation.wrapping_add(1);
+    }
+}
+
 impl Entries {
     #[cold]
     fn grow(&mut self) -> u32 {
-        let index = u32::try_from(self.slots.len()).expect("fewer calls in flight than 32 bits count");
+        let index = self.slots.len() as u32;
+        assert!(index < CALLS_MAX, "more than {CALLS_MAX} calls in flight");
         self.slots.push(Entry {
             words: Words::EMPTY,
             waker: None,
@@ -293,10 +304,7 @@ impl Entries {
 
     #[inline]
     fn vacate(&mut self, key: CallKey) {
-        let entry = &mut self.slots[key.index as usize];
-        entry.phase = Phase::Vacant;
-        // A late answer that still names this call finds another generation.
-        entry.generation = entry.generation.wrapping_add(1);
+        self.slots[key.index as usize].vacate();
         self.free.push(key.index);
     }
 

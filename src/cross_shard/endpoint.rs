@@ -3,11 +3,11 @@
 use super::calls::{Call, Calls, Settled};
 use super::counters::{InboxCounters, OwnCounters, bump};
 use super::credit::{Acquire, Credit, Credits};
-use super::envelope::{Batch, CallKey, Came, Envelope, Site, Slot, Status, Way};
+use super::envelope::{Batch, CallKey, Came, Site, Slot, Slots, Status, Way};
 use super::error::{Panic, message_of};
 use super::inbox::{Inbox, Slept};
 use super::mesh::Mesh;
-use super::outbox::{BATCH_SLOTS, FIRST_BATCH_SLOTS, Outbox};
+use super::outbox::{BATCH_UNITS, FIRST_BATCH_UNITS, Outbox};
 use super::route::Route;
 use crate::ShardId;
 use std::any::Any;
@@ -42,22 +42,16 @@ pub(super) struct Local<C: 'static> {
     /// Targets with something staged or a wake owed.
     dirty: RefCell<Vec<ShardId>>,
     /// Empty batches that have come home.
-    spares: RefCell<Vec<Vec<Slot<C>>>>,
+    spares: RefCell<Vec<Slots<C>>>,
     calls: Rc<Calls>,
     credits: Rc<Credits>,
     /// What the budget left over.
-    carried: RefCell<Option<Carried<C>>>,
+    carried: RefCell<Option<Batch<C>>>,
     /// The async call whose closure runs right now, and whether its reply has been dropped unsent meanwhile.
     starting: Cell<Option<Starting>>,
     delivering: Cell<bool>,
     closed: Cell<bool>,
     next_any: Cell<usize>,
-}
-
-struct Carried<C: 'static> {
-    batch: Batch<C>,
-    /// Slots before this one have been dealt with.
-    next: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -67,7 +61,7 @@ struct Starting {
     dropped: bool,
 }
 
-/// Empty batches kept for the next turns; at 128 slots of 64 bytes each, 256 KiB at most.
+/// Empty batches kept for the next turns; at 8 KiB each, 256 KiB at most.
 const SPARES_MAX: usize = 32;
 
 impl<C: 'static> Endpoint<C> {
@@ -122,7 +116,7 @@ impl<C: 'static> Endpoint<C> {
         if !self.local.mesh.is_open(target) {
             return Err(f);
         }
-        self.local.stage(target, self.local.outbox(target), Slot::post(f));
+        self.local.stage(target, self.local.outbox(target), |slots| slots.push_post(f));
         Ok(())
     }
 
@@ -136,7 +130,7 @@ impl<C: 'static> Endpoint<C> {
         F: FnOnce(&C) -> T + Send + 'static,
         T: Send + 'static,
     {
-        self.local.stage_call(target, |key| Slot::call(key, f))
+        self.local.stage_call(target, |slots, key| slots.push_call(key, f))
     }
 
     /// Stages a call of `f` on `target` that is answered whenever the [`Reply`] is sent there. A reply dropped
@@ -149,7 +143,7 @@ impl<C: 'static> Endpoint<C> {
         F: FnOnce(&C, Reply<T, C>) + Send + 'static,
         T: Send + 'static,
     {
-        self.local.stage_call(target, |key| Slot::async_call(key, f))
+        self.local.stage_call(target, |slots, key| slots.push_async_call(key, f))
     }
 
     /// A credit for one call to `target`, if one is free. Hand it to [`Call::holding`].
@@ -266,59 +260,34 @@ impl<'a, C: 'static> Delivery<'a, C> {
         // What arrives from here on is left for the next turn.
         let arrived = local.inbox().len();
         let (mut left, mut taken, mut messages) = (budget, 0, 0);
-        let carried = local.carried.take();
-        if let Some(carried) = carried {
-            messages += self.batch(context, carried, &mut left);
-        }
-        while left > 0 && taken < arrived {
-            let Some(envelope) = local.inbox().pop() else { break };
-            taken += 1;
-            match envelope {
-                Envelope::Batch(batch) => {
-                    messages += self.batch(context, Carried { batch, next: 0 }, &mut left);
+        let mut carried = local.carried.take();
+        while left > 0 {
+            let mut batch = match carried.take() {
+                Some(batch) => batch,
+                None if taken == arrived => break,
+                None => {
+                    let Some(batch) = local.inbox().pop() else { break };
+                    taken += 1;
+                    batch
                 }
-                Envelope::One(mut slot) => {
-                    left -= 1;
-                    messages += 1;
-                    local.work(std::slice::from_mut(&mut *slot), &local.site(context, local.id));
-                }
+            };
+            if batch.way == Way::Home {
+                // Whole: it is bounded, and hardly any of it is application code.
+                left = left.saturating_sub(local.come_home(batch));
+                continue;
+            }
+            let ran = local.work(&mut batch.slots, left, &local.site(context, batch.origin));
+            messages += ran;
+            left -= ran;
+            if !batch.slots.are_done() {
+                *local.carried.borrow_mut() = Some(batch);
+            } else if batch.way == Way::Out {
+                local.send_home(batch);
             }
         }
         bump(&local.counters().messages, messages);
         bump(&local.counters().envelopes, taken);
         Delivered { count: budget - left, more: taken < arrived || local.carried.borrow().is_some() }
-    }
-
-    /// Deals with a batch as far as the budget goes, and passes it on or keeps the rest. Returns how many of its slots
-    /// were messages.
-    #[inline]
-    fn batch(&self, context: &C, carried: Carried<C>, left: &mut usize) -> usize {
-        let local = self.local;
-        let Carried { mut batch, next } = carried;
-        let end = batch.slots.len().min(next.saturating_add(*left));
-        let slots = &mut batch.slots[next..end];
-        *left -= slots.len();
-        let messages = match batch.way {
-            Way::Out => {
-                local.work(slots, &local.site(context, batch.origin));
-                slots.len()
-            }
-            Way::Home => {
-                if batch.brings_replies {
-                    local.work_at_home(slots);
-                }
-                0
-            }
-        };
-        if end < batch.slots.len() {
-            *local.carried.borrow_mut() = Some(Carried { batch, next: end });
-            return messages;
-        }
-        match batch.way {
-            Way::Out => local.send_home(batch),
-            Way::Home => local.recycle(batch.slots),
-        }
-        messages
     }
 }
 
@@ -330,7 +299,7 @@ impl<C: 'static> Drop for Delivery<'_, C> {
 
 impl<C: 'static> Local<C> {
     #[inline]
-    fn inbox(&self) -> &Inbox<Envelope<C>> {
+    fn inbox(&self) -> &Inbox<Batch<C>> {
         &self.mesh.station(self.id).inbox
     }
 
@@ -348,9 +317,9 @@ impl<C: 'static> Local<C> {
         outbox
     }
 
-    /// Stages a call; `slot` makes its request.
+    /// Stages a call; `push` adds its request.
     #[inline]
-    fn stage_call<T>(&self, target: ShardId, slot: impl FnOnce(CallKey) -> Slot<C>) -> Call<T> {
+    fn stage_call<T>(&self, target: ShardId, push: impl FnOnce(&mut Slots<C>, CallKey)) -> Call<T> {
         let outbox = self.outbox(target);
         let key = self.calls.open(target);
         let call = self.calls.future(key);
@@ -360,43 +329,44 @@ impl<C: 'static> Local<C> {
             return call;
         }
         outbox.brings_replies.set(true);
-        self.stage(target, outbox, slot(key));
+        self.stage(target, outbox, |slots| push(slots, key));
         call
     }
 
     #[inline]
-    fn stage(&self, target: ShardId, outbox: &Outbox<C>, slot: Slot<C>) {
-        let staged = {
+    fn stage(&self, target: ShardId, outbox: &Outbox<C>, push: impl FnOnce(&mut Slots<C>)) {
+        let (was_empty, units) = {
             let mut staged = outbox.staged.borrow_mut();
-            if staged.capacity() == 0 {
+            if !staged.has_capacity() {
                 *staged = self.spare();
             }
-            staged.push(slot);
-            staged.len()
+            let was_empty = staged.is_empty();
+            push(&mut staged);
+            (was_empty, staged.units())
         };
-        if staged == 1 || staged >= outbox.limit.get() {
-            self.after_staging(target, outbox, staged);
+        if was_empty || units >= outbox.limit.get() {
+            self.after_staging(target, outbox, units);
         }
     }
 
-    fn stage_answer(&self, origin: ShardId, slot: Slot<C>) {
-        self.stage(origin, self.outbox(origin), slot);
+    fn stage_answer(&self, origin: ShardId, push: impl FnOnce(&mut Slots<C>)) {
+        self.stage(origin, self.outbox(origin), push);
     }
 
     #[cold]
-    fn spare(&self) -> Vec<Slot<C>> {
-        self.spares.borrow_mut().pop().unwrap_or_default()
+    fn spare(&self) -> Slots<C> {
+        self.spares.borrow_mut().pop().unwrap_or_else(Slots::new)
     }
 
     /// The first and the last slot of a batch need more than being staged.
     #[inline(never)]
-    fn after_staging(&self, target: ShardId, outbox: &Outbox<C>, staged: usize) {
+    fn after_staging(&self, target: ShardId, outbox: &Outbox<C>, units: usize) {
         self.list(target, outbox);
         if self.closed.get() {
             // There are no more turns at whose end it would leave.
             self.publish();
-        } else if staged >= outbox.limit.get() {
-            outbox.limit.set(BATCH_SLOTS.min(staged * 2));
+        } else if units >= outbox.limit.get() {
+            outbox.limit.set(BATCH_UNITS.min(units * 2));
             self.flush(target, outbox);
         }
     }
@@ -413,7 +383,7 @@ impl<C: 'static> Local<C> {
             let Some(target) = self.dirty.borrow_mut().pop() else { return };
             let outbox = &self.outboxes[target.index()];
             outbox.listed.set(false);
-            outbox.limit.set(FIRST_BATCH_SLOTS);
+            outbox.limit.set(FIRST_BATCH_UNITS);
             self.flush(target, outbox);
             if outbox.wake_owed.take() {
                 self.mesh.station(target).inbox.wake();
@@ -423,50 +393,64 @@ impl<C: 'static> Local<C> {
 
     /// Puts what is staged into the target's inbox. Waking it is left to `publish`.
     fn flush(&self, target: ShardId, outbox: &Outbox<C>) {
-        let slots = outbox.staged.take();
+        let slots = outbox.staged.replace(Slots::new());
         if slots.is_empty() {
             return;
         }
         let brings_replies = outbox.brings_replies.take();
         let batch = Batch { slots, origin: self.id, way: Way::Out, brings_replies };
-        match self.mesh.station(target).inbox.push(Envelope::Batch(batch)) {
+        match self.mesh.station(target).inbox.push(batch) {
             Ok(false) => {}
             Ok(true) => outbox.wake_owed.set(true),
-            Err(Envelope::Batch(batch)) => self.come_home(batch),
-            Err(_) => unreachable!("what comes back is what was sent"),
+            Err(mut batch) => {
+                // Also posts are something to look at then.
+                batch.brings_replies = true;
+                self.come_home(batch);
+            }
         }
     }
 
-    /// Runs slots that somebody sent here, one after the other. Panics of application code end here.
-    fn work(&self, slots: &mut [Slot<C>], site: &Site<'_, C>) {
-        self.contain(slots, |slot| self.take_in(slot, site));
+    /// Runs at most `budget` slots that somebody sent here, one after the other, and returns how many. Panics of
+    /// application code end here.
+    fn work(&self, slots: &mut Slots<C>, budget: usize, site: &Site<'_, C>) -> usize {
+        let worked = self.contain(slots, budget, |slot| self.take_in(slot, site));
         self.wake_all();
+        worked
     }
 
-    /// Takes in slots of this shard's own, back from where they were sent.
-    fn work_at_home(&self, slots: &mut [Slot<C>]) {
-        let settled = self.calls.settle_all(slots);
-        bump(&self.counters().replies, settled);
-        if settled < slots.len() {
-            self.contain(slots, |slot| self.take_home(slot));
+    /// A batch of this shard's own is back, or was not taken by its target. Returns how many answers it brought, wanted
+    /// or not.
+    fn come_home(&self, mut batch: Batch<C>) -> usize {
+        let (mut settled, mut others) = (0, 0);
+        if batch.brings_replies {
+            batch.slots.rewind();
+            (settled, others) = self.calls.settle_all(&mut batch.slots);
+            bump(&self.counters().replies, settled);
+            if others > 0 {
+                batch.slots.rewind();
+                self.contain(&mut batch.slots, usize::MAX, |slot| self.take_home(slot));
+            }
+            self.wake_all();
         }
-        self.wake_all();
+        self.recycle(batch.slots);
+        settled + others
     }
 
-    /// One frame that catches panics for all slots, not one each: what panics is the slot before `next`.
+    /// One frame that catches panics for all slots, not one each: what panicked is the last slot given.
     #[inline]
-    fn contain(&self, slots: &mut [Slot<C>], deal_with: impl Fn(&mut Slot<C>)) {
-        let mut next = 0;
+    fn contain(&self, slots: &mut Slots<C>, limit: usize, deal_with: impl Fn(&mut Slot<'_, C>)) -> usize {
+        let mut count = 0;
         loop {
             let dealt = catch_unwind(AssertUnwindSafe(|| {
-                while let Some(slot) = slots.get_mut(next) {
-                    next += 1;
-                    deal_with(slot);
+                while count < limit {
+                    let Some(mut slot) = slots.next() else { return };
+                    count += 1;
+                    deal_with(&mut slot);
                 }
             }));
             match dealt {
-                Ok(()) => return,
-                Err(payload) => self.after_panic(&mut slots[next - 1], payload),
+                Ok(()) => return count,
+                Err(payload) => self.after_panic(&mut slots.last(), payload),
             }
         }
     }
@@ -481,7 +465,7 @@ impl<C: 'static> Local<C> {
 
     /// A slot of somebody's, sent here.
     #[inline]
-    fn take_in(&self, slot: &mut Slot<C>, site: &Site<'_, C>) {
+    fn take_in(&self, slot: &mut Slot<'_, C>, site: &Site<'_, C>) {
         match slot.status() {
             Status::Post => slot.run(site),
             Status::Call => {
@@ -501,7 +485,7 @@ impl<C: 'static> Local<C> {
 
     /// A slot of this shard's own, back from where it was sent.
     #[inline]
-    fn take_home(&self, slot: &mut Slot<C>) {
+    fn take_home(&self, slot: &mut Slot<'_, C>) {
         match slot.status() {
             Status::Value | Status::Panicked | Status::Unanswered => self.settle(slot),
             Status::Spent | Status::Empty => {}
@@ -519,7 +503,7 @@ impl<C: 'static> Local<C> {
     }
 
     #[inline]
-    fn settle(&self, slot: &mut Slot<C>) {
+    fn settle(&self, slot: &mut Slot<'_, C>) {
         bump(&self.counters().replies, 1);
         match self.calls.settle(slot.key(), |words| slot.take_outcome(words)) {
             Settled::Kept => {}
@@ -535,7 +519,7 @@ impl<C: 'static> Local<C> {
         self.mesh.station(origin).withdrawals.is_raised(key.index)
     }
 
-    fn start(&self, slot: &mut Slot<C>, site: &Site<'_, C>) {
+    fn start(&self, slot: &mut Slot<'_, C>, site: &Site<'_, C>) {
         self.starting.set(Some(Starting { origin: site.origin, key: slot.key(), dropped: false }));
         slot.run(site);
         if self.starting.take().is_some_and(|starting| starting.dropped) {
@@ -545,7 +529,7 @@ impl<C: 'static> Local<C> {
 
     /// What a panic left behind: the slot knows how far it came.
     #[cold]
-    fn after_panic(&self, slot: &mut Slot<C>, payload: Box<dyn Any + Send>) {
+    fn after_panic(&self, slot: &mut Slot<'_, C>, payload: Box<dyn Any + Send>) {
         self.starting.set(None);
         if slot.status() != Status::Running {
             self.note_panic("a value being dropped", &*payload);
@@ -586,7 +570,7 @@ impl<C: 'static> Local<C> {
             // What was posted home before the answers were given also arrives before them.
             self.flush(origin, outbox);
         }
-        match self.mesh.station(origin).inbox.push(Envelope::Batch(batch)) {
+        match self.mesh.station(origin).inbox.push(batch) {
             Ok(asleep) => {
                 if asleep && brings_replies {
                     outbox.wake_owed.set(true);
@@ -594,67 +578,42 @@ impl<C: 'static> Local<C> {
                 }
             }
             // Its home is gone: this is the one case in which it is dropped elsewhere.
-            Err(homeless) => self.drop_envelope(homeless),
+            Err(homeless) => self.drop_batch(homeless),
         }
     }
 
-    /// A batch of this shard's own that was not taken by its target, or is back.
-    fn come_home(&self, mut batch: Batch<C>) {
-        self.work_at_home(&mut batch.slots);
-        self.recycle(batch.slots);
-    }
-
     /// Keeps the memory of a batch.
-    fn recycle(&self, mut slots: Vec<Slot<C>>) {
-        // No application code: what was in the slots has been taken out, blocks at most are left.
-        slots.clear();
+    fn recycle(&self, mut slots: Slots<C>) {
+        slots.clear_spent();
         let mut spares = self.spares.borrow_mut();
         if spares.len() < SPARES_MAX {
             spares.push(slots);
         }
     }
 
-    fn drop_envelope(&self, envelope: Envelope<C>) {
-        let slots = match envelope {
-            Envelope::One(slot) => vec![*slot],
-            Envelope::Batch(batch) => batch.slots,
-        };
-        for slot in slots {
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(slot))) {
-                self.note_panic("a value being dropped", &*payload);
-                drop_contained(payload);
-            }
-        }
+    fn drop_batch(&self, mut batch: Batch<C>) {
+        batch.slots.rewind();
+        self.contain(&mut batch.slots, usize::MAX, |slot| slot.clear());
     }
 
     /// Empties a closed inbox without running anything.
     fn turn_away(&self) {
         let carried = self.carried.take();
-        if let Some(Carried { batch, next }) = carried {
-            self.turn_back(batch, next);
-        }
-        while let Some(envelope) = self.inbox().pop() {
-            match envelope {
-                Envelope::Batch(batch) => self.turn_back(batch, 0),
-                Envelope::One(_) => {
-                    bump(&self.counters().refused, 1);
-                    self.drop_envelope(envelope);
+        let rest = std::iter::from_fn(|| self.inbox().pop());
+        for mut batch in carried.into_iter().chain(rest) {
+            match batch.way {
+                Way::Home => {
+                    self.come_home(batch);
                 }
-            }
-        }
-    }
-
-    /// Takes a batch in from `next` on, if it is home; else sends it there, unrun.
-    fn turn_back(&self, mut batch: Batch<C>, next: usize) {
-        match batch.way {
-            Way::Home => {
-                self.work_at_home(&mut batch.slots[next..]);
-                self.recycle(batch.slots);
-            }
-            Way::Out => {
-                // Also posts are something to look at for their owner then.
-                batch.brings_replies = true;
-                self.send_home(batch);
+                Way::Out => {
+                    // Unrun. Also posts are something to look at for their owner then.
+                    batch.brings_replies = true;
+                    self.send_home(batch);
+                }
+                Way::In => {
+                    bump(&self.counters().refused, 1);
+                    self.drop_batch(batch);
+                }
             }
         }
     }
@@ -697,7 +656,7 @@ impl<T: Send + 'static, C: 'static> Reply<T, C> {
     /// Sends the result home: a message of its own, published with this turn's.
     pub(crate) fn send(mut self, result: Result<T, Panic>) {
         self.sent = true;
-        self.local.stage_answer(self.origin, Slot::answer(self.key, result));
+        self.local.stage_answer(self.origin, |slots| slots.push_answer(self.key, result));
     }
 
     /// Whether somebody still waits for it. A hint, for giving up early.
@@ -717,7 +676,7 @@ impl<T: Send + 'static, C: 'static> Drop for Reply<T, C> {
             Some(starting) if (starting.origin, starting.key) == (self.origin, self.key) => {
                 local.starting.set(Some(Starting { dropped: true, ..starting }));
             }
-            _ => local.stage_answer(self.origin, Slot::unanswered(self.key)),
+            _ => local.stage_answer(self.origin, |slots| slots.push_unanswered(self.key)),
         }
     }
 }
@@ -790,7 +749,7 @@ mod tests {
         }
         assert_eq!(turns, 300 / 7);
         bed.publish(1);
-        assert_eq!(bed.deliver_some(0, 100), Delivered { count: 100, more: true });
+        assert!(bed.deliver_some(0, 1).more, "replies are taken in by the batch");
         bed.deliver(0);
         assert_eq!(bed.log(1), (0..300).collect::<Vec<_>>());
         assert!(calls.into_iter().all(|call| ready(call).is_ok()));
@@ -865,7 +824,8 @@ mod tests {
         assert!(bed[0].awaits_replies());
         drop((call, large_call, async_call));
         assert!(!bed[0].awaits_replies());
-        bed.settle();
+        bed.deliver(1);
+        assert_eq!(bed.deliver(0).count, 3, "unwanted answers are work, too");
         assert!(bed.log(1).is_empty());
         assert_eq!(drops.load(Ordering::Relaxed), 3);
 

@@ -3,7 +3,7 @@
 
 use super::counters::{InboxCounters, OwnCounters};
 use super::endpoint::Endpoint;
-use super::envelope::{Envelope, Slot};
+use super::envelope::{Batch, Slots, Way};
 use super::foreign::{self, Answer, ForeignCall};
 use super::inbox::Inbox;
 use super::route::{Route, id_of};
@@ -22,7 +22,7 @@ pub(crate) struct Mesh<C: 'static> {
 
 /// What the others need of one shard.
 pub(super) struct Station<C: 'static> {
-    pub(super) inbox: Inbox<Envelope<C>>,
+    pub(super) inbox: Inbox<Batch<C>>,
     pub(super) withdrawals: Arc<Withdrawals>,
     pub(super) counters: OwnCounters,
     has_endpoint: AtomicBool,
@@ -69,7 +69,9 @@ impl<C: 'static> Mesh<C> {
     pub(crate) fn post<F: FnOnce(&C) + Send + 'static>(&self, target: ShardId, f: F) -> Result<(), F> {
         let inbox = &self.station(target).inbox;
         let Some(entered) = inbox.enter() else { return Err(f) };
-        if entered.push(Envelope::One(Box::new(Slot::post(f)))) {
+        let mut slots = Slots::new();
+        slots.push_post(f);
+        if entered.push(Batch { slots, origin: target, way: Way::In, brings_replies: false }) {
             inbox.wake();
         }
         Ok(())
@@ -87,10 +89,12 @@ impl<C: 'static> Mesh<C> {
         let (answer, call) = foreign::pair();
         let inbox = &self.station(target).inbox;
         // Of a closed inbox the call learns by `answer` being dropped, with `f`, on the way out.
-        if let Some(entered) = inbox.enter()
-            && entered.push(Envelope::One(Box::new(Slot::foreign_call(f, answer))))
-        {
-            inbox.wake();
+        if let Some(entered) = inbox.enter() {
+            let mut slots = Slots::new();
+            slots.push_foreign_call(f, answer);
+            if entered.push(Batch { slots, origin: target, way: Way::In, brings_replies: false }) {
+                inbox.wake();
+            }
         }
         call
     }

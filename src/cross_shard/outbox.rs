@@ -1,11 +1,11 @@
 //! What a shard has staged for one target in this turn. Does not publish it.
 
-use super::envelope::Slot;
+use super::envelope::Slots;
 use std::cell::{Cell, RefCell};
 
 pub(super) struct Outbox<C: 'static> {
-    pub(super) staged: RefCell<Vec<Slot<C>>>,
-    /// How many may be staged before they leave.
+    pub(super) staged: RefCell<Slots<C>>,
+    /// How many units may be staged before they leave.
     pub(super) limit: Cell<usize>,
     /// Whether a call is among them, for whose answer somebody waits.
     pub(super) brings_replies: Cell<bool>,
@@ -15,19 +15,19 @@ pub(super) struct Outbox<C: 'static> {
     pub(super) wake_owed: Cell<bool>,
 }
 
-/// Slots in one batch at most. So a partly run batch holds few answers back.
-pub(super) const BATCH_SLOTS: usize = if cfg!(loom) { 2 } else { 128 };
+/// What one batch may hold, in units of 32 bytes: 8 KiB. A partly run batch then holds few answers back.
+pub(super) const BATCH_UNITS: usize = if cfg!(loom) { 2 } else { 256 };
 
-/// Slots in the first batch of a turn; each further one may hold twice as many. What is staged beyond that leaves at
-/// once, and a target that polls has something to do while this shard goes on; small batches are dearer per
+/// What the first batch of a turn may hold; each further one may be twice as large. What is staged beyond that leaves
+/// at once, and a target that polls has something to do while this shard goes on; small batches are dearer per
 /// call, though.
-pub(super) const FIRST_BATCH_SLOTS: usize = if cfg!(loom) { 2 } else { 32 };
+pub(super) const FIRST_BATCH_UNITS: usize = if cfg!(loom) { 2 } else { 32 };
 
 impl<C: 'static> Outbox<C> {
     pub(super) fn new() -> Self {
         Outbox {
-            staged: RefCell::new(Vec::new()),
-            limit: Cell::new(FIRST_BATCH_SLOTS),
+            staged: RefCell::new(Slots::new()),
+            limit: Cell::new(FIRST_BATCH_UNITS),
             brings_replies: Cell::new(false),
             listed: Cell::new(false),
             wake_owed: Cell::new(false),
