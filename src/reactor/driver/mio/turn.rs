@@ -50,12 +50,17 @@ impl Readiness {
     #[inline]
     pub(super) fn of(event: &mio::event::Event) -> Self {
         let bit = |is_so: bool, what: Readiness| if is_so { what.0 } else { 0 };
-        let mut bits = bit(event.is_readable(), Self::READABLE) | bit(event.is_writable(), Self::WRITABLE);
+        let bits = bit(event.is_readable(), Self::READABLE) | bit(event.is_writable(), Self::WRITABLE);
         // One branch for all that is rare.
-        if event.is_read_closed() | event.is_priority() | event.is_error() {
-            bits |= Self::TO_THE_END.0 | bit(event.is_error(), Self::ERROR);
-        }
-        Readiness(bits)
+        let is_rare = event.is_error() | event.is_priority() | event.is_read_closed();
+        if is_rare { Self::with_rare_bits(bits, event) } else { Readiness(bits) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn with_rare_bits(bits: u8, event: &mio::event::Event) -> Self {
+        let error = if event.is_error() { Self::ERROR.0 } else { 0 };
+        Readiness(bits | Self::TO_THE_END.0 | error)
     }
 
     #[inline]
