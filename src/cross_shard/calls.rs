@@ -115,7 +115,7 @@ impl Calls {
         Call { calls: Rc::clone(self), key: Some(key), result: PhantomData }
     }
 
-    /// Takes in the answers among `slots`, which all come from one shard, as far as somebody waits for them: under
+    /// Takes in what came of calls in `slots`, which are back from one shard, as far as somebody waits for it: under
     /// one borrow, since no application code runs. Returns how many it took, and how many other slots there are, which
     /// stay as they are.
     #[inline]
@@ -125,7 +125,7 @@ impl Calls {
         let mut from = None;
         while let Some(mut slot) = slots.next() {
             match entries.get_mut(slot.key()) {
-                Some(entry) if entry.phase == Phase::Waiting && slot.is_answer() => {
+                Some(entry) if entry.phase == Phase::Waiting && slot.is_outcome() => {
                     entry.phase = Phase::Answered(slot.take_outcome(&mut entry.words));
                     if let Some(waker) = entry.waker.take() {
                         self.to_wake.borrow_mut().push_back(waker);

@@ -6,9 +6,10 @@
 //! was done, and two small calls share a cache line, which is what a call between shards costs most of all.
 //! This file knows the bytes and their types, and nothing of queues.
 
-use super::endpoint::{Local, Reply};
 use super::error::{CallError, Panic};
 use super::foreign::Answer;
+use super::local::Local;
+use super::reply::Reply;
 use super::withdrawal::Withdrawals;
 use crate::ShardId;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
@@ -55,7 +56,9 @@ impl CallKey {
     pub(super) const NONE: CallKey = CallKey { index: CALLS_MAX, generation: 0 };
 }
 
-/// What happens in a slot. Only `Post`, `Call` and `AsyncCall` hold a closure, only `Value` and `Panicked` a result.
+/// What happens in a slot. The first three hold a closure; what came of it is left in the same slot. The `Answered…`
+/// are messages of their own, about a call of the shard they are sent *to*: on the way back, after they were refused,
+/// they mean nothing, whereas their likes name a call of the shard that they come home to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
     /// A closure whose result nobody waits for.
@@ -72,6 +75,12 @@ pub(super) enum Status {
     Panicked,
     /// Nobody is going to answer this call.
     Unanswered,
+    /// A message: what an async call has come to.
+    AnsweredValue,
+    /// A message: what an async call has panicked with.
+    AnsweredPanic,
+    /// A message: nobody is going to answer an async call.
+    AnsweredNothing,
     /// Nothing, but for the block if the slot has one.
     Spent,
     /// Nothing at all: the block, too, has been moved elsewhere or freed.
@@ -220,12 +229,12 @@ impl<C: 'static> Slots<C> {
         match result {
             Ok(value) => {
                 let kind = const { &Kind::of::<T, T>(nothing_to_run) };
-                self.push::<T, T, T>(Status::Value, key, kind, value);
+                self.push::<T, T, T>(Status::AnsweredValue, key, kind, value);
             }
             Err(panic) => {
                 type Payload = Box<dyn Any + Send>;
                 let kind = const { &Kind::of::<Payload, ()>(nothing_to_run) };
-                self.push::<Payload, Payload, ()>(Status::Panicked, key, kind, panic.into_payload());
+                self.push::<Payload, Payload, ()>(Status::AnsweredPanic, key, kind, panic.into_payload());
             }
         }
     }
@@ -233,7 +242,7 @@ impl<C: 'static> Slots<C> {
     /// Tells the origin of an async call that no answer will come.
     pub(super) fn push_unanswered(&mut self, key: CallKey) {
         let kind = const { &Kind::of::<(), ()>(nothing_to_run) };
-        self.push::<(), (), ()>(Status::Unanswered, key, kind, ());
+        self.push::<(), (), ()>(Status::AnsweredNothing, key, kind, ());
     }
 
     /// Adds a slot with room for an `F` and, later, a `T`, that holds `content`.
@@ -387,9 +396,9 @@ impl<C: 'static> Slot<'_, C> {
         CallKey { index, generation: header.generation }
     }
 
-    /// Whether this is what came of a call.
+    /// Whether this is what came of the call that was made in this slot.
     #[inline]
-    pub(super) fn is_answer(&self) -> bool {
+    pub(super) fn is_outcome(&self) -> bool {
         matches!(self.status(), Status::Value | Status::Panicked | Status::Unanswered)
     }
 
@@ -428,11 +437,11 @@ impl<C: 'static> Slot<'_, C> {
     pub(super) fn take_outcome(&mut self, words: &mut Words) -> Came {
         let shape = self.header().kind.shape;
         let (came, left) = match self.status() {
-            Status::Value if shape == Shape::Boxed => (Came::Boxed, Status::Empty),
-            Status::Value => (Came::Inline, Status::Empty),
+            Status::Value | Status::AnsweredValue if shape == Shape::Boxed => (Came::Boxed, Status::Empty),
+            Status::Value | Status::AnsweredValue => (Came::Inline, Status::Empty),
             // A payload needs no block: if there is one, it stays to be freed with the slot.
-            Status::Panicked => (Came::Panicked, Status::Spent),
-            Status::Unanswered => (Came::Stopped, Status::Spent),
+            Status::Panicked | Status::AnsweredPanic => (Came::Panicked, Status::Spent),
+            Status::Unanswered | Status::AnsweredNothing => (Came::Stopped, Status::Spent),
             _ => panic!("nothing came of this slot yet"),
         };
         // SAFETY: a room has this many words, and they are copied as they are, initialised or not.
@@ -458,8 +467,8 @@ impl<C: 'static> Slot<'_, C> {
             // SAFETY: the status said that a request of this kind is in place; it is not looked at again.
             Status::Post | Status::Call | Status::AsyncCall => unsafe { (kind.drop_request)(self) },
             // SAFETY: likewise of a value.
-            Status::Value => unsafe { (kind.drop_value)(self) },
-            Status::Panicked => {
+            Status::Value | Status::AnsweredValue => unsafe { (kind.drop_value)(self) },
+            Status::Panicked | Status::AnsweredPanic => {
                 // SAFETY: the status said that there is a payload; it is not looked at again.
                 let payload = unsafe { self.words().cast::<Box<dyn Any + Send>>().read() };
                 // SAFETY: nothing else was in the room; and the slot is empty from now on.
@@ -467,7 +476,9 @@ impl<C: 'static> Slot<'_, C> {
                 drop(payload);
             }
             // SAFETY: nothing is in the room in these states; and the slot is empty from now on.
-            Status::Running | Status::Unanswered | Status::Spent => unsafe { self.free_block() },
+            Status::Running | Status::Unanswered | Status::AnsweredNothing | Status::Spent => unsafe {
+                self.free_block();
+            },
             Status::Empty => {}
         }
     }
@@ -669,8 +680,8 @@ impl Words {
                 free_block(words.add(BLOCK));
                 Ok(value)
             },
-            // SAFETY: a panicked call left its payload in the first two words; opened once.
             Came::Panicked => {
+                // SAFETY: a panicked call left its payload in the first two words; opened once.
                 let payload = unsafe { words.cast::<Box<dyn Any + Send>>().read() };
                 Err(CallError::Panicked(Panic::new(payload)))
             }
