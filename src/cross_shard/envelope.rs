@@ -433,7 +433,6 @@ impl<C: 'static> Slot<'_, C> {
     }
 
     /// Moves what came of the call into `words`, with its block; the slot stays behind with nothing to drop.
-    #[inline]
     pub(super) fn take_outcome(&mut self, words: &mut Words) -> Came {
         let shape = self.header().kind.shape;
         let (came, left) = match self.status() {
@@ -446,17 +445,26 @@ impl<C: 'static> Slot<'_, C> {
         };
         // SAFETY: a room has this many words, and they are copied as they are, initialised or not.
         unsafe {
-            words
-                .0
-                .as_mut_ptr()
-                .cast::<[_; 2]>()
-                .write(self.words().cast::<[MaybeUninit<usize>; 2]>().read());
-            if shape != Shape::Small {
-                *words = self.words().cast::<Words>().read();
+            match shape {
+                Shape::Small => *words.first_two() = self.words().cast::<[_; 2]>().read(),
+                Shape::Large | Shape::Boxed => *words = self.words().cast::<Words>().read(),
             }
         }
         self.header_mut().status = left;
         came
+    }
+
+    /// As `take_outcome`, of the most common outcome; `false`, and nothing has happened, if it is another.
+    #[inline]
+    pub(super) fn take_small_value(&mut self, words: &mut Words) -> bool {
+        let header = self.header();
+        if header.status != Status::Value || header.kind.shape != Shape::Small {
+            return false;
+        }
+        // SAFETY: a small slot has two words, which are copied as they are, initialised or not.
+        *words.first_two() = unsafe { self.words().cast::<[_; 2]>().read() };
+        self.header_mut().status = Status::Empty;
+        true
     }
 
     /// Drops what is in it.
@@ -664,25 +672,40 @@ unsafe fn drop_as<C: 'static, R, V>(slot: &mut Slot<'_, C>) {
 impl Words {
     pub(super) const EMPTY: Words = Words([MaybeUninit::uninit(); 5]);
 
+    fn first_two(&mut self) -> &mut [MaybeUninit<usize>; 2] {
+        let (first, _) = self.0.split_first_chunk_mut().expect("five words are two and three");
+        first
+    }
+
+    /// Moves out a value that lies in the words themselves.
+    ///
+    /// # Safety
+    /// A `T` does, and it is moved out once.
+    #[inline]
+    pub(super) unsafe fn take_inline<T>(&mut self) -> T {
+        // SAFETY: a value is at the start of the words, which are aligned for it; the rest is the caller's promise.
+        unsafe { self.0.as_mut_ptr().cast::<T>().read() }
+    }
+
     /// Moves out what came of a call, and frees what it lay in.
     ///
     /// # Safety
     /// It came of a call whose closure returned a `T` (or whose answer was one), in this way, and is opened once.
     #[inline]
     pub(super) unsafe fn open<T>(&mut self, came: Came) -> Result<T, CallError> {
-        let words = self.0.as_mut_ptr();
         match came {
-            // SAFETY: an inline value is at the start of the words, which are aligned for it; opened once.
-            Came::Inline => Ok(unsafe { words.cast::<T>().read() }),
+            // SAFETY: the caller's promise.
+            Came::Inline => Ok(unsafe { self.take_inline() }),
             // SAFETY: a boxed value is at the start of the block, which then is freed; opened once.
             Came::Boxed => unsafe {
-                let value = words.add(BLOCK).cast::<*mut T>().read().read();
-                free_block(words.add(BLOCK));
+                let description = self.0.as_mut_ptr().add(BLOCK);
+                let value = description.cast::<*mut T>().read().read();
+                free_block(description);
                 Ok(value)
             },
             Came::Panicked => {
                 // SAFETY: a panicked call left its payload in the first two words; opened once.
-                let payload = unsafe { words.cast::<Box<dyn Any + Send>>().read() };
+                let payload = unsafe { self.0.as_mut_ptr().cast::<Box<dyn Any + Send>>().read() };
                 Err(CallError::Panicked(Panic::new(payload)))
             }
             Came::Stopped => Err(CallError::Stopped),
