@@ -115,7 +115,7 @@ impl Calls {
         Call { calls: Rc::clone(self), key: Some(key), result: PhantomData }
     }
 
-    /// Takes in the answers among `slots`, which all come from one shard, as far as somebody waits for them: under
+    /// Takes in what came of calls in `slots`, which are back from one shard, as far as somebody waits for it: under
     /// one borrow, since no application code runs. Returns how many it took, and how many other slots there are, which
     /// stay as they are.
     #[inline]
@@ -125,8 +125,12 @@ impl Calls {
         let mut from = None;
         while let Some(mut slot) = slots.next() {
             match entries.get_mut(slot.key()) {
-                Some(entry) if entry.phase == Phase::Waiting && slot.is_answer() => {
-                    entry.phase = Phase::Answered(slot.take_outcome(&mut entry.words));
+                Some(entry) if entry.phase == Phase::Waiting && slot.is_outcome() => {
+                    let came = match slot.take_small_value(&mut entry.words) {
+                        true => Came::Inline,
+                        false => slot.take_outcome(&mut entry.words),
+                    };
+                    entry.phase = Phase::Answered(came);
                     if let Some(waker) = entry.waker.take() {
                         self.to_wake.borrow_mut().push_back(waker);
                     }
@@ -207,26 +211,45 @@ impl Calls {
     /// The call was made with this `T`.
     #[inline]
     unsafe fn poll<T>(&self, key: CallKey, waker: &Waker) -> Poll<Result<T, CallError>> {
-        let mut borrow = self.entries.borrow_mut();
-        let entries = &mut *borrow;
+        {
+            let entries = &mut *self.entries.borrow_mut();
+            let entry = entries.of_future(key);
+            if entry.phase == Phase::Answered(Came::Inline) {
+                // The common case, without a detour.
+                // SAFETY: the words hold the value, of this type by the caller's promise; vacating the entry makes sure
+                // that it is moved out once.
+                let value = unsafe { entry.words.take_inline() };
+                entry.vacate();
+                entries.free.push(key.index);
+                return Poll::Ready(Ok(value));
+            }
+            if entry.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+                return Poll::Pending;
+            }
+        }
+        // SAFETY: passed on.
+        unsafe { self.poll_rare(key, waker) }
+    }
+
+    /// # Safety
+    /// As for `poll`.
+    #[inline(never)]
+    unsafe fn poll_rare<T>(&self, key: CallKey, waker: &Waker) -> Poll<Result<T, CallError>> {
+        // Cloning one waker and dropping another is other people's code: not under the borrow.
+        let waker = waker.clone();
+        let mut entries = self.entries.borrow_mut();
         let entry = entries.of_future(key);
         match entry.phase {
             Phase::Answered(came) => {
-                // SAFETY: the words hold what came of a call of this type, by the caller's promise; vacating the entry
-                // makes sure that they are opened once. No application code runs in here.
+                // SAFETY: as in `poll`. No application code runs in here.
                 let result = unsafe { entry.words.open::<T>(came) };
-                entry.vacate();
-                entries.free.push(key.index);
+                entries.vacate(key);
+                drop(entries);
                 Poll::Ready(result)
             }
             Phase::Waiting => {
-                if entry.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-                    return Poll::Pending;
-                }
-                drop(borrow);
-                // Cloning one waker and dropping the other is other people's code.
-                let waker = waker.clone();
-                let before = self.entries.borrow_mut().of_future(key).waker.replace(waker);
+                let before = entry.waker.replace(waker);
+                drop(entries);
                 drop(before);
                 Poll::Pending
             }

@@ -1,19 +1,15 @@
-//! What one shard owns of the mesh: it sends, delivers, sleeps and stops. What the messages say is not its concern.
+//! What one shard owns of the mesh: it sends, delivers, sleeps and stops. How is in `local` and `delivery`.
 
-use super::calls::{Call, Calls, Settled};
-use super::counters::{InboxCounters, OwnCounters, bump};
-use super::credit::{Acquire, Credit, Credits};
-use super::envelope::{Batch, CallKey, Came, Site, Slot, Slots, Status, Way};
-use super::error::{Panic, message_of};
-use super::inbox::{Inbox, Slept};
+use super::calls::Call;
+use super::counters::{InboxCounters, bump};
+use super::credit::{Acquire, Credit};
+use super::delivery::Delivery;
+use super::inbox::Slept;
+use super::local::Local;
 use super::mesh::Mesh;
-use super::outbox::{BATCH_UNITS, FIRST_BATCH_UNITS, Outbox};
+use super::reply::Reply;
 use super::route::Route;
 use crate::ShardId;
-use std::any::Any;
-use std::cell::{Cell, RefCell};
-use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -34,58 +30,9 @@ pub(crate) struct Delivered {
     pub(crate) more: bool,
 }
 
-/// Shared with the replies that tasks of this shard hold.
-pub(super) struct Local<C: 'static> {
-    mesh: Arc<Mesh<C>>,
-    id: ShardId,
-    outboxes: Box<[Outbox<C>]>,
-    /// Targets with something staged or a wake owed.
-    dirty: RefCell<Vec<ShardId>>,
-    /// Empty batches that have come home.
-    spares: RefCell<Vec<Slots<C>>>,
-    calls: Rc<Calls>,
-    credits: Rc<Credits>,
-    /// What the budget left over.
-    carried: RefCell<Option<Batch<C>>>,
-    /// The async call whose closure runs right now, and whether its reply has been dropped unsent meanwhile.
-    starting: Cell<Option<Starting>>,
-    delivering: Cell<bool>,
-    closed: Cell<bool>,
-    next_any: Cell<usize>,
-}
-
-#[derive(Clone, Copy)]
-struct Starting {
-    origin: ShardId,
-    key: CallKey,
-    dropped: bool,
-}
-
-/// Empty batches kept for the next turns; at 8 KiB each, 256 KiB at most.
-const SPARES_MAX: usize = 32;
-
 impl<C: 'static> Endpoint<C> {
     pub(super) fn new(mesh: Arc<Mesh<C>>, id: ShardId) -> Self {
-        let shards = mesh.len();
-        let credits = Credits::new(shards);
-        let calls = Calls::new(Arc::clone(&mesh.station(id).withdrawals), Rc::clone(&credits));
-        Endpoint {
-            local: Rc::new(Local {
-                mesh,
-                id,
-                outboxes: (0..shards).map(|_| Outbox::new()).collect(),
-                dirty: RefCell::new(Vec::with_capacity(shards)),
-                spares: RefCell::new(Vec::new()),
-                calls,
-                credits,
-                carried: RefCell::new(None),
-                starting: Cell::new(None),
-                delivering: Cell::new(false),
-                closed: Cell::new(false),
-                // Shards start their rounds at different places.
-                next_any: Cell::new(id.index()),
-            }),
-        }
+        Endpoint { local: Rc::new(Local::new(mesh, id)) }
     }
 
     pub(crate) fn id(&self) -> ShardId {
@@ -161,8 +108,9 @@ impl<C: 'static> Endpoint<C> {
         self.local.credits.acquire(target)
     }
 
-    /// Runs what is in the inbox, at most `budget` messages and replies. What arrives meanwhile, also from here,
-    /// waits for the next turn. Panics of closures are caught, counted and logged.
+    /// Runs what is in the inbox, at most `budget` messages and replies (replies by the batch: the last one may go
+    /// beyond it). What arrives meanwhile, also from here, waits for the next turn. Panics of closures are caught,
+    /// counted and logged.
     ///
     /// # Panics
     /// Panics when called from within a message.
@@ -217,7 +165,7 @@ impl<C: 'static> Endpoint<C> {
         self.local.mesh.counters(self.local.id)
     }
 
-    /// Stops taking messages, runs all that were taken, publishes, and answers the calls of this shard that are still
+    /// Publishes, stops taking messages, runs all that were taken, publishes, and answers the calls of this shard that are still
     /// out with `Stopped`. From here on nothing comes home: calls made later are answered `Stopped` at once; posts
     /// and replies to other shards leave without waiting for `publish`.
     ///
@@ -225,9 +173,12 @@ impl<C: 'static> Endpoint<C> {
     /// Panics when called from within a message.
     pub(crate) fn close(&self, context: &C) {
         let delivery = Delivery::begin(&self.local);
-        if self.local.closed.replace(true) {
+        if self.local.closed.get() {
             return;
         }
+        // What this shard has staged for itself is among what is run.
+        self.local.publish();
+        self.local.closed.set(true);
         self.local.inbox().close();
         delivery.run(context, usize::MAX);
         self.local.finish_closing();
@@ -244,448 +195,13 @@ impl<C: 'static> Drop for Endpoint<C> {
     }
 }
 
-/// Marks that messages are being run: they must not ask for more to be run inside themselves.
-struct Delivery<'a, C: 'static> {
-    local: &'a Rc<Local<C>>,
-}
-
-impl<'a, C: 'static> Delivery<'a, C> {
-    fn begin(local: &'a Rc<Local<C>>) -> Self {
-        assert!(!local.delivering.replace(true), "messages are delivered from within a message");
-        Delivery { local }
-    }
-
-    fn run(&self, context: &C, budget: usize) -> Delivered {
-        let local = self.local;
-        // What arrives from here on is left for the next turn.
-        let arrived = local.inbox().len();
-        let (mut left, mut taken, mut messages) = (budget, 0, 0);
-        let mut carried = local.carried.take();
-        while left > 0 {
-            let mut batch = match carried.take() {
-                Some(batch) => batch,
-                None if taken == arrived => break,
-                None => {
-                    let Some(batch) = local.inbox().pop() else { break };
-                    taken += 1;
-                    batch
-                }
-            };
-            if batch.way == Way::Home {
-                // Whole: it is bounded, and hardly any of it is application code.
-                left = left.saturating_sub(local.come_home(batch));
-                continue;
-            }
-            let ran = local.work(&mut batch.slots, left, &local.site(context, batch.origin));
-            messages += ran;
-            left -= ran;
-            if !batch.slots.are_done() {
-                *local.carried.borrow_mut() = Some(batch);
-            } else if batch.way == Way::Out {
-                local.send_home(batch);
-            }
-        }
-        bump(&local.counters().messages, messages);
-        bump(&local.counters().envelopes, taken);
-        Delivered { count: budget - left, more: taken < arrived || local.carried.borrow().is_some() }
-    }
-}
-
-impl<C: 'static> Drop for Delivery<'_, C> {
-    fn drop(&mut self) {
-        self.local.delivering.set(false);
-    }
-}
-
-impl<C: 'static> Local<C> {
-    #[inline]
-    fn inbox(&self) -> &Inbox<Batch<C>> {
-        &self.mesh.station(self.id).inbox
-    }
-
-    fn site<'a>(self: &'a Rc<Self>, context: &'a C, origin: ShardId) -> Site<'a, C> {
-        Site { context, local: self, origin, withdrawals: &self.mesh.station(origin).withdrawals }
-    }
-
-    fn counters(&self) -> &OwnCounters {
-        &self.mesh.station(self.id).counters
-    }
-
-    #[inline]
-    fn outbox(&self, target: ShardId) -> &Outbox<C> {
-        let Some(outbox) = self.outboxes.get(target.index()) else { panic!("there is no {target}") };
-        outbox
-    }
-
-    /// Stages a call; `push` adds its request.
-    #[inline]
-    fn stage_call<T>(&self, target: ShardId, push: impl FnOnce(&mut Slots<C>, CallKey)) -> Call<T> {
-        let outbox = self.outbox(target);
-        let key = self.calls.open(target);
-        let call = self.calls.future(key);
-        if self.closed.get() {
-            // No answer would come home.
-            self.calls.settle(key, |_| Came::Stopped);
-            return call;
-        }
-        outbox.brings_replies.set(true);
-        self.stage(target, outbox, |slots| push(slots, key));
-        call
-    }
-
-    #[inline]
-    fn stage(&self, target: ShardId, outbox: &Outbox<C>, push: impl FnOnce(&mut Slots<C>)) {
-        let (was_empty, units) = {
-            let mut staged = outbox.staged.borrow_mut();
-            if !staged.has_capacity() {
-                *staged = self.spare();
-            }
-            let was_empty = staged.is_empty();
-            push(&mut staged);
-            (was_empty, staged.units())
-        };
-        if was_empty || units >= outbox.limit.get() {
-            self.after_staging(target, outbox, units);
-        }
-    }
-
-    fn stage_answer(&self, origin: ShardId, push: impl FnOnce(&mut Slots<C>)) {
-        self.stage(origin, self.outbox(origin), push);
-    }
-
-    #[cold]
-    fn spare(&self) -> Slots<C> {
-        self.spares.borrow_mut().pop().unwrap_or_else(Slots::new)
-    }
-
-    /// The first and the last slot of a batch need more than being staged.
-    #[inline(never)]
-    fn after_staging(&self, target: ShardId, outbox: &Outbox<C>, units: usize) {
-        self.list(target, outbox);
-        if self.closed.get() {
-            // There are no more turns at whose end it would leave.
-            self.publish();
-        } else if units >= outbox.limit.get() {
-            outbox.limit.set(BATCH_UNITS.min(units * 2));
-            self.flush(target, outbox);
-        }
-    }
-
-    #[inline]
-    fn list(&self, target: ShardId, outbox: &Outbox<C>) {
-        if !outbox.listed.replace(true) {
-            self.dirty.borrow_mut().push(target);
-        }
-    }
-
-    fn publish(&self) {
-        loop {
-            let Some(target) = self.dirty.borrow_mut().pop() else { return };
-            let outbox = &self.outboxes[target.index()];
-            outbox.listed.set(false);
-            outbox.limit.set(FIRST_BATCH_UNITS);
-            self.flush(target, outbox);
-            if outbox.wake_owed.take() {
-                self.mesh.station(target).inbox.wake();
-            }
-        }
-    }
-
-    /// Puts what is staged into the target's inbox. Waking it is left to `publish`.
-    fn flush(&self, target: ShardId, outbox: &Outbox<C>) {
-        let slots = outbox.staged.replace(Slots::new());
-        if slots.is_empty() {
-            return;
-        }
-        let brings_replies = outbox.brings_replies.take();
-        let batch = Batch { slots, origin: self.id, way: Way::Out, brings_replies };
-        match self.mesh.station(target).inbox.push(batch) {
-            Ok(false) => {}
-            Ok(true) => outbox.wake_owed.set(true),
-            Err(mut batch) => {
-                // Also posts are something to look at then.
-                batch.brings_replies = true;
-                self.come_home(batch);
-            }
-        }
-    }
-
-    /// Runs at most `budget` slots that somebody sent here, one after the other, and returns how many. Panics of
-    /// application code end here.
-    fn work(&self, slots: &mut Slots<C>, budget: usize, site: &Site<'_, C>) -> usize {
-        let worked = self.contain(slots, budget, |slot| self.take_in(slot, site));
-        self.wake_all();
-        worked
-    }
-
-    /// A batch of this shard's own is back, or was not taken by its target. Returns how many answers it brought, wanted
-    /// or not.
-    fn come_home(&self, mut batch: Batch<C>) -> usize {
-        let (mut settled, mut others) = (0, 0);
-        if batch.brings_replies {
-            batch.slots.rewind();
-            (settled, others) = self.calls.settle_all(&mut batch.slots);
-            bump(&self.counters().replies, settled);
-            if others > 0 {
-                batch.slots.rewind();
-                self.contain(&mut batch.slots, usize::MAX, |slot| self.take_home(slot));
-            }
-            self.wake_all();
-        }
-        self.recycle(batch.slots);
-        settled + others
-    }
-
-    /// One frame that catches panics for all slots, not one each: what panicked is the last slot given.
-    #[inline]
-    fn contain(&self, slots: &mut Slots<C>, limit: usize, deal_with: impl Fn(&mut Slot<'_, C>)) -> usize {
-        let mut count = 0;
-        loop {
-            let dealt = catch_unwind(AssertUnwindSafe(|| {
-                while count < limit {
-                    let Some(mut slot) = slots.next() else { return };
-                    count += 1;
-                    deal_with(&mut slot);
-                }
-            }));
-            match dealt {
-                Ok(()) => return count,
-                Err(payload) => self.after_panic(&mut slots.last(), payload),
-            }
-        }
-    }
-
-    /// Wakes the tasks whose answers have come in.
-    fn wake_all(&self) {
-        while let Err(payload) = catch_unwind(AssertUnwindSafe(|| while self.calls.wake_next() {})) {
-            self.note_panic("a waker", &*payload);
-            drop_contained(payload);
-        }
-    }
-
-    /// A slot of somebody's, sent here.
-    #[inline]
-    fn take_in(&self, slot: &mut Slot<'_, C>, site: &Site<'_, C>) {
-        match slot.status() {
-            Status::Post => slot.run(site),
-            Status::Call => {
-                if !site.withdrawals.is_raised(slot.key().index) {
-                    slot.run(site);
-                }
-            }
-            Status::AsyncCall => {
-                if !site.withdrawals.is_raised(slot.key().index) {
-                    self.start(slot, site);
-                }
-            }
-            Status::Value | Status::Panicked | Status::Unanswered => self.settle(slot),
-            Status::Running | Status::Spent | Status::Empty => unreachable!("nobody sends these"),
-        }
-    }
-
-    /// A slot of this shard's own, back from where it was sent.
-    #[inline]
-    fn take_home(&self, slot: &mut Slot<'_, C>) {
-        match slot.status() {
-            Status::Value | Status::Panicked | Status::Unanswered => self.settle(slot),
-            Status::Spent | Status::Empty => {}
-            Status::Call | Status::AsyncCall => {
-                // It has not run: withdrawn, or its target has stopped.
-                self.calls.settle(slot.key(), |_| Came::Stopped);
-                slot.clear();
-            }
-            Status::Post => {
-                bump(&self.counters().refused, 1);
-                slot.clear();
-            }
-            Status::Running => unreachable!("a closure that ends leaves another status"),
-        }
-    }
-
-    #[inline]
-    fn settle(&self, slot: &mut Slot<'_, C>) {
-        bump(&self.counters().replies, 1);
-        match self.calls.settle(slot.key(), |words| slot.take_outcome(words)) {
-            Settled::Kept => {}
-            Settled::Unwanted => slot.clear(),
-            Settled::Late => {
-                bump(&self.counters().late, 1);
-                slot.clear();
-            }
-        }
-    }
-
-    fn is_withdrawn(&self, origin: ShardId, key: CallKey) -> bool {
-        self.mesh.station(origin).withdrawals.is_raised(key.index)
-    }
-
-    fn start(&self, slot: &mut Slot<'_, C>, site: &Site<'_, C>) {
-        self.starting.set(Some(Starting { origin: site.origin, key: slot.key(), dropped: false }));
-        slot.run(site);
-        if self.starting.take().is_some_and(|starting| starting.dropped) {
-            slot.set_unanswered();
-        }
-    }
-
-    /// What a panic left behind: the slot knows how far it came.
-    #[cold]
-    fn after_panic(&self, slot: &mut Slot<'_, C>, payload: Box<dyn Any + Send>) {
-        self.starting.set(None);
-        if slot.status() != Status::Running {
-            self.note_panic("a value being dropped", &*payload);
-            drop_contained(payload);
-        } else if slot.key() == CallKey::NONE {
-            self.note_panic("a posted closure", &*payload);
-            slot.set_spent();
-            drop_contained(payload);
-        } else {
-            self.note_panic("a called closure", &*payload);
-            slot.set_panicked(payload);
-        }
-    }
-
-    /// Counts and logs a panic of application code.
-    #[cold]
-    pub(super) fn note_panic(&self, what: &'static str, payload: &(dyn Any + Send)) {
-        bump(&self.counters().panics, 1);
-        // The subscriber is the application's, too.
-        let logged = catch_unwind(AssertUnwindSafe(|| {
-            let shard = self.id.index();
-            tracing::error!(shard, panic = message_of(payload), "{what} panicked");
-        }));
-        if let Err(payload) = logged {
-            drop_contained(payload);
-        }
-    }
-
-    /// Returns a batch to the shard that made it. At once, so that its answers are not held back by the rest of this
-    /// turn; a wake that is owed for them waits for `publish`. A batch that only brings memory wakes nobody: it
-    /// lies in the inbox until its owner is awake anyway. (That is one push per batch; freeing it here instead
-    /// would meet the allocator's locks, since it came from another thread.)
-    fn send_home(&self, mut batch: Batch<C>) {
-        batch.way = Way::Home;
-        let (origin, brings_replies) = (batch.origin, batch.brings_replies);
-        let outbox = &self.outboxes[origin.index()];
-        if brings_replies {
-            // What was posted home before the answers were given also arrives before them.
-            self.flush(origin, outbox);
-        }
-        match self.mesh.station(origin).inbox.push(batch) {
-            Ok(asleep) => {
-                if asleep && brings_replies {
-                    outbox.wake_owed.set(true);
-                    self.list(origin, outbox);
-                }
-            }
-            // Its home is gone: this is the one case in which it is dropped elsewhere.
-            Err(homeless) => self.drop_batch(homeless),
-        }
-    }
-
-    /// Keeps the memory of a batch.
-    fn recycle(&self, mut slots: Slots<C>) {
-        slots.clear_spent();
-        let mut spares = self.spares.borrow_mut();
-        if spares.len() < SPARES_MAX {
-            spares.push(slots);
-        }
-    }
-
-    fn drop_batch(&self, mut batch: Batch<C>) {
-        batch.slots.rewind();
-        self.contain(&mut batch.slots, usize::MAX, |slot| slot.clear());
-    }
-
-    /// Empties a closed inbox without running anything.
-    fn turn_away(&self) {
-        let carried = self.carried.take();
-        let rest = std::iter::from_fn(|| self.inbox().pop());
-        for mut batch in carried.into_iter().chain(rest) {
-            match batch.way {
-                Way::Home => {
-                    self.come_home(batch);
-                }
-                Way::Out => {
-                    // Unrun. Also posts are something to look at for their owner then.
-                    batch.brings_replies = true;
-                    self.send_home(batch);
-                }
-                Way::In => {
-                    bump(&self.counters().refused, 1);
-                    self.drop_batch(batch);
-                }
-            }
-        }
-    }
-
-    /// Nothing comes home any more.
-    fn finish_closing(&self) {
-        self.publish();
-        self.calls.stop();
-        self.wake_all();
-        // Tasks that were just told so may have answered others.
-        self.publish();
-    }
-}
-
-/// Drops a panic's payload, which may panic itself, with a payload of its own: not without end.
-fn drop_contained(mut payload: Box<dyn Any + Send>) {
-    for _ in 0..8 {
-        match catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-            Ok(()) => return,
-            Err(next) => payload = next,
-        }
-    }
-    std::mem::forget(payload);
-}
-
-/// The means to answer an async call, on the shard that was called. Dropped unsent, it answers `Stopped`.
-pub(crate) struct Reply<T: Send + 'static, C: 'static> {
-    local: Rc<Local<C>>,
-    origin: ShardId,
-    key: CallKey,
-    sent: bool,
-    result: PhantomData<fn(T)>,
-}
-
-impl<T: Send + 'static, C: 'static> Reply<T, C> {
-    pub(super) fn new(local: &Rc<Local<C>>, origin: ShardId, key: CallKey) -> Self {
-        Reply { local: Rc::clone(local), origin, key, sent: false, result: PhantomData }
-    }
-
-    /// Sends the result home: a message of its own, published with this turn's.
-    pub(crate) fn send(mut self, result: Result<T, Panic>) {
-        self.sent = true;
-        self.local.stage_answer(self.origin, |slots| slots.push_answer(self.key, result));
-    }
-
-    /// Whether somebody still waits for it. A hint, for giving up early.
-    pub(crate) fn is_wanted(&self) -> bool {
-        !self.local.is_withdrawn(self.origin, self.key)
-    }
-}
-
-impl<T: Send + 'static, C: 'static> Drop for Reply<T, C> {
-    fn drop(&mut self) {
-        if self.sent {
-            return;
-        }
-        let local = &*self.local;
-        match local.starting.get() {
-            // Its slot is still here and says so itself; or that the closure panicked.
-            Some(starting) if (starting.origin, starting.key) == (self.origin, self.key) => {
-                local.starting.set(Some(Starting { dropped: true, ..starting }));
-            }
-            _ => local.stage_answer(self.origin, |slots| slots.push_unanswered(self.key)),
-        }
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::super::CallError;
+    use super::super::error::Panic;
     use super::super::test_kit::{AtHome, Bed, Shard, at, id, poll, ready};
     use super::*;
+    use std::cell::RefCell;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
@@ -1120,5 +636,55 @@ mod tests {
     fn there_is_one_endpoint_per_shard() {
         let bed = Bed::new(1);
         drop(bed.mesh.endpoint(id(0)));
+    }
+
+    /// Two shards whose next call has the same key, so that an answer that went astray would find one to answer.
+    #[test]
+    fn an_answer_that_is_refused_or_turned_away_answers_nobody_else() {
+        for lost in [false, true] {
+            let mut bed = Bed::new(2);
+            let drops = Arc::new(AtomicUsize::new(0));
+            let value = Arc::clone(&drops);
+            let asked = bed[1].call_async(id(0), move |_: &Shard, reply: Reply<AtHome<8>, Shard>| {
+                reply.send(Ok(AtHome::new(0, &value)));
+            });
+            let own = bed[0].call(id(0), |_| String::from("mine"));
+            bed.publish(1);
+            if lost {
+                // It is in the inbox of a shard that is lost, and comes back from there.
+                bed.deliver(0);
+                bed.lose_last();
+            } else {
+                // It is refused by a shard that has stopped.
+                bed.close(1);
+                bed.deliver(0);
+            }
+            assert!(matches!(ready(asked), Err(CallError::Stopped)));
+            bed.settle();
+            assert_eq!(ready(own).unwrap(), "mine");
+            assert_eq!(drops.load(Ordering::Relaxed), 1);
+        }
+    }
+
+    #[test]
+    fn no_budget_delivers_nothing_and_loses_nothing() {
+        let bed = Bed::new(2);
+        for number in 0..3 {
+            assert!(bed[0].post(id(1), move |shard| shard.log(number)).is_ok());
+        }
+        bed.publish(0);
+        assert_eq!(bed.deliver_some(1, 2), Delivered { count: 2, more: true });
+        assert_eq!(bed.deliver_some(1, 0), Delivered { count: 0, more: true });
+        bed.deliver(1);
+        assert_eq!(bed.log(1), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_shard_that_closes_runs_what_it_had_staged_for_itself() {
+        let bed = Bed::new(1);
+        assert!(bed[0].post(id(0), |shard| shard.log(1)).is_ok());
+        bed.close(0);
+        assert_eq!(bed.log(0), [1]);
+        assert_eq!(bed[0].counters().refused, 0);
     }
 }

@@ -6,9 +6,10 @@
 //! was done, and two small calls share a cache line, which is what a call between shards costs most of all.
 //! This file knows the bytes and their types, and nothing of queues.
 
-use super::endpoint::{Local, Reply};
 use super::error::{CallError, Panic};
 use super::foreign::Answer;
+use super::local::Local;
+use super::reply::Reply;
 use super::withdrawal::Withdrawals;
 use crate::ShardId;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
@@ -55,7 +56,9 @@ impl CallKey {
     pub(super) const NONE: CallKey = CallKey { index: CALLS_MAX, generation: 0 };
 }
 
-/// What happens in a slot. Only `Post`, `Call` and `AsyncCall` hold a closure, only `Value` and `Panicked` a result.
+/// What happens in a slot. The first three hold a closure; what came of it is left in the same slot. The `Answered…`
+/// are messages of their own, about a call of the shard they are sent *to*: on the way back, after they were refused,
+/// they mean nothing, whereas their likes name a call of the shard that they come home to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
     /// A closure whose result nobody waits for.
@@ -72,6 +75,12 @@ pub(super) enum Status {
     Panicked,
     /// Nobody is going to answer this call.
     Unanswered,
+    /// A message: what an async call has come to.
+    AnsweredValue,
+    /// A message: what an async call has panicked with.
+    AnsweredPanic,
+    /// A message: nobody is going to answer an async call.
+    AnsweredNothing,
     /// Nothing, but for the block if the slot has one.
     Spent,
     /// Nothing at all: the block, too, has been moved elsewhere or freed.
@@ -220,12 +229,12 @@ impl<C: 'static> Slots<C> {
         match result {
             Ok(value) => {
                 let kind = const { &Kind::of::<T, T>(nothing_to_run) };
-                self.push::<T, T, T>(Status::Value, key, kind, value);
+                self.push::<T, T, T>(Status::AnsweredValue, key, kind, value);
             }
             Err(panic) => {
                 type Payload = Box<dyn Any + Send>;
                 let kind = const { &Kind::of::<Payload, ()>(nothing_to_run) };
-                self.push::<Payload, Payload, ()>(Status::Panicked, key, kind, panic.into_payload());
+                self.push::<Payload, Payload, ()>(Status::AnsweredPanic, key, kind, panic.into_payload());
             }
         }
     }
@@ -233,7 +242,7 @@ impl<C: 'static> Slots<C> {
     /// Tells the origin of an async call that no answer will come.
     pub(super) fn push_unanswered(&mut self, key: CallKey) {
         let kind = const { &Kind::of::<(), ()>(nothing_to_run) };
-        self.push::<(), (), ()>(Status::Unanswered, key, kind, ());
+        self.push::<(), (), ()>(Status::AnsweredNothing, key, kind, ());
     }
 
     /// Adds a slot with room for an `F` and, later, a `T`, that holds `content`.
@@ -387,9 +396,9 @@ impl<C: 'static> Slot<'_, C> {
         CallKey { index, generation: header.generation }
     }
 
-    /// Whether this is what came of a call.
+    /// Whether this is what came of the call that was made in this slot.
     #[inline]
-    pub(super) fn is_answer(&self) -> bool {
+    pub(super) fn is_outcome(&self) -> bool {
         matches!(self.status(), Status::Value | Status::Panicked | Status::Unanswered)
     }
 
@@ -424,30 +433,38 @@ impl<C: 'static> Slot<'_, C> {
     }
 
     /// Moves what came of the call into `words`, with its block; the slot stays behind with nothing to drop.
-    #[inline]
     pub(super) fn take_outcome(&mut self, words: &mut Words) -> Came {
         let shape = self.header().kind.shape;
         let (came, left) = match self.status() {
-            Status::Value if shape == Shape::Boxed => (Came::Boxed, Status::Empty),
-            Status::Value => (Came::Inline, Status::Empty),
+            Status::Value | Status::AnsweredValue if shape == Shape::Boxed => (Came::Boxed, Status::Empty),
+            Status::Value | Status::AnsweredValue => (Came::Inline, Status::Empty),
             // A payload needs no block: if there is one, it stays to be freed with the slot.
-            Status::Panicked => (Came::Panicked, Status::Spent),
-            Status::Unanswered => (Came::Stopped, Status::Spent),
+            Status::Panicked | Status::AnsweredPanic => (Came::Panicked, Status::Spent),
+            Status::Unanswered | Status::AnsweredNothing => (Came::Stopped, Status::Spent),
             _ => panic!("nothing came of this slot yet"),
         };
         // SAFETY: a room has this many words, and they are copied as they are, initialised or not.
         unsafe {
-            words
-                .0
-                .as_mut_ptr()
-                .cast::<[_; 2]>()
-                .write(self.words().cast::<[MaybeUninit<usize>; 2]>().read());
-            if shape != Shape::Small {
-                *words = self.words().cast::<Words>().read();
+            match shape {
+                Shape::Small => *words.first_two() = self.words().cast::<[_; 2]>().read(),
+                Shape::Large | Shape::Boxed => *words = self.words().cast::<Words>().read(),
             }
         }
         self.header_mut().status = left;
         came
+    }
+
+    /// As `take_outcome`, of the most common outcome; `false`, and nothing has happened, if it is another.
+    #[inline]
+    pub(super) fn take_small_value(&mut self, words: &mut Words) -> bool {
+        let header = self.header();
+        if header.status != Status::Value || header.kind.shape != Shape::Small {
+            return false;
+        }
+        // SAFETY: a small slot has two words, which are copied as they are, initialised or not.
+        *words.first_two() = unsafe { self.words().cast::<[_; 2]>().read() };
+        self.header_mut().status = Status::Empty;
+        true
     }
 
     /// Drops what is in it.
@@ -458,8 +475,8 @@ impl<C: 'static> Slot<'_, C> {
             // SAFETY: the status said that a request of this kind is in place; it is not looked at again.
             Status::Post | Status::Call | Status::AsyncCall => unsafe { (kind.drop_request)(self) },
             // SAFETY: likewise of a value.
-            Status::Value => unsafe { (kind.drop_value)(self) },
-            Status::Panicked => {
+            Status::Value | Status::AnsweredValue => unsafe { (kind.drop_value)(self) },
+            Status::Panicked | Status::AnsweredPanic => {
                 // SAFETY: the status said that there is a payload; it is not looked at again.
                 let payload = unsafe { self.words().cast::<Box<dyn Any + Send>>().read() };
                 // SAFETY: nothing else was in the room; and the slot is empty from now on.
@@ -467,7 +484,9 @@ impl<C: 'static> Slot<'_, C> {
                 drop(payload);
             }
             // SAFETY: nothing is in the room in these states; and the slot is empty from now on.
-            Status::Running | Status::Unanswered | Status::Spent => unsafe { self.free_block() },
+            Status::Running | Status::Unanswered | Status::AnsweredNothing | Status::Spent => unsafe {
+                self.free_block();
+            },
             Status::Empty => {}
         }
     }
@@ -653,25 +672,40 @@ unsafe fn drop_as<C: 'static, R, V>(slot: &mut Slot<'_, C>) {
 impl Words {
     pub(super) const EMPTY: Words = Words([MaybeUninit::uninit(); 5]);
 
+    fn first_two(&mut self) -> &mut [MaybeUninit<usize>; 2] {
+        let (first, _) = self.0.split_first_chunk_mut().expect("five words are two and three");
+        first
+    }
+
+    /// Moves out a value that lies in the words themselves.
+    ///
+    /// # Safety
+    /// A `T` does, and it is moved out once.
+    #[inline]
+    pub(super) unsafe fn take_inline<T>(&mut self) -> T {
+        // SAFETY: a value is at the start of the words, which are aligned for it; the rest is the caller's promise.
+        unsafe { self.0.as_mut_ptr().cast::<T>().read() }
+    }
+
     /// Moves out what came of a call, and frees what it lay in.
     ///
     /// # Safety
     /// It came of a call whose closure returned a `T` (or whose answer was one), in this way, and is opened once.
     #[inline]
     pub(super) unsafe fn open<T>(&mut self, came: Came) -> Result<T, CallError> {
-        let words = self.0.as_mut_ptr();
         match came {
-            // SAFETY: an inline value is at the start of the words, which are aligned for it; opened once.
-            Came::Inline => Ok(unsafe { words.cast::<T>().read() }),
+            // SAFETY: the caller's promise.
+            Came::Inline => Ok(unsafe { self.take_inline() }),
             // SAFETY: a boxed value is at the start of the block, which then is freed; opened once.
             Came::Boxed => unsafe {
-                let value = words.add(BLOCK).cast::<*mut T>().read().read();
-                free_block(words.add(BLOCK));
+                let description = self.0.as_mut_ptr().add(BLOCK);
+                let value = description.cast::<*mut T>().read().read();
+                free_block(description);
                 Ok(value)
             },
-            // SAFETY: a panicked call left its payload in the first two words; opened once.
             Came::Panicked => {
-                let payload = unsafe { words.cast::<Box<dyn Any + Send>>().read() };
+                // SAFETY: a panicked call left its payload in the first two words; opened once.
+                let payload = unsafe { self.0.as_mut_ptr().cast::<Box<dyn Any + Send>>().read() };
                 Err(CallError::Panicked(Panic::new(payload)))
             }
             Came::Stopped => Err(CallError::Stopped),

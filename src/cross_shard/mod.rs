@@ -6,11 +6,11 @@
 //!    Call ◀─ deliver: the result is moved ◀─ inbox of the origin ◀─ the same batch, results in place
 //! ```
 //!
-//! * `envelope` is what travels: a closure or its result in a slot of 64 bytes, slots in a batch.
+//! * `envelope` is what travels: a closure or its result in a slot of 32 or 64 bytes, slots in a batch.
 //! * `inbox` is where it arrives, and who wakes whom; `queue` is the lock-free queue below.
 //! * `outbox` is what a shard has staged; `calls` what it waits for; `credit` how much of that it may have.
-//! * `endpoint` is what one shard owns of all this, `mesh` what everybody shares; `foreign` answers threads
-//!   that are no shard.
+//! * `endpoint` is what one shard owns of all this (`local` is how it sends, `delivery` how it runs what arrives), `mesh`
+//!   what everybody shares; `foreign` answers threads that are no shard, and `reply` async calls.
 //!
 //! Messages from one shard to another start in the order they were sent. Nothing is promised between different
 //! senders, nor between a reply and a message.
@@ -19,12 +19,14 @@
 mod calls;
 mod counters;
 mod credit;
+mod delivery;
 mod endpoint;
 #[allow(unsafe_code, reason = "closures and results lie type-erased in the slots of a batch")]
 mod envelope;
 mod error;
 mod foreign;
 mod inbox;
+mod local;
 mod mesh;
 #[cfg(all(test, loom))]
 #[allow(unsafe_code, reason = "values whose every use is checked are made of raw cells")]
@@ -32,6 +34,7 @@ mod models;
 mod outbox;
 #[cfg_attr(loom, allow(unsafe_code, reason = "the queue that models run on is made of raw nodes"))]
 mod queue;
+mod reply;
 mod route;
 #[cfg(all(test, not(loom)))]
 mod stress;
@@ -41,8 +44,9 @@ mod withdrawal;
 
 pub(crate) use calls::Call;
 pub(crate) use credit::{Acquire, Credit};
-pub(crate) use endpoint::{Endpoint, Reply};
+pub(crate) use endpoint::Endpoint;
 pub use error::{CallError, Panic, Stopped};
 pub(crate) use foreign::ForeignCall;
 pub(crate) use mesh::Mesh;
+pub(crate) use reply::Reply;
 pub use route::Route;

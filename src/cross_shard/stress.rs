@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 const LOST: Duration = Duration::from_secs(60);
-const MESSAGES: usize = if cfg!(miri) { 40 } else { 4_000 };
+const MESSAGES: usize = if cfg!(miri) { 40 } else { 2_000 };
 /// Each of them costs two sleeps.
 const PINGS: usize = MESSAGES / 4;
 const SHARDS: usize = 3;
@@ -223,7 +223,7 @@ fn withdrawn_calls_run_or_not_but_are_always_dropped_at_home() {
 
 #[test]
 fn of_posts_that_race_with_the_close_each_is_run_or_returned() {
-    for round in 0..(if cfg!(miri) { 5 } else { 300 }) {
+    for round in 0..(if cfg!(miri) { 5 } else { 100 }) {
         let (mesh, drivers) = mesh(1);
         let senders: Vec<_> = (0..2)
             .map(|_| {
@@ -296,7 +296,7 @@ fn a_ping_pong_between_sleepers_loses_no_wake_and_writes_one_per_sleep_at_most()
 
 #[test]
 fn calls_between_shards_that_stop_one_by_one_all_end() {
-    for _ in 0..(if cfg!(miri) { 3 } else { 100 }) {
+    for _ in 0..(if cfg!(miri) { 3 } else { 40 }) {
         let (mesh, drivers) = mesh(SHARDS);
         let shards = (0..SHARDS).map(|number| {
             let (mesh, drivers) = (Arc::clone(&mesh), drivers.clone());
