@@ -71,6 +71,30 @@ impl<T: ToAddr + ?Sized> ToAddr for &T {
     }
 }
 
+/// A peer's address as ten thousand connections keep it: half of a [`SocketAddr`], which has room for IPv6.
+pub(crate) enum SmallAddr {
+    V4(SocketAddrV4),
+    V6(Box<SocketAddrV6>),
+}
+
+impl From<SocketAddr> for SmallAddr {
+    fn from(addr: SocketAddr) -> Self {
+        match addr {
+            SocketAddr::V4(addr) => SmallAddr::V4(addr),
+            SocketAddr::V6(addr) => SmallAddr::V6(Box::new(addr)),
+        }
+    }
+}
+
+impl From<&SmallAddr> for SocketAddr {
+    fn from(addr: &SmallAddr) -> Self {
+        match addr {
+            SmallAddr::V4(addr) => SocketAddr::V4(*addr),
+            SmallAddr::V6(addr) => SocketAddr::V6(**addr),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::error::{CloseReason, Result, panic_message};
 use crate::net::connection::{Connection, Crossing, EndKind, Flushed, Phase, ReadHalf, WriteHalf};
 use crate::net::input::Input;
+use crate::net::kept::Kept;
 use crate::reactor::driver::CloseKind;
 use crate::reactor::lease::Lease;
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
@@ -112,7 +113,7 @@ impl Shard {
         match std::mem::replace(&mut slot.handler, Handler::Busy) {
             Handler::Protocol(protocol) => {
                 inner.activate(token, &slot.connection);
-                let kept = std::mem::take(&mut slot.connection.input);
+                let kept = slot.connection.input.take();
                 drop(connections);
                 if kept.is_empty() {
                     self.deliver(token, protocol, &lease);
@@ -144,7 +145,7 @@ impl Shard {
         let Some(slot) = connections.get_mut(token) else { return };
         match (&mut slot.connection.phase, &slot.handler) {
             (Phase::Open, Handler::Stream(stream)) => stream.keep(bytes),
-            (Phase::Open, _) => slot.connection.input.extend_from_slice(bytes),
+            (Phase::Open, _) => slot.connection.input.push(bytes),
             (Phase::Flushing(_) | Phase::Ending(..), _) => {}
             (Phase::Lingering { discarded_bytes, reading }, _) => {
                 *discarded_bytes += bytes.len();
@@ -211,7 +212,7 @@ impl Shard {
         }
         if rest_len > 0 && slot.connection.is_open() {
             // Whatever came before was lent together with what has come now.
-            slot.connection.input = rest();
+            slot.connection.input.set(rest());
             // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
             let limit_bytes = inner.shared.config.input_bytes_max;
             if rest_len > limit_bytes && slot.connection.read_holds == 0 {
@@ -504,7 +505,7 @@ impl Shard {
     /// Closes after what is queued has been sent. Only the first reason counts.
     pub(crate) fn begin_close(&self, token: Token, reason: CloseReason) {
         let inner = &self.inner;
-        let mut kept = Vec::new();
+        let mut kept = Kept::new();
         {
             let mut connections = inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return };
@@ -536,7 +537,7 @@ impl Shard {
         let Some(slot) = connections.get_mut(token) else { return };
         let dropped = slot.connection.discard_output();
         inner.stats.unsent_bytes_dropped.add(dropped as u64);
-        slot.connection.input = Vec::new();
+        slot.connection.input = Kept::new();
         inner.mark_ending(token, slot, reason, kind);
         drop(connections);
         if inner.active.get() == token {
@@ -582,7 +583,7 @@ impl Shard {
                 if !std::mem::take(&mut slot.marks.resumed) || !slot.connection.may_read() {
                     continue;
                 }
-                std::mem::take(&mut slot.connection.input)
+                slot.connection.input.take()
             };
             if !kept.is_empty()
                 && let Some(protocol) = self.take_protocol(token)

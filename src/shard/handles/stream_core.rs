@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use crate::error::CloseReason;
+use crate::net::kept::Kept;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
@@ -20,9 +21,7 @@ pub(crate) struct StreamCore {
 
 struct StreamState {
     /// Received, and copied because no task was waiting.
-    queued: Vec<u8>,
-    /// How many of them have been read.
-    queued_read: u32,
+    queued: Kept,
     /// No more input: the peer has finished, or the shard drains.
     finished: bool,
     ends_on_drain: bool,
@@ -56,8 +55,7 @@ impl StreamCore {
     pub(crate) fn new() -> Rc<Self> {
         Rc::new(StreamCore {
             state: RefCell::new(StreamState {
-                queued: Vec::new(),
-                queued_read: 0,
+                queued: Kept::new(),
                 finished: false,
                 ends_on_drain: true,
                 told_draining: false,
@@ -78,7 +76,7 @@ impl StreamCore {
             if state.queued.is_empty() {
                 shard.inner.lent.set(Some(lease));
             } else {
-                state.queued.extend_from_slice(&lease);
+                state.queued.push(&lease);
             }
             state.reader.take()
         };
@@ -89,7 +87,7 @@ impl StreamCore {
             self.keep(&rest);
         }
         let mut state = self.state.borrow_mut();
-        if state.unread() >= QUEUED_BYTES_MAX && !state.full {
+        if state.queued.len() >= QUEUED_BYTES_MAX && !state.full {
             state.full = true;
             drop(state);
             hold(shard, token, true);
@@ -98,7 +96,7 @@ impl StreamCore {
 
     /// Keeps bytes that nobody is to be shown now.
     pub(crate) fn keep(&self, bytes: &[u8]) {
-        self.state.borrow_mut().queued.extend_from_slice(bytes);
+        self.state.borrow_mut().queued.push(bytes);
     }
 
     pub(crate) fn on_draining(&self, shard: &Shard) {
@@ -165,41 +163,26 @@ impl StreamCore {
         {
             return Found::Lent(lease);
         }
-        if self.state.borrow().unread() > 0 { Found::Queued } else { Found::Nothing }
+        if !self.state.borrow().queued.is_empty() { Found::Queued } else { Found::Nothing }
     }
 
     /// All that was kept.
     pub(super) fn take_queued(&self, shard: &Shard, token: Token) -> Vec<u8> {
-        let (mut bytes, read) = {
-            let mut state = self.state.borrow_mut();
-            (std::mem::take(&mut state.queued), std::mem::take(&mut state.queued_read))
-        };
-        bytes.drain(..read as usize);
+        let bytes = self.state.borrow_mut().queued.take();
         self.made_room(shard, token);
         bytes
     }
 
     /// Copies what was kept into `buffer`, as much as fits.
     pub(super) fn read_queued(&self, shard: &Shard, token: Token, buffer: &mut [u8]) -> usize {
-        let count = {
-            let mut state = self.state.borrow_mut();
-            let read = state.queued_read as usize;
-            let count = state.unread().min(buffer.len());
-            buffer[..count].copy_from_slice(&state.queued[read..read + count]);
-            state.queued_read += count as u32;
-            if state.unread() == 0 {
-                state.queued = Vec::new();
-                state.queued_read = 0;
-            }
-            count
-        };
+        let count = self.state.borrow_mut().queued.read(buffer);
         self.made_room(shard, token);
         count
     }
 
     fn made_room(&self, shard: &Shard, token: Token) {
         let mut state = self.state.borrow_mut();
-        if state.full && state.unread() < QUEUED_BYTES_MAX / 2 {
+        if state.full && state.queued.len() < QUEUED_BYTES_MAX / 2 {
             state.full = false;
             drop(state);
             hold(shard, token, false);
@@ -250,15 +233,8 @@ impl StreamCore {
     /// For a stream that begins with bytes, and perhaps an end, it brought along.
     pub(super) fn begin_with(&self, unread: Vec<u8>, finished: bool) {
         let mut state = self.state.borrow_mut();
-        state.queued = unread;
+        state.queued.set(unread);
         state.finished = finished;
-    }
-}
-
-impl StreamState {
-    #[inline]
-    fn unread(&self) -> usize {
-        self.queued.len() - self.queued_read as usize
     }
 }
 
@@ -297,6 +273,6 @@ mod tests {
     #[test]
     fn an_idle_stream_is_small() {
         let bytes = size_of::<StreamCore>();
-        assert!(bytes <= 96, "{bytes} bytes");
+        assert!(bytes <= 64, "{bytes} bytes");
     }
 }

@@ -293,8 +293,8 @@ impl TcpStream {
             Found::Lent(lease) => lease.to_vec(),
             Found::Queued | Found::Nothing => self.core.take_queued(shard, token),
         };
-        unread.append(&mut slot.connection.input);
-        let peer_addr = slot.connection.peer_addr;
+        unread.append(&mut slot.connection.input.take());
+        let peer_addr = slot.connection.peer_addr();
         Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, finished })
     }
 }

@@ -225,7 +225,7 @@ impl Transport {
 
     /// The other end's address; `None` after the connection has ended.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.look(|slot| slot.connection.peer_addr)
+        self.look(|slot| slot.connection.peer_addr())
     }
 
     /// Our end's address.

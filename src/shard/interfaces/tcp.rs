@@ -134,11 +134,11 @@ impl Shard {
         let serve = move |shard: &Shard, token: Token, connection: Connection| {
             let core = StreamCore::new();
             shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
-            let stream = TcpStream::new(shard.clone(), token, core);
             let handler = Rc::clone(&handler);
             let serving = Serving::begin(shard);
             drop(shard.spawn(async move {
-                let outcome = handler(stream).await;
+                // Made here: what a task captures stays in it beside what becomes of it.
+                let outcome = handler(TcpStream::new(serving.shard.clone(), token, core)).await;
                 serving.end(outcome);
             }));
         };
