@@ -213,6 +213,7 @@ fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
+#[expect(clippy::disallowed_methods, reason = "polls another process, from a thread of its own")]
 fn wait_until_accepting(port: u16, process: &mut Process) -> Result<()> {
     let deadline = Instant::now() + START_TIMEOUT;
     loop {

@@ -116,6 +116,7 @@ fn demand(holder: &mut Process, word: &str) -> Result<()> {
 }
 
 /// Waits until the server has accepted everything and two readings in a row agree.
+#[expect(clippy::disallowed_methods, reason = "polls another process, from a thread of its own")]
 fn settled(server: &mut RunningServer, own: bool, descriptors: usize) -> Result<Reading> {
     let deadline = Instant::now() + SETTLE_TIMEOUT;
     let mut last = None;

@@ -140,11 +140,6 @@ impl Connection {
         self.output.len()
     }
 
-    /// Whether output waits for the peer.
-    pub(crate) fn is_blocked(&self) -> bool {
-        self.blocked
-    }
-
     pub(crate) fn has_output(&self) -> bool {
         !self.output.is_empty()
     }

@@ -88,10 +88,6 @@ impl<T> Registry<T> {
         }
     }
 
-    pub(crate) fn contains(&self, token: Token) -> bool {
-        self.get(token).is_some()
-    }
-
     /// Takes the value out; the slot's next token is a different one.
     pub(crate) fn remove(&mut self, token: Token) -> Option<T> {
         let free = self.free;

@@ -711,13 +711,6 @@ impl Inner {
         }
     }
 
-    fn mark_slot_resumed(&self, token: Token, slot: &mut Slot) {
-        if !slot.marks.resumed {
-            slot.marks.resumed = true;
-            self.resumed.borrow_mut().push(token);
-        }
-    }
-
     fn mark_ending(&self, token: Token, slot: &mut Slot, reason: CloseReason, kind: EndKind) {
         if matches!(slot.connection.phase, Phase::Ending(..)) {
             return;

@@ -26,7 +26,6 @@ pub(crate) enum GroupKey {
 
 /// The listeners of several shards on one address.
 pub(crate) struct Group {
-    pub(crate) key: GroupKey,
     pub(crate) addr: SocketAddr,
     state: Mutex<GroupState>,
 }
@@ -62,7 +61,7 @@ impl FirstMember<'_> {
     /// The address is bound: others may join.
     pub(crate) fn bound(mut self, addr: SocketAddr) -> Arc<Group> {
         let state = GroupState { members: vec![self.member], ..GroupState::default() };
-        let group = Arc::new(Group { key: self.key, addr, state: Mutex::new(state) });
+        let group = Arc::new(Group { addr, state: Mutex::new(state) });
         self.table.insert(self.key, Arc::clone(&group));
         // A listener that got its number from the kernel is found under that number too.
         if let GroupKey::PortZero { .. } = self.key {

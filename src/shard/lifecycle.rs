@@ -156,6 +156,7 @@ impl Lifecycle {
     }
 
     /// What each shard left behind, once it has ended.
+    #[cfg(feature = "testing")]
     pub(crate) fn leaks(&self) -> Vec<(ShardId, Leaks)> {
         self.lock().leaks.clone()
     }

@@ -213,10 +213,6 @@ impl Shard {
         let previous = CURRENT.with(|current| current.replace(Some(self.clone())));
         CurrentGuard { previous }
     }
-
-    pub(crate) fn same(&self, other: &Shard) -> bool {
-        Rc::ptr_eq(&self.inner, &other.inner)
-    }
 }
 
 /// How a task woken elsewhere comes back to its shard: as a message like any other.

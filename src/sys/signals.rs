@@ -144,45 +144,6 @@ impl Signal {
             Signal::Terminate => libc::SIGTERM,
         }
     }
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Signal::Interrupt => "SIGINT",
-            Signal::Terminate => "SIGTERM",
-        }
-    }
-}
-
-/// Ends the process the way `signal` does by default, so that whoever waits for it learns the cause: a shell
-/// reports the exit status 128 + number.
-pub(crate) fn raise_again(signal: Signal) -> ! {
-    let number = signal.number();
-    let _ = set_disposition(number, &with_handler(libc::SIG_DFL));
-    // SAFETY: plain calls with a set of their own. The signal may be blocked in this thread.
-    unsafe {
-        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-        libc::sigemptyset(set.as_mut_ptr());
-        libc::sigaddset(set.as_mut_ptr(), number);
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), ptr::null_mut());
-        libc::raise(number);
-    }
-    // Process 1 of a container survives: the kernel does not kill it by default actions.
-    std::process::exit(128 + number)
-}
-
-/// Makes SIGPIPE harmless if its disposition is the default one, which ends the process. True if it was.
-///
-/// Rust programs ignore it from the start and our sends ask for no signal, so this is for a `main` in
-/// another language.
-///
-/// # Errors
-/// What sigaction(2) says; none is expected.
-pub(crate) fn ignore_sigpipe() -> io::Result<bool> {
-    let is_default = disposition(libc::SIGPIPE)?.sa_sigaction == libc::SIG_DFL;
-    if is_default {
-        set_disposition(libc::SIGPIPE, &with_handler(libc::SIG_IGN))?;
-    }
-    Ok(is_default)
 }
 
 /// Where handlers write and waiters read. Both ends live as long as any notifier: a late one raises no SIGPIPE.
@@ -299,7 +260,6 @@ const NOTIFIED: u8 = 0;
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
     use std::process::{Command, ExitStatus};
 
     use super::*;
@@ -458,35 +418,6 @@ mod tests {
             unsafe { *errno_location() = libc::EXDEV };
             raise(libc::SIGTERM);
             assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::EXDEV));
-        });
-        assert_eq!(status.code(), Some(CHILD_DONE));
-    }
-
-    #[test]
-    fn raising_again_ends_the_process_by_that_signal_even_if_it_was_blocked() {
-        let status = in_child("raising_again_ends_the_process_by_that_signal_even_if_it_was_blocked", || {
-            let _guard = SignalGuard::install(&BOTH).unwrap();
-            // SAFETY: plain calls with a set of their own.
-            unsafe {
-                let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-                libc::sigfillset(set.as_mut_ptr());
-                libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
-            }
-            raise_again(Signal::Terminate);
-        });
-        assert_eq!((status.code(), status.signal()), (None, Some(libc::SIGTERM)));
-    }
-
-    #[test]
-    fn sigpipe_is_ignored_only_if_it_would_end_the_process() {
-        let status = in_child("sigpipe_is_ignored_only_if_it_would_end_the_process", || {
-            set_disposition(libc::SIGPIPE, &with_handler(libc::SIG_DFL)).unwrap();
-            assert!(ignore_sigpipe().unwrap());
-            raise(libc::SIGPIPE);
-            assert!(!ignore_sigpipe().unwrap());
-            set_disposition(libc::SIGPIPE, &catching()).unwrap();
-            assert!(!ignore_sigpipe().unwrap());
-            assert_eq!(disposition(libc::SIGPIPE).unwrap().sa_sigaction, catching().sa_sigaction);
         });
         assert_eq!(status.code(), Some(CHILD_DONE));
     }

@@ -26,7 +26,6 @@ mod listener;
 mod turn;
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, Hasher};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -41,8 +40,8 @@ use self::connection::{Connection, Phase, connection_interest, send_again};
 use self::listener::{Accept, Listener, Shortage};
 use self::turn::{News, Readiness, Turn};
 use super::{
-    Census, CloseKind, ConnectSpec, DetachedSocket, Discarded, Driver, DriverConfig, Event, KernelKind,
-    ListenSpec, SocketOption, Submitted,
+    Census, CloseKind, ConnectSpec, DetachedSocket, Driver, DriverConfig, Event, ListenSpec, SocketOption,
+    Submitted,
 };
 use crate::reactor::buffer::Output;
 use crate::reactor::lease::LeasePool;
@@ -64,7 +63,6 @@ pub(crate) struct MioDriver {
     shortage: Shortage,
     pool: Rc<LeasePool>,
     now: Instant,
-    random_state: u64,
 }
 
 impl MioDriver {
@@ -94,7 +92,6 @@ impl MioDriver {
             shortage: Shortage::none(),
             pool: LeasePool::new(config.read_buffer_bytes),
             now: Instant::now(),
-            random_state: std::hash::RandomState::new().build_hasher().finish(),
         })
     }
 
@@ -137,10 +134,6 @@ impl MioDriver {
 }
 
 impl Driver for MioDriver {
-    fn kind(&self) -> KernelKind {
-        KernelKind::Mio
-    }
-
     fn waker(&self) -> DriverWaker {
         Arc::clone(&self.waker) as DriverWaker
     }
@@ -153,15 +146,6 @@ impl Driver for MioDriver {
     fn read_clock(&mut self) -> Instant {
         self.now = Instant::now();
         self.now
-    }
-
-    /// SplitMix64 (Steele, Lea, Flood 2014), seeded by the system. Not for secrets.
-    fn random(&mut self) -> u64 {
-        self.random_state = self.random_state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut bits = self.random_state;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        bits ^ (bits >> 31)
     }
 
     fn listen(&mut self, spec: &ListenSpec) -> io::Result<(Token, SocketAddr)> {
@@ -235,7 +219,7 @@ impl Driver for MioDriver {
     /// # Errors
     /// `InvalidInput` for a socket of another kind of driver.
     fn adopt(&mut self, socket: DetachedSocket) -> io::Result<Token> {
-        let DetachedSocket::Os(socket) = socket else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let socket = socket.into_os()?;
         socket.make_nonblocking()?;
         self.add(Source::Connection(Connection::new(socket, Phase::Open)))
     }
@@ -326,53 +310,8 @@ impl Driver for MioDriver {
         self.shortage.descriptor_closed();
     }
 
-    fn discard(&mut self, token: Token, limit_bytes: usize) -> io::Result<Discarded> {
-        let Some(Source::Connection(connection)) = self.sources.get_mut(token) else {
-            return Err(not_connected());
-        };
-        match connection.phase {
-            Phase::Open => {}
-            Phase::PeerFinished => return Ok(Discarded::PeerFinished),
-            Phase::Connecting | Phase::Failed => return Err(not_connected()),
-        }
-        let mut buffer = self.pool.take();
-        let mut bytes = 0;
-        let result = loop {
-            let room = buffer.len().min(limit_bytes - bytes);
-            if room == 0 {
-                connection.unread = true;
-                break Ok(Discarded::Waiting { bytes });
-            }
-            match connection.socket.recv(&mut buffer[..room]) {
-                Ok(0) => {
-                    connection.phase = Phase::PeerFinished;
-                    break Ok(Discarded::PeerFinished);
-                }
-                Ok(received_bytes) => bytes += received_bytes,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    connection.unread = false;
-                    break Ok(Discarded::Waiting { bytes });
-                }
-                Err(error) => {
-                    connection.phase = Phase::Failed;
-                    break Err(error);
-                }
-            }
-        };
-        let has_more = connection.unread && connection.receiving && !connection.carried;
-        if has_more && connection.phase == Phase::Open {
-            connection.carry(token, &mut self.turn);
-        }
-        self.pool.give_back(buffer);
-        result
-    }
-
     fn local_addr(&self, token: Token) -> io::Result<SocketAddr> {
         self.source(token)?.socket().local_addr()
-    }
-
-    fn peer_addr(&self, token: Token) -> io::Result<SocketAddr> {
-        self.source(token)?.socket().peer_addr()
     }
 
     fn set_option(&mut self, token: Token, option: SocketOption) -> io::Result<()> {

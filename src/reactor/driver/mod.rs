@@ -2,6 +2,7 @@
 //! cheaply; the other way round it cannot be done. Everything above this trait exists once.
 
 pub(crate) mod mio;
+#[cfg(any(test, feature = "testing"))]
 pub(crate) mod sim;
 
 use std::io;
@@ -19,8 +20,6 @@ use crate::sys::socket::Socket;
 /// The driver makes the tokens. A token whose source is gone is ignored by verbs without a result and answered
 /// with `NotConnected` by the others. No verb calls back: what happens is an [`Event`], fetched by `next`.
 pub(crate) trait Driver {
-    fn kind(&self) -> KernelKind;
-
     /// Wakes this driver out of `wait`, from any thread, also after the driver is gone.
     fn waker(&self) -> DriverWaker;
 
@@ -29,9 +28,6 @@ pub(crate) trait Driver {
 
     /// The time right now; becomes what `now` says.
     fn read_clock(&mut self) -> Instant;
-
-    /// Random bits that a simulation can repeat.
-    fn random(&mut self) -> u64;
 
     /// Binds and listens. Nothing is accepted until [`Driver::accept`] switches it on. With `spec.join` the
     /// address is shared with a member that listens already.
@@ -76,12 +72,7 @@ pub(crate) trait Driver {
     /// Retires a source of any kind. With [`CloseKind::Reset`] a peer sees RST. No event for `token` follows.
     fn close(&mut self, token: Token, kind: CloseKind);
 
-    /// Reads and throws away what has come, for a connection that is closing: says whether the peer has finished.
-    /// At most `limit_bytes` are read.
-    fn discard(&mut self, token: Token, limit_bytes: usize) -> io::Result<Discarded>;
-
     fn local_addr(&self, token: Token) -> io::Result<SocketAddr>;
-    fn peer_addr(&self, token: Token) -> io::Result<SocketAddr>;
     fn set_option(&mut self, token: Token, option: SocketOption) -> io::Result<()>;
 
     /// Waits until an event, a wake or `timeout` (`None`: for ever). Zero never sleeps. Also returns early, and at
@@ -112,15 +103,6 @@ impl Default for DriverConfig {
     fn default() -> Self {
         DriverConfig { read_buffer_bytes: 64 * 1024, events_per_wait: 1024 }
     }
-}
-
-/// Which kernel interface a driver sits on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum KernelKind {
-    /// epoll, through mio.
-    Mio,
-    /// The simulation: an in-memory network and a virtual clock.
-    Sim,
 }
 
 /// What happened. Bytes are owned by the event, on loan from the driver.
@@ -157,14 +139,6 @@ pub(crate) enum CloseKind {
     Reset,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Discarded {
-    /// Nothing more for now.
-    Waiting { bytes: usize },
-    /// The peer has sent FIN.
-    PeerFinished,
-}
-
 #[derive(Clone, Debug)]
 pub(crate) struct ListenSpec {
     pub(crate) addr: SocketAddr,
@@ -194,7 +168,20 @@ pub(crate) enum SocketOption {
 /// A connected socket on its way from one shard to another.
 pub(crate) enum DetachedSocket {
     Os(Socket),
+    #[cfg(any(test, feature = "testing"))]
     Sim(sim::SimSocket),
+}
+
+impl DetachedSocket {
+    /// # Errors
+    /// `InvalidInput` for a socket that no kernel knows.
+    fn into_os(self) -> io::Result<Socket> {
+        match self {
+            DetachedSocket::Os(socket) => Ok(socket),
+            #[cfg(any(test, feature = "testing"))]
+            DetachedSocket::Sim(_) => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

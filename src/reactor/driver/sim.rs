@@ -6,9 +6,8 @@
 //!   `Failed` comes at once and they are lost;
 //! * a reset may destroy bytes that are still under way ([`Faults::lossy_reset`]);
 //! * closing a listener resets what waits at it, also what `accept_queue` has taken and `next` has not yet told;
-//! * `PeerFinished` is told only while receiving is on; `discard` counts as telling;
-//! * a dropped handshake is tried again after 1, 2, 4, ... seconds, and fails with `TimedOut` after the seventh;
-//! * a failed connect or a reset connection has no `peer_addr` any more.
+//! * `PeerFinished` is told only while receiving is on;
+//! * a dropped handshake is tried again after 1, 2, 4, ... seconds, and fails with `TimedOut` after the seventh.
 
 mod chance;
 mod events;
@@ -25,12 +24,11 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use self::events::ReadBuffers;
-use self::network::{EndId, Phase};
+use self::network::EndId;
 pub(crate) use self::options::SimOptions;
 pub(crate) use self::world::World;
 use super::{
-    Census, CloseKind, ConnectSpec, DetachedSocket, Discarded, Driver, Event, KernelKind, ListenSpec,
-    SocketOption, Submitted,
+    Census, CloseKind, ConnectSpec, DetachedSocket, Driver, Event, ListenSpec, SocketOption, Submitted,
 };
 use crate::reactor::buffer::Output;
 use crate::reactor::token::Token;
@@ -61,10 +59,6 @@ impl SimDriver {
 }
 
 impl Driver for SimDriver {
-    fn kind(&self) -> KernelKind {
-        KernelKind::Sim
-    }
-
     fn waker(&self) -> DriverWaker {
         Arc::clone(&self.waker) as DriverWaker
     }
@@ -76,10 +70,6 @@ impl Driver for SimDriver {
     fn read_clock(&mut self) -> Instant {
         self.now = self.world.now();
         self.now
-    }
-
-    fn random(&mut self) -> u64 {
-        self.world.with(|network| network.shards[self.shard].chance.bits())
     }
 
     fn listen(&mut self, spec: &ListenSpec) -> io::Result<(Token, SocketAddr)> {
@@ -145,10 +135,6 @@ impl Driver for SimDriver {
         self.world.with(|network| network.close(self.shard, token, kind));
     }
 
-    fn discard(&mut self, token: Token, limit_bytes: usize) -> io::Result<Discarded> {
-        self.world.with(|network| network.discard(self.shard, token, limit_bytes))
-    }
-
     fn local_addr(&self, token: Token) -> io::Result<SocketAddr> {
         self.world.with(|network| {
             let side = &network.shards[self.shard];
@@ -157,14 +143,6 @@ impl Driver for SimDriver {
             }
             let stream = side.stream(token).ok_or(Errno::NOTCONN)?;
             Ok(network.ends[&stream.end].local)
-        })
-    }
-
-    fn peer_addr(&self, token: Token) -> io::Result<SocketAddr> {
-        self.world.with(|network| {
-            let stream = network.shards[self.shard].stream(token).ok_or(Errno::NOTCONN)?;
-            let end = &network.ends[&stream.end];
-            if end.phase == Phase::Open { Ok(end.remote) } else { Err(Errno::NOTCONN.into()) }
         })
     }
 

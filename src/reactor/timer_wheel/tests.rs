@@ -21,11 +21,6 @@ fn expire<T>(wheel: &mut TimerWheel<T>, now: Instant) -> Vec<T> {
     std::iter::from_fn(|| wheel.pop_expired()).collect()
 }
 
-/// `instant` rounded up to a tick of a wheel that began at `start`.
-fn tick_end(start: Instant, instant: Instant) -> Instant {
-    start + MS * u32::try_from((instant - start).as_nanos().div_ceil(1_000_000)).unwrap()
-}
-
 #[test]
 fn a_timer_fires_at_its_deadline_and_not_a_nanosecond_before() {
     for delay in [NS, 999 * US, MS, MS + NS, 1023 * MS, 1024 * MS, 1025 * MS, 70_000 * MS + 7 * NS] {

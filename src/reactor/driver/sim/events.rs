@@ -2,12 +2,9 @@
 
 use std::rc::Rc;
 
-use rustix::io::Errno;
-
 use super::network::{Network, Packet, Phase};
 use super::options::SimOptions;
 use super::sources::{Room, SourceKind};
-use super::world::AcceptFault;
 use crate::reactor::driver::Event;
 use crate::reactor::lease::{Lease, LeasePool};
 use crate::reactor::token::Token;
@@ -158,7 +155,7 @@ impl Network {
             state.paused = true;
             let again = self.clock + super::ACCEPT_RETRY;
             self.post_at(again, Packet::AcceptAgain { shard, token: listener });
-            return Event::AcceptFailed { listener, error: fault.errno().into() };
+            return Event::AcceptFailed { listener, error: fault.into() };
         }
         let id = state.taken.pop_front().or_else(|| state.queue.pop_front()).expect("an accept is due");
         let (token, peer) = self.own(shard, id);
@@ -224,16 +221,6 @@ impl ReadBuffers {
         let mut buffer = pool.take();
         fill(&mut buffer[..count]);
         pool.lend(buffer, count)
-    }
-}
-
-impl AcceptFault {
-    fn errno(self) -> Errno {
-        match self {
-            AcceptFault::ProcessDescriptors => Errno::MFILE,
-            AcceptFault::SystemDescriptors => Errno::NFILE,
-            AcceptFault::Memory => Errno::NOMEM,
-        }
     }
 }
 

@@ -2,6 +2,8 @@
 //! is drawn from one seed. What Linux does is the rule, and the comments say where it shows.
 
 mod packets;
+#[cfg(test)]
+pub(super) mod test_kit;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
@@ -16,9 +18,8 @@ pub(super) use self::packets::Packet;
 use super::chance::Chance;
 use super::options::SimOptions;
 use super::sources::{Listener, Room, ShardSide, SourceKind, Stream};
-use super::world::AcceptFault;
 use crate::reactor::buffer::Output;
-use crate::reactor::driver::{CloseKind, ConnectSpec, Discarded, ListenSpec, Submitted};
+use crate::reactor::driver::{CloseKind, ConnectSpec, ListenSpec, Submitted};
 use crate::reactor::token::Token;
 
 /// All that one world holds. Verbs change it and post packets; [`Network::settle`] delivers what is due.
@@ -40,7 +41,7 @@ pub(super) struct Network {
     client_addrs: BTreeSet<SocketAddr>,
     /// Where connecting is refused whoever listens.
     pub(super) refused_addrs: BTreeSet<SocketAddr>,
-    pub(super) accept_faults: Option<(AcceptFault, usize)>,
+    pub(super) accept_faults: Option<(Errno, usize)>,
     wire: BinaryHeap<Reverse<Delivery>>,
     posted: u64,
 }
@@ -354,32 +355,6 @@ impl Network {
             self.post(Some(to), Packet::Fin { to });
         }
         Ok(())
-    }
-
-    pub(super) fn discard(
-        &mut self,
-        shard: usize,
-        token: Token,
-        limit_bytes: usize,
-    ) -> io::Result<Discarded> {
-        let stream = self.shards[shard].stream(token).filter(|stream| stream.announced);
-        let id = stream.ok_or(Errno::NOTCONN)?.end;
-        let count = self.ends[&id].arrived.min(limit_bytes);
-        self.consume(id, count);
-        let end = &self.ends[&id];
-        let answer = if end.arrived > 0 || (count > 0 && count == limit_bytes) {
-            Ok(Discarded::Waiting { bytes: count })
-        } else if end.finished {
-            Ok(Discarded::PeerFinished)
-        } else if let Phase::Broken { cause, .. } = end.phase {
-            Err(cause.into())
-        } else {
-            Ok(Discarded::Waiting { bytes: count })
-        };
-        let stream = self.shards[shard].stream_mut(token).expect("looked up above");
-        stream.finish_told |= matches!(answer, Ok(Discarded::PeerFinished));
-        self.shards[shard].mark_ready(token);
-        answer
     }
 
     pub(super) fn close(&mut self, shard: usize, token: Token, kind: CloseKind) {

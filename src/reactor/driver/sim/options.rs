@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use super::chance::Chance;
-
 /// The make of a simulated network.
 #[derive(Clone, Debug)]
 pub(crate) struct SimOptions {
@@ -68,25 +66,6 @@ impl Faults {
             lossy_reset: 0.0,
         }
     }
-
-    /// A random half of the faults, at random rates: what finds the bugs that need one fault often and another
-    /// one never (swarm testing, Groce et al. 2012).
-    pub(crate) fn swarm(seed: u64) -> Self {
-        let mut chance = Chance::new(seed, SWARM_STREAM);
-        let mut rate = || {
-            let size = chance.below(900) as f64 / 1000.0;
-            if chance.hits(0.5) { size } else { 0.0 }
-        };
-        Faults {
-            short_read: rate(),
-            short_send: rate(),
-            refused_send: rate(),
-            shuffle: rate(),
-            late_received: rate(),
-            empty_wait: rate(),
-            lossy_reset: rate(),
-        }
-    }
 }
 
 impl Default for Faults {
@@ -102,5 +81,3 @@ impl Default for Faults {
         }
     }
 }
-
-const SWARM_STREAM: u64 = 0x5357_4152_4d00_0000;

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::chance::Chance;
 use super::network::EndId;
 use crate::reactor::registry::Registry;
 use crate::reactor::token::Token;
@@ -19,7 +18,6 @@ pub(super) struct ShardSide {
     /// What is left of this turn's batch.
     pub(super) batch: VecDeque<Token>,
     pub(super) turn: u64,
-    pub(super) chance: Chance,
     pub(super) waker: Arc<WokenFlag>,
     /// A driver stands for this shard.
     pub(super) driven: bool,
@@ -80,14 +78,13 @@ pub(super) enum Room {
 }
 
 impl ShardSide {
-    pub(super) fn new(seed: u64, shard: usize) -> Self {
+    pub(super) fn new() -> Self {
         ShardSide {
             sources: Registry::new(),
             listeners: 0,
             ready: Vec::new(),
             batch: VecDeque::new(),
             turn: 0,
-            chance: Chance::new(seed, SHARD_STREAM + shard as u64),
             waker: Arc::new(WokenFlag(AtomicBool::new(false))),
             driven: false,
         }
@@ -184,6 +181,3 @@ impl Wake for WokenFlag {
         self.0.store(true, Ordering::Release);
     }
 }
-
-/// Streams of random bits from here up belong to the shards.
-const SHARD_STREAM: u64 = 1 << 32;

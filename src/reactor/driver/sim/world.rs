@@ -1,6 +1,5 @@
-//! The runner's handle on a simulated world: time, randomness, and what it may do to the shards.
+//! The runner's handle on a simulated world: time, randomness, and which shard has news.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,31 +23,6 @@ struct Shared {
     network: Mutex<Network>,
 }
 
-/// What is left in a world; all zero when everything was closed and all packets have arrived.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct WorldCensus {
-    pub(crate) listeners: usize,
-    /// Ends of connections that a driver holds.
-    pub(crate) connections: usize,
-    /// Ends that wait to be accepted.
-    pub(crate) waiting: usize,
-    /// Ends on their way from one shard to another.
-    pub(crate) detached: usize,
-    /// Packets under way that somebody still waits for.
-    pub(crate) packets: usize,
-}
-
-/// Why accepting fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AcceptFault {
-    /// EMFILE.
-    ProcessDescriptors,
-    /// ENFILE.
-    SystemDescriptors,
-    /// ENOMEM.
-    Memory,
-}
-
 impl World {
     pub(crate) fn new(seed: u64, options: SimOptions) -> World {
         let network = Mutex::new(Network::new(seed, options));
@@ -62,8 +36,7 @@ impl World {
     pub(crate) fn driver(&self, shard: usize) -> SimDriver {
         let options = self.with(|network| {
             while network.shards.len() <= shard {
-                let next = network.shards.len();
-                network.shards.push(ShardSide::new(network.seed, next));
+                network.shards.push(ShardSide::new());
             }
             let was_driven = std::mem::replace(&mut network.shards[shard].driven, true);
             (!was_driven).then(|| network.options.clone())
@@ -101,34 +74,9 @@ impl World {
         self.with(|network| network.shards.get(shard).is_some_and(|side| side.waker.is_set()))
     }
 
-    /// As [`World::is_woken`], and forgets it.
-    pub(crate) fn take_woken(&self, shard: usize) -> bool {
-        self.with(|network| network.shards.get(shard).is_some_and(|side| side.waker.take()))
-    }
-
     /// Random bits for the runner. Drawing them changes nothing that the network decides.
     pub(crate) fn random(&self) -> u64 {
         self.with(|network| network.schedule.bits())
-    }
-
-    /// From now on connecting to `addr` is refused, whoever listens there.
-    pub(crate) fn refuse_connects(&self, addr: SocketAddr) {
-        self.with(|network| network.refused_addrs.insert(addr));
-    }
-
-    /// Takes back [`World::refuse_connects`].
-    pub(crate) fn allow_connects(&self, addr: SocketAddr) {
-        self.with(|network| network.refused_addrs.remove(&addr));
-    }
-
-    /// The next `count` accepts in this world fail. Each one pauses its listener for 100 ms of virtual time. What
-    /// `accept_queue` takes does not fail.
-    pub(crate) fn fail_accepts(&self, fault: AcceptFault, count: usize) {
-        self.with(|network| network.accept_faults = (count > 0).then_some((fault, count)));
-    }
-
-    pub(crate) fn census(&self) -> WorldCensus {
-        self.with(|network| network.census())
     }
 
     pub(super) fn is(&self, other: &World) -> bool {

@@ -9,7 +9,6 @@ use rustix::io::Errno;
 use super::{EndId, Network, Owner, Phase};
 use crate::reactor::driver::sim::chance::mix;
 use crate::reactor::driver::sim::sources::Room;
-use crate::reactor::driver::sim::world::WorldCensus;
 use crate::reactor::token::Token;
 
 pub(super) struct Delivery {
@@ -271,7 +270,7 @@ impl Network {
         (token, self.ends[&id].remote)
     }
 
-    fn is_wanted(&self, packet: &Packet) -> bool {
+    pub(super) fn is_wanted(&self, packet: &Packet) -> bool {
         match packet {
             Packet::Syn { client: end, .. } | Packet::Refusal { client: end, .. } => {
                 self.ends.contains_key(end)
@@ -283,19 +282,8 @@ impl Network {
                 self.ends.contains_key(one) || self.ends.contains_key(other)
             }
             Packet::Room { shard, token } | Packet::AcceptAgain { shard, token } => {
-                self.shards[*shard].sources.contains(*token)
+                self.shards[*shard].sources.get(*token).is_some()
             }
-        }
-    }
-
-    pub(in crate::reactor::driver::sim) fn census(&self) -> WorldCensus {
-        let owned = |wanted: fn(&Owner) -> bool| self.ends.values().filter(|end| wanted(&end.owner)).count();
-        WorldCensus {
-            listeners: self.groups.values().map(|group| group.members.len()).sum(),
-            connections: owned(|owner| matches!(owner, Owner::Source { .. })),
-            waiting: owned(|owner| matches!(owner, Owner::Listener { .. })),
-            detached: owned(|owner| matches!(owner, Owner::Detached)),
-            packets: self.wire.iter().filter(|Reverse(delivery)| self.is_wanted(&delivery.packet)).count(),
         }
     }
 }

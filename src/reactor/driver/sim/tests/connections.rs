@@ -126,26 +126,6 @@ fn a_lossy_reset_destroys_bytes_under_way_and_never_tells_a_fin_after_them() {
     assert!((20..180).contains(&lost), "{lost} of 200 resets lost bytes");
 }
 
-#[test]
-fn discarding_tells_whether_the_peer_has_finished() {
-    let mut bench = Bench::calm();
-    let Ends { client, server } = bench.connected();
-    bench.drivers[SERVER].receive(server, false);
-    bench.send_all(CLIENT, client, &[1; 100]);
-    assert_eq!(bench.drivers[SERVER].discard(server, 60).unwrap(), Discarded::Waiting { bytes: 60 });
-    assert_eq!(bench.drivers[SERVER].discard(server, 60).unwrap(), Discarded::Waiting { bytes: 40 });
-    assert_eq!(bench.drivers[SERVER].discard(server, 60).unwrap(), Discarded::Waiting { bytes: 0 });
-    bench.drivers[CLIENT].shutdown_write(client).unwrap();
-    bench.run();
-    assert_eq!(bench.drivers[SERVER].discard(server, 60).unwrap(), Discarded::PeerFinished);
-    bench.drivers[SERVER].receive(server, true);
-    bench.drivers[CLIENT].close(client, CloseKind::Reset);
-    bench.run();
-    assert_eq!(bench.told, [(SERVER, Told::Failed(server, io::ErrorKind::BrokenPipe))], "told once");
-    assert_eq!(kind(bench.drivers[SERVER].discard(client, 1)), io::ErrorKind::NotConnected);
-    bench.finish();
-}
-
 // Sending and receiving.
 
 #[test]
