@@ -726,7 +726,7 @@ mod tests {
         slots.push_call(CallKey::NONE, move |_| two);
         assert_eq!(slots.units(), 2);
         slots.push_call(CallKey::NONE, |_| [0_u64; 5]);
-        slots.push_post(move |_| drop(six));
+        slots.push_post(move |_| assert_eq!(six.len(), 6));
         assert_eq!(slots.units(), 6);
         assert_eq!((size_of::<Unit>(), size_of::<Batch<Shard>>()), (32, 40));
     }

@@ -95,6 +95,15 @@ impl Shard {
     }
 }
 
+impl Drop for Shard {
+    /// Panics are caught where messages are run, also those by which loom and the models speak.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            assert_eq!(self.endpoint.counters().panics, 0, "a panic was caught: see above");
+        }
+    }
+}
+
 fn poll<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
 }
@@ -231,7 +240,6 @@ fn messages_of_one_sender_stay_in_order_through_sleep() {
         while shard.ran.get() < 2 {
             shard.turn();
         }
-        assert_eq!(shard.endpoint.counters().panics, 0);
         sender.join().unwrap();
         shard.check_wakes();
     });

@@ -21,14 +21,21 @@ const SEGMENTS: usize = 32 - FIRST.trailing_zeros() as usize;
 
 impl Withdrawals {
     pub(super) fn new() -> Self {
-        Withdrawals { raised: AtomicUsize::new(0), segments: [const { OnceLock::new() }; SEGMENTS] }
+        let this =
+            Withdrawals { raised: AtomicUsize::new(0), segments: [const { OnceLock::new() }; SEGMENTS] };
+        this.segment(0);
+        this
+    }
+
+    /// Made when the first of its flags is needed; the first segment at once.
+    fn segment(&self, segment: usize) -> &[AtomicBool] {
+        self.segments[segment].get_or_init(|| (0..FIRST << segment).map(|_| AtomicBool::new(false)).collect())
     }
 
     /// For the origin: the call at `index` shall not start any more.
     pub(super) fn raise(&self, index: u32) {
         let (segment, at) = place(index);
-        let flags = self.segments[segment]
-            .get_or_init(|| (0..FIRST << segment).map(|_| AtomicBool::new(false)).collect());
+        let flags = self.segment(segment);
         flags[at].store(true, Ordering::Relaxed);
         self.raised.fetch_add(1, Ordering::Relaxed);
     }
