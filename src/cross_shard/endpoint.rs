@@ -1,7 +1,7 @@
 //! What one shard owns of the mesh: it sends, delivers, sleeps and stops. How is in `local` and `delivery`.
 
 use super::calls::Call;
-use super::counters::{InboxCounters, bump};
+use super::counters::bump;
 use super::credit::{Acquire, Credit};
 use super::delivery::Delivery;
 use super::inbox::Slept;
@@ -35,10 +35,12 @@ impl<C: 'static> Endpoint<C> {
         Endpoint { local: Rc::new(Local::new(mesh, id)) }
     }
 
+    #[cfg(all(test, loom))]
     pub(crate) fn id(&self) -> ShardId {
         self.local.id
     }
 
+    #[cfg(all(test, loom))]
     pub(crate) fn mesh(&self) -> &Arc<Mesh<C>> {
         &self.local.mesh
     }
@@ -161,7 +163,8 @@ impl<C: 'static> Endpoint<C> {
         self.local.calls.waiting() != 0
     }
 
-    pub(crate) fn counters(&self) -> InboxCounters {
+    #[cfg(test)]
+    pub(crate) fn counters(&self) -> super::counters::InboxCounters {
         self.local.mesh.counters(self.local.id)
     }
 

@@ -181,6 +181,7 @@ impl<C: 'static> Local<C> {
         }
     }
 
+    #[cfg(test)]
     pub(super) fn is_withdrawn(&self, origin: ShardId, key: CallKey) -> bool {
         self.mesh.station(origin).withdrawals.is_raised(key.index)
     }

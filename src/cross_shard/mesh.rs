@@ -119,6 +119,7 @@ impl<C: 'static> Mesh<C> {
     ///
     /// What the news consist of must be published before, and the shard must look there between
     /// `prepare_sleep` and going to sleep.
+    #[cfg(test)]
     pub(crate) fn wake(&self, target: ShardId) {
         self.station(target).inbox.wake();
     }
@@ -132,11 +133,6 @@ impl<C: 'static> Mesh<C> {
 
     pub(crate) fn len(&self) -> usize {
         self.stations.len()
-    }
-
-    /// Whether there is such a shard.
-    pub(crate) fn has(&self, id: ShardId) -> bool {
-        id.index() < self.stations.len()
     }
 
     /// Whether `target` takes messages. May have changed the moment this returns.

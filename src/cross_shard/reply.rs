@@ -27,7 +27,8 @@ impl<T: Send + 'static, C: 'static> Reply<T, C> {
         self.local.stage_answer(self.origin, |slots| slots.push_answer(self.key, result));
     }
 
-    /// Whether somebody still waits for it. A hint, for giving up early.
+    /// Whether somebody still waits for it.
+    #[cfg(test)]
     pub(crate) fn is_wanted(&self) -> bool {
         !self.local.is_withdrawn(self.origin, self.key)
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod connecting;
 pub(crate) mod connections;
+pub(crate) mod flushing;
 pub(crate) mod groups;
 pub(crate) mod handles;
 pub(crate) mod interfaces;

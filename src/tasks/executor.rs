@@ -196,6 +196,7 @@ impl Executor {
     }
 
     /// Panics that tasks have thrown: from polling or dropping their futures, or dropping unwanted results.
+    #[cfg(test)]
     pub(crate) fn panics(&self) -> u64 {
         self.home().panics.get()
     }
@@ -238,6 +239,7 @@ pub async fn yield_now() {
 
 impl RemoteTask {
     /// Lets go of a task whose home has closed. Its future has been, or will be, dropped at home.
+    #[cfg(test)]
     pub(crate) fn forget(self) {
         drop(self);
     }

@@ -1,0 +1,163 @@
+//! Staged and queued output on its way to the driver, and the steps of a connection's end that wait for it.
+
+use crate::error::CloseReason;
+use crate::net::connection::{Connection, Crossing, EndKind, Flushed, Phase, ReadHalf, WriteHalf};
+use crate::reactor::driver::CloseKind;
+use crate::reactor::timer_wheel::deadline_after;
+use crate::reactor::token::Token;
+use crate::shard::connections::Slot;
+use crate::shard::{Inner, Timer};
+
+/// A staging buffer that had to grow beyond this gives its memory back.
+const STAGED_KEEP_BYTES: usize = 128 * 1024;
+
+/// What a handler has to be told after a flush.
+pub(super) enum Notice {
+    Paused,
+    Resumed,
+    WriteFinished,
+}
+
+impl Inner {
+    /// Makes `token` the connection whose callback runs: its small writes are staged.
+    #[inline]
+    pub(super) fn activate(&self, token: Token, connection: &Connection) {
+        debug_assert!(self.active.get() == Token::NOBODY, "callbacks do not nest");
+        self.active.set(token);
+        self.dry.set(false);
+        let straight = connection.may_write() && !connection.has_output();
+        self.staged_room.set(if straight { self.shared.config.watermarks.cap_bytes } else { 0 });
+    }
+
+    #[inline]
+    pub(super) fn deactivate(&self) {
+        debug_assert!(self.staged.borrow().is_empty(), "staged output belongs to one connection");
+        self.active.set(Token::NOBODY);
+    }
+
+    pub(crate) fn mark_unsettled(&self, token: Token) {
+        if let Some(slot) = self.connections.borrow_mut().get_mut(token) {
+            self.mark_slot_unsettled(token, slot);
+        }
+    }
+
+    pub(crate) fn mark_slot_unsettled(&self, token: Token, slot: &mut Slot) {
+        if !slot.marks.unsettled {
+            slot.marks.unsettled = true;
+            self.unsettled.borrow_mut().push(token);
+        }
+    }
+
+    pub(super) fn mark_ending(&self, token: Token, slot: &mut Slot, reason: CloseReason, kind: EndKind) {
+        if matches!(slot.connection.phase, Phase::Ending(..)) {
+            return;
+        }
+        slot.connection.phase = Phase::Ending(Box::new(reason), kind);
+        slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
+        if !slot.marks.ending {
+            slot.marks.ending = true;
+            self.ending.borrow_mut().push(token);
+        }
+    }
+
+    /// Hands staged and queued output to the driver, and moves the connection on. At most one notice at a time.
+    #[inline]
+    pub(super) fn flush(&self, token: Token, slot: &mut Slot) -> Option<Notice> {
+        let mut staged = self.staged.borrow_mut();
+        if staged.is_empty() && !slot.connection.has_output() {
+            if slot.connection.is_open() && slot.connection.write == WriteHalf::Open {
+                return self.crossing(slot);
+            }
+            return self.output_is_out(token, slot);
+        }
+        let mut driver = self.driver.borrow_mut();
+        let flushed = slot.connection.flush(&mut **driver, token, &staged);
+        drop(driver);
+        staged.clear();
+        if staged.capacity() > STAGED_KEEP_BYTES {
+            staged.shrink_to(STAGED_KEEP_BYTES);
+        }
+        drop(staged);
+        match flushed {
+            Err(source) => {
+                self.stats.unsent_bytes_dropped.add(slot.connection.discard_output() as u64);
+                let reason = CloseReason::Os { call: "send", source };
+                self.mark_ending(token, slot, reason, EndKind::Close(CloseKind::Orderly));
+                None
+            }
+            Ok(Flushed::All) => {
+                if let Some(key) = slot.guard.take() {
+                    self.timers.borrow_mut().cancel(key);
+                }
+                if slot.connection.is_open() && slot.connection.write == WriteHalf::Open {
+                    self.crossing(slot)
+                } else {
+                    self.output_is_out(token, slot)
+                }
+            }
+            Ok(progress) => {
+                let mut timers = self.timers.borrow_mut();
+                let deadline = deadline_after(self.now.get(), self.shared.config.write_timeout);
+                match slot.guard {
+                    None => slot.guard = Some(timers.insert(deadline, Timer::Guard(token))),
+                    Some(key) if progress == Flushed::Some => {
+                        timers.reset(key, deadline);
+                    }
+                    Some(_) => {}
+                }
+                drop(timers);
+                self.crossing(slot)
+            }
+        }
+    }
+
+    #[inline]
+    fn crossing(&self, slot: &mut Slot) -> Option<Notice> {
+        match slot.connection.crossing(&self.shared.config.watermarks)? {
+            // A connection that is being closed is asked for nothing more.
+            _ if !slot.connection.is_open() => None,
+            Crossing::Paused => Some(Notice::Paused),
+            Crossing::Resumed => Some(Notice::Resumed),
+        }
+    }
+
+    /// All output is with the kernel, and we have finished, or begun to: FIN goes out, or the connection ends.
+    fn output_is_out(&self, token: Token, slot: &mut Slot) -> Option<Notice> {
+        let connection = &mut slot.connection;
+        let closing = match connection.phase {
+            Phase::Flushing(_) => true,
+            Phase::Open => false,
+            Phase::Ending(..) | Phase::Lingering { .. } => return None,
+        };
+        let peer_finished = connection.read != ReadHalf::Open;
+        if connection.write != WriteHalf::Finished && !(closing && peer_finished) {
+            if connection.write == WriteHalf::Open && !closing {
+                return None;
+            }
+            let shut = self.driver.borrow_mut().shutdown_write(token);
+            connection.write = WriteHalf::Finished;
+            if let Err(source) = shut
+                && !closing
+                && source.kind() != std::io::ErrorKind::NotConnected
+            {
+                let reason = CloseReason::Os { call: "shutdown", source };
+                self.mark_ending(token, slot, reason, EndKind::Close(CloseKind::Orderly));
+                return None;
+            }
+            if !closing {
+                if connection.read == ReadHalf::Finished {
+                    connection.phase = Phase::Flushing(Box::new(CloseReason::PeerFinished));
+                    self.mark_slot_unsettled(token, slot);
+                }
+                return Some(Notice::WriteFinished);
+            }
+        }
+        if closing {
+            let phase = std::mem::replace(&mut slot.connection.phase, Phase::Open);
+            let Phase::Flushing(reason) = phase else { unreachable!("matched above") };
+            let kind = if peer_finished { EndKind::Close(CloseKind::Orderly) } else { EndKind::Linger };
+            self.mark_ending(token, slot, *reason, kind);
+        }
+        None
+    }
+}
