@@ -187,6 +187,15 @@ impl Shard {
         tracing::warn!(shard = self.inner.id.index(), ?addr, %error, "accepting failed; it is tried again");
     }
 
+    /// Whether the failure was a listener's; if so it is told. The other shards of its group go on accepting.
+    pub(crate) fn listener_failed(&self, token: Token, error: io::Error) -> Option<io::Error> {
+        let Some(listening) = self.inner.listeners.find(token) else { return Some(error) };
+        self.inner.stats.accept_failures.add(1);
+        let addr = listening.group.addr;
+        tracing::error!(shard = self.inner.id.index(), %addr, %error, "a listener broke; nothing is accepted here any more");
+        None
+    }
+
     /// Closes a group on all its shards. First every member stops taking handshakes, then every member accepts what
     /// is queued, then it closes: closing one alone would reset what waits at it.
     pub(crate) fn close_group(&self, group: &Arc<Group>) {

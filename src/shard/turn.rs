@@ -177,7 +177,9 @@ impl Shard {
                 Event::PeerFinished { token } => self.on_peer_finished(token),
                 Event::Connected { token } => self.on_connected(token),
                 Event::Failed { token, error } => {
-                    if let Some(error) = self.attempt_failed(token, error) {
+                    let error = self.attempt_failed(token, error);
+                    let error = error.and_then(|error| self.listener_failed(token, error));
+                    if let Some(error) = error {
                         self.on_failed(token, error);
                     }
                 }
