@@ -16,8 +16,9 @@ use std::task::{Context, Poll, Waker};
 /// A call on its way: resolves to what the closure returned.
 ///
 /// # Cancel safety
-/// Dropping it withdraws the call: a closure that has not started does not start any more and is dropped here, on
-/// the shard that made the call, when it comes home. When it has started, its result is dropped here.
+/// Dropping it withdraws the call: a closure that has not started does not start any more and is dropped
+/// here, on the shard that made the call, when it comes home. When it has started, its result is dropped
+/// here.
 ///
 /// # Panics
 /// When polled again after it was ready.
@@ -115,9 +116,9 @@ impl Calls {
         Call { calls: Rc::clone(self), key: Some(key), result: PhantomData }
     }
 
-    /// Takes in what came of calls in `slots`, which are back from one shard, as far as somebody waits for it: under
-    /// one borrow, since no application code runs. Returns how many it took, and how many other slots there are, which
-    /// stay as they are.
+    /// Takes in what came of calls in `slots`, which are back from one shard, as far as somebody waits for
+    /// it: under one borrow, since no application code runs. Returns how many it took, and how many other
+    /// slots there are, which stay as they are.
     #[inline]
     pub(super) fn settle_all<C: 'static>(&self, slots: &mut Slots<C>) -> (usize, usize) {
         let (mut settled, mut credits, mut others) = (0, 0, 0);
@@ -180,7 +181,8 @@ impl Calls {
         true
     }
 
-    /// Answers every call that is still waited for: nothing comes home any more. Flags of withdrawn ones stay up.
+    /// Answers every call that is still waited for: nothing comes home any more. Flags of withdrawn ones stay
+    /// up.
     pub(super) fn stop(&self) {
         let keys = self.entries.borrow().waiting();
         for key in keys {
@@ -216,8 +218,8 @@ impl Calls {
             let entry = entries.of_future(key);
             if entry.phase == Phase::Answered(Came::Inline) {
                 // The common case, without a detour.
-                // SAFETY: the words hold the value, of this type by the caller's promise; vacating the entry makes sure
-                // that it is moved out once.
+                // SAFETY: the words hold the value, of this type by the caller's promise; vacating the entry
+                // makes sure that it is moved out once.
                 let value = unsafe { entry.words.take_inline() };
                 entry.vacate();
                 entries.free.push(key.index);
@@ -357,7 +359,8 @@ impl<T> Future for Call<T> {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let key = self.key.expect("polled again after it was ready");
-        // SAFETY: `Endpoint::call` and `call_async` make a `Call<T>` for a closure that returns or answers a `T`.
+        // SAFETY: `Endpoint::call` and `call_async` make a `Call<T>` for a closure that returns or answers a
+        // `T`.
         let polled = unsafe { self.calls.poll(key, context.waker()) };
         if polled.is_ready() {
             self.key = None;

@@ -1,8 +1,10 @@
-//! What a shard's inbox has seen. Each number is written by the owner alone, on lines of its own, and read by anybody.
+//! What a shard's inbox has seen. Each number is written by the owner alone, on lines of its own, and read by
+//! anybody.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What the inbox of one shard has seen since the start. Numbers of one reading need not belong to the same instant.
+/// What the inbox of one shard has seen since the start. Numbers of one reading need not belong to the same
+/// instant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct InboxCounters {
     /// Closures run here: posts, calls, starts of async calls.

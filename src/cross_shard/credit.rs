@@ -1,7 +1,8 @@
 //! How many calls a shard may have in flight to another: a credit each, awaited in order. Does not call.
 //!
-//! A credit bounds what one shard can pile up on another, and on itself in answers. It is a matter of the origin alone:
-//! it is taken here and comes back here, with the answer, so nothing in this file crosses a thread.
+//! A credit bounds what one shard can pile up on another, and on itself in answers. It is a matter of the
+//! origin alone: it is taken here and comes back here, with the answer, so nothing in this file crosses a
+//! thread.
 
 use super::error::CallError;
 use crate::ShardId;
@@ -11,8 +12,9 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-/// Calls that one shard may have in flight to one other. More than a target works off in a turn, so that
-/// it never runs dry; little enough that a stuck target holds 64 KiB of this shard's slots.
+/// Calls that one shard may have in flight to one other. More than a target works off in a turn, so that it
+/// never runs dry; little enough that a stuck target holds 64 KiB of this shard's slots at most, and what the
+/// closures own.
 pub(super) const CREDITS_PER_PAIR: usize = if cfg!(loom) { 1 } else { 1024 };
 
 /// The credits of one shard, per target.

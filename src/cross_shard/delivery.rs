@@ -1,4 +1,5 @@
-//! Running what has arrived, one slot after the other. Application code ends here: whatever it panics with goes no further.
+//! Running what has arrived, one slot after the other. Application code ends here: whatever it panics with
+//! goes no further.
 
 use super::calls::Settled;
 use super::counters::bump;
@@ -64,8 +65,8 @@ impl<C: 'static> Drop for Delivery<'_, C> {
 }
 
 impl<C: 'static> Local<C> {
-    /// Runs at most `budget` slots that somebody sent here, one after the other, and returns how many. Panics of
-    /// application code end here.
+    /// Runs at most `budget` slots that somebody sent here, one after the other, and returns how many. Panics
+    /// of application code end here.
     pub(super) fn work(&self, slots: &mut Slots<C>, budget: usize, site: &Site<'_, C>) -> usize {
         let worked = self.contain(slots, budget, |slot| self.take_in(slot, site));
         self.wake_all();

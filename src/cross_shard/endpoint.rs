@@ -52,10 +52,11 @@ impl<C: 'static> Endpoint<C> {
         route.resolve(local.mesh.len(), next, |id| local.mesh.is_open(id))
     }
 
-    /// Stages `f` to run on `target`, which may be this shard: then too it is queued. Messages to one target start
-    /// in the order they were staged, calls among them.
+    /// Stages `f` to run on `target`, which may be this shard: then too it is queued. Messages to one target
+    /// start in the order they were staged, calls among them.
     ///
-    /// Should the target stop between now and [`publish`](Self::publish), `f` is dropped here, unrun, and counted.
+    /// Should the target stop between now and [`publish`](Self::publish), `f` is dropped here, unrun, and
+    /// counted.
     ///
     /// # Errors
     /// Gives `f` back when the target has stopped.
@@ -82,8 +83,8 @@ impl<C: 'static> Endpoint<C> {
         self.local.stage_call(target, |slots, key| slots.push_call(key, f))
     }
 
-    /// Stages a call of `f` on `target` that is answered whenever the [`Reply`] is sent there. A reply dropped
-    /// unsent answers `Stopped`.
+    /// Stages a call of `f` on `target` that is answered whenever the [`Reply`] is sent there. A reply
+    /// dropped unsent answers `Stopped`.
     ///
     /// # Panics
     /// Panics when there is no such shard.
@@ -110,9 +111,9 @@ impl<C: 'static> Endpoint<C> {
         self.local.credits.acquire(target)
     }
 
-    /// Runs what is in the inbox, at most `budget` messages and replies (replies by the batch: the last one may go
-    /// beyond it). What arrives meanwhile, also from here, waits for the next turn. Panics of closures are caught,
-    /// counted and logged.
+    /// Runs what is in the inbox, at most `budget` messages and replies (replies by the batch: the last one
+    /// may go beyond it). What arrives meanwhile, also from here, waits for the next turn. Panics of closures
+    /// are caught, counted and logged.
     ///
     /// # Panics
     /// Panics when called from within a message.
@@ -132,11 +133,11 @@ impl<C: 'static> Endpoint<C> {
         !local.inbox().is_empty() || local.carried.borrow().is_some() || !local.dirty.borrow().is_empty()
     }
 
-    /// Announces that this shard is about to sleep: from here on it is woken. `false`: there is mail after all,
-    /// and nothing was announced.
+    /// Announces that this shard is about to sleep: from here on it is woken. `false`: there is mail after
+    /// all, and nothing was announced.
     ///
-    /// After `true`, look at every other source that wakes through [`Mesh::wake`] once more; then sleep, or do not;
-    /// then call [`finish_sleep`](Self::finish_sleep).
+    /// After `true`, look at every other source that wakes through [`Mesh::wake`] once more; then sleep, or
+    /// do not; then call [`finish_sleep`](Self::finish_sleep).
     pub(crate) fn prepare_sleep(&self) -> bool {
         let local = &*self.local;
         if !local.dirty.borrow().is_empty() || local.carried.borrow().is_some() {
@@ -168,9 +169,9 @@ impl<C: 'static> Endpoint<C> {
         self.local.mesh.counters(self.local.id)
     }
 
-    /// Publishes, stops taking messages, runs all that were taken, publishes, and answers the calls of this shard that are still
-    /// out with `Stopped`. From here on nothing comes home: calls made later are answered `Stopped` at once; posts
-    /// and replies to other shards leave without waiting for `publish`.
+    /// Publishes, stops taking messages, runs all that were taken, publishes, and answers the calls of this
+    /// shard that are still out with `Stopped`. From here on nothing comes home: calls made later are
+    /// answered `Stopped` at once; posts and replies to other shards leave without waiting for `publish`.
     ///
     /// # Panics
     /// Panics when called from within a message.
@@ -641,7 +642,8 @@ mod tests {
         drop(bed.mesh.endpoint(id(0)));
     }
 
-    /// Two shards whose next call has the same key, so that an answer that went astray would find one to answer.
+    /// Two shards whose next call has the same key, so that an answer that went astray would find one to
+    /// answer.
     #[test]
     fn an_answer_that_is_refused_or_turned_away_answers_nobody_else() {
         for lost in [false, true] {

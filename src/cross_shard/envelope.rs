@@ -1,10 +1,10 @@
 //! What travels between shards: closures on the way out, their results on the way home, type-erased in place.
 //!
-//! A batch is one piece of memory with one slot after the other. A slot has 32 bytes, 16 of them for a small closure and
-//! later its result; or 64 bytes with room for 40; or, when either is larger still, a block of memory of its own, made
-//! by whoever made the slot. So a plain call allocates nothing, what a large one allocates is freed where that
-//! was done, and two small calls share a cache line, which is what a call between shards costs most of all.
-//! This file knows the bytes and their types, and nothing of queues.
+//! A batch is one piece of memory with one slot after the other. A slot has 32 bytes, 16 of them for a small
+//! closure and later its result; or 64 bytes with room for 40; or, when either is larger still, a block of
+//! memory of its own, made by whoever made the slot. So a plain call allocates nothing, what a large one
+//! allocates is freed where that was done, and two small calls share a cache line, which is what a call
+//! between shards costs most of all. This file knows the bytes and their types, and nothing of queues.
 
 use super::error::{CallError, Panic};
 use super::foreign::Answer;
@@ -19,7 +19,8 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-/// What lies in an inbox: what a shard sent at once, or got back; or one message of a thread that is no shard.
+/// What lies in an inbox: what a shard sent at once, or got back; or one message of a thread that is no
+/// shard.
 pub(super) struct Batch<C: 'static> {
     pub(super) slots: Slots<C>,
     /// The shard that made it; the one it was sent to, if that was no shard.
@@ -56,9 +57,10 @@ impl CallKey {
     pub(super) const NONE: CallKey = CallKey { index: CALLS_MAX, generation: 0 };
 }
 
-/// What happens in a slot. The first three hold a closure; what came of it is left in the same slot. The `Answered…`
-/// are messages of their own, about a call of the shard they are sent *to*: on the way back, after they were refused,
-/// they mean nothing, whereas their likes name a call of the shard that they come home to.
+/// What happens in a slot. The first three hold a closure; what came of it is left in the same slot. The
+/// `Answered…` are messages of their own, about a call of the shard they are sent *to*: on the way back,
+/// after they were refused, they mean nothing, whereas their likes name a call of the shard that they come
+/// home to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
     /// A closure whose result nobody waits for.
@@ -89,12 +91,13 @@ pub(super) enum Status {
 
 /// Slots one after the other, and a place among them up to which they have been dealt with.
 ///
-/// Dropping or clearing slots drops what they hold, which is application code: callers do that under no borrow, and
-/// where they mean it to happen.
+/// Dropping or clearing slots drops what they hold, which is application code: callers do that under no
+/// borrow, and where they mean it to happen.
 pub(super) struct Slots<C: 'static> {
     /// Each slot is one unit or two: a header, then its room.
     units: Vec<Unit>,
-    /// Where the slot starts that `next` gives next, and the one it gave last. Both are starts of slots, or the end.
+    /// Where the slot starts that `next` gives next, and the one it gave last. Both are starts of slots, or
+    /// the end.
     next: u16,
     last: u16,
     /// Whether any slot has, or had, a block.
@@ -144,8 +147,8 @@ union Either<F, T> {
     value: ManuallyDrop<T>,
 }
 
-/// Five words that belong to a slot, or that its outcome was moved to: a value, or the payload of a panic in the first
-/// two beside the description of a block in the other three.
+/// Five words that belong to a slot, or that its outcome was moved to: a value, or the payload of a panic in
+/// the first two beside the description of a block in the other three.
 #[derive(Clone, Copy)]
 pub(super) struct Words([MaybeUninit<usize>; 5]);
 
@@ -175,7 +178,8 @@ pub(super) struct Site<'a, C: 'static> {
 
 /// One slot among others: a closure, or what came of it.
 pub(super) struct Slot<'a, C: 'static> {
-    /// The slot's header, with provenance for its units. They are ours alone for `'a`, and valid as their status says.
+    /// The slot's header, with provenance for its units. They are ours alone for `'a`, and valid as their
+    /// status says.
     start: NonNull<Header<C>>,
     slots: PhantomData<&'a mut Slots<C>>,
 }
@@ -402,8 +406,8 @@ impl<C: 'static> Slot<'_, C> {
         matches!(self.status(), Status::Value | Status::Panicked | Status::Unanswered)
     }
 
-    /// Runs the closure; its result is then in the slot, if anybody waits for it. When the closure panics, so does
-    /// this, and leaves the slot [`Status::Running`].
+    /// Runs the closure; its result is then in the slot, if anybody waits for it. When the closure panics, so
+    /// does this, and leaves the slot [`Status::Running`].
     #[inline]
     pub(super) fn run(&mut self, site: &Site<'_, C>) {
         assert!(matches!(self.status(), Status::Post | Status::Call | Status::AsyncCall), "nothing to run");
@@ -415,7 +419,8 @@ impl<C: 'static> Slot<'_, C> {
     /// Keeps the payload of a closure that panicked while it ran.
     pub(super) fn set_panicked(&mut self, payload: Box<dyn Any + Send>) {
         assert_eq!(self.status(), Status::Running, "something is in the way");
-        // SAFETY: the closure has left its room; every room has the two words, and in that of a block they are free.
+        // SAFETY: the closure has left its room; every room has the two words, and in that of a block they
+        // are free.
         unsafe { self.words().cast::<Box<dyn Any + Send>>().write(payload) };
         self.header_mut().status = Status::Panicked;
     }
@@ -523,8 +528,8 @@ impl<C: 'static> Slot<'_, C> {
         if address.is_null() {
             handle_alloc_error(layout);
         }
-        // SAFETY: the slot is boxed, hence has five words. The address is written as a pointer: its provenance must
-        // survive the journey.
+        // SAFETY: the slot is boxed, hence has five words. The address is written as a pointer: its
+        // provenance must survive the journey.
         unsafe {
             let description = self.words().add(BLOCK);
             description.cast::<*mut u8>().write(address);
@@ -546,7 +551,8 @@ impl<C: 'static> Slot<'_, C> {
 }
 
 /// # Safety
-/// The three words describe a block that `make_block` made; what was in it is not wanted, and neither is used again.
+/// The three words describe a block that `make_block` made; what was in it is not wanted, and neither is used
+/// again.
 #[cold]
 unsafe fn free_block(description: *mut MaybeUninit<usize>) {
     // SAFETY: the caller's promise: the words are initialised, with the layout that the block was made with.
@@ -658,7 +664,8 @@ where
 /// Drops the `V` in a room for an `R`. The block is freed first, so that it is also when the drop panics.
 ///
 /// # Safety
-/// The slot was made with room for an `R`, which has a `V` at its start, and holds one. It holds nothing afterwards.
+/// The slot was made with room for an `R`, which has a `V` at its start, and holds one. It holds nothing
+/// afterwards.
 unsafe fn drop_as<C: 'static, R, V>(slot: &mut Slot<'_, C>) {
     // SAFETY: the caller's promise: the value is moved out, then its block is freed.
     let value = unsafe {
@@ -683,14 +690,16 @@ impl Words {
     /// A `T` does, and it is moved out once.
     #[inline]
     pub(super) unsafe fn take_inline<T>(&mut self) -> T {
-        // SAFETY: a value is at the start of the words, which are aligned for it; the rest is the caller's promise.
+        // SAFETY: a value is at the start of the words, which are aligned for it; the rest is the caller's
+        // promise.
         unsafe { self.0.as_mut_ptr().cast::<T>().read() }
     }
 
     /// Moves out what came of a call, and frees what it lay in.
     ///
     /// # Safety
-    /// It came of a call whose closure returned a `T` (or whose answer was one), in this way, and is opened once.
+    /// It came of a call whose closure returned a `T` (or whose answer was one), in this way, and is opened
+    /// once.
     #[inline]
     pub(super) unsafe fn open<T>(&mut self, came: Came) -> Result<T, CallError> {
         match came {

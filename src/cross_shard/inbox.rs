@@ -1,7 +1,8 @@
 //! One shard's inbox: what has arrived, who wakes the owner, and how it closes. Does not look into envelopes.
 //!
-//! Everything is decided by one word, the gate: how many senders are inside, whether the owner sleeps, and whether
-//! the inbox is closed. All changes of it are read-modify-writes, hence in one order that everybody agrees on.
+//! Everything is decided by one word, the gate: how many senders are inside, whether the owner sleeps, and
+//! whether the inbox is closed. All changes of it are read-modify-writes, hence in one order that everybody
+//! agrees on.
 
 use super::counters::bump_shared;
 use super::queue::Queue;
@@ -13,14 +14,16 @@ use std::sync::atomic::AtomicU64;
 /// Where envelopes of type `E` for one shard arrive.
 ///
 /// # Waking
-/// A sender publishes, then leaves through the gate and thereby learns whether the owner sleeps. The owner marks
-/// itself at the gate, then looks at every source again, then sleeps. Whoever comes second at the gate sees the other:
-/// either the sender sees the mark and wakes, or the owner sees what was published and stays awake.
-/// The waker that clears the mark is the one that writes: an awake owner is never written to, and a sleeping one once.
+/// A sender publishes, then leaves through the gate and thereby learns whether the owner sleeps. The owner
+/// marks itself at the gate, then looks at every source again, then sleeps. Whoever comes second at the gate
+/// sees the other: either the sender sees the mark and wakes, or the owner sees what was published and stays
+/// awake. The waker that clears the mark is the one that writes: an awake owner is never written to, and a
+/// sleeping one once.
 ///
 /// # Closing
-/// A sender enters before it publishes. Closing is one read-modify-write at the same gate: a sender that entered
-/// before it is waited for (it is between two instructions, or preempted there) and drained, one that comes after gets its envelope back.
+/// A sender enters before it publishes. Closing is one read-modify-write at the same gate: a sender that
+/// entered before it is waited for (it is between two instructions, or preempted there) and drained, one that
+/// comes after gets its envelope back.
 pub(super) struct Inbox<E> {
     queue: Queue<E>,
     gate: OwnLine<AtomicUsize>,
@@ -65,11 +68,12 @@ impl<E> Inbox<E> {
         }
     }
 
-    /// Goes in through the gate, unless it is closed. Whoever is inside pushes and leaves at once: the closer waits.
+    /// Goes in through the gate, unless it is closed. Whoever is inside pushes and leaves at once: the closer
+    /// waits.
     #[inline]
     pub(super) fn enter(&self) -> Option<Entered<'_, E>> {
-        // Relaxed: it is the place in the gate's order that counts. A sender before `close` in that order is waited
-        // for there; one after it publishes nothing.
+        // Relaxed: it is the place in the gate's order that counts. A sender before `close` in that order is
+        // waited for there; one after it publishes nothing.
         if self.gate.fetch_add(ONE_SENDER, Ordering::Relaxed) & CLOSED == 0 {
             return Some(Entered { inbox: self });
         }
@@ -79,8 +83,8 @@ impl<E> Inbox<E> {
 
     /// Wakes the owner if it sleeps: for what was pushed, or for news that lie elsewhere.
     pub(super) fn wake(&self) {
-        // Release: pairs with the Acquire in `mark_sleeping`, for news that lie elsewhere: an owner that marks itself
-        // after this sees them. (What was pushed has been published by `Entered::push` already.)
+        // Release: pairs with the Acquire in `mark_sleeping`, for news that lie elsewhere: an owner that
+        // marks itself after this sees them. (What was pushed has been published by `Entered::push` already.)
         if self.gate.fetch_and(!SLEEPING, Ordering::Release) & SLEEPING != 0 {
             bump_shared(&self.wakes_written);
             self.waker.wake();
@@ -137,7 +141,8 @@ impl<E> Inbox<E> {
         // Relaxed: decides by its place in the gate's order, see `enter`.
         self.gate.fetch_or(CLOSED, Ordering::Relaxed);
         // Senders never wait; the closer does, for those who are just between entering and leaving.
-        // Acquire: pairs with the Release of each of them in `Entered::push`, so that the drain that follows sees it all.
+        // Acquire: pairs with the Release of each of them in `Entered::push`, so that the drain that follows
+        // sees it all.
         while self.gate.load(Ordering::Acquire) >= ONE_SENDER {
             yield_now();
         }
@@ -150,13 +155,15 @@ pub(super) struct Entered<'a, E> {
 }
 
 impl<E> Entered<'_, E> {
-    /// Puts `envelope` into the queue and leaves. Says whether the owner sleeps: then a [`Inbox::wake`] is owed to it.
+    /// Puts `envelope` into the queue and leaves. Says whether the owner sleeps: then a [`Inbox::wake`] is
+    /// owed to it.
     #[inline]
     pub(super) fn push(self, envelope: E) -> bool {
         let inbox = self.inbox;
         std::mem::forget(self);
         inbox.queue.push(envelope);
-        // Release: pairs with the Acquire in `mark_sleeping` and in `close`, which must see what was just published.
+        // Release: pairs with the Acquire in `mark_sleeping` and in `close`, which must see what was just
+        // published.
         inbox.gate.fetch_sub(ONE_SENDER, Ordering::Release) & SLEEPING != 0
     }
 }

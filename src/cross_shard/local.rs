@@ -1,5 +1,5 @@
-//! What a shard's endpoint and the replies in its tasks share: what is staged, what is out, and what has come home.
-//! Running messages is in `delivery`.
+//! What a shard's endpoint and the replies in its tasks share: what is staged, what is out, and what has come
+//! home. Running messages is in `delivery`.
 
 use super::calls::{Call, Calls};
 use super::counters::{OwnCounters, bump};
@@ -186,10 +186,10 @@ impl<C: 'static> Local<C> {
         self.mesh.station(origin).withdrawals.is_raised(key.index)
     }
 
-    /// Returns a batch to the shard that made it. At once, so that its answers are not held back by the rest of this
-    /// turn; a wake that is owed for them waits for `publish`. A batch that only brings memory wakes nobody: it
-    /// lies in the inbox until its owner is awake anyway. (That is one push per batch; freeing it here instead
-    /// would meet the allocator's locks, since it came from another thread.)
+    /// Returns a batch to the shard that made it. At once, so that its answers are not held back by the rest
+    /// of this turn; a wake that is owed for them waits for `publish`. A batch that only brings memory wakes
+    /// nobody: it lies in the inbox until its owner is awake anyway. (That is one push per batch; freeing it
+    /// here instead would meet the allocator's locks, since it came from another thread.)
     pub(super) fn send_home(&self, mut batch: Batch<C>) {
         batch.way = Way::Home;
         let (origin, brings_replies) = (batch.origin, batch.brings_replies);
@@ -210,8 +210,8 @@ impl<C: 'static> Local<C> {
         }
     }
 
-    /// A batch of this shard's own is back, or was not taken by its target. Returns how many answers it brought, wanted
-    /// or not.
+    /// A batch of this shard's own is back, or was not taken by its target. Returns how many answers it
+    /// brought, wanted or not.
     pub(super) fn come_home(&self, mut batch: Batch<C>) -> usize {
         let (mut settled, mut others) = (0, 0);
         if batch.brings_replies {

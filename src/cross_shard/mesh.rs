@@ -45,8 +45,8 @@ impl<C: 'static> Mesh<C> {
         Arc::new(Mesh { stations: wakers.into_iter().map(station).collect(), next_any: AtomicUsize::new(0) })
     }
 
-    /// What the shard with this number owns. Made once per shard, on its thread. Until then messages to it wait; should the shard
-    /// never come up, making its endpoint and dropping it answers them all.
+    /// What the shard with this number owns. Made once per shard, on its thread. Until then messages to it
+    /// wait; should the shard never come up, making its endpoint and dropping it answers them all.
     ///
     /// # Panics
     /// Panics the second time, and when there is no such shard.
@@ -57,12 +57,12 @@ impl<C: 'static> Mesh<C> {
         Endpoint::new(Arc::clone(self), id)
     }
 
-    /// Runs `f` on `target`, from a thread that is no shard: never waits, and is never refused for want of room.
-    /// Messages of one thread start in the order they were posted.
+    /// Runs `f` on `target`, from a thread that is no shard: never waits, and is never refused for want of
+    /// room. Messages of one thread start in the order they were posted.
     ///
     /// # Errors
-    /// Gives `f` back when the target has stopped. Of an `f` that was not given back, the target runs it, also
-    /// when it stops at the same moment.
+    /// Gives `f` back when the target has stopped. Of an `f` that was not given back, the target runs it,
+    /// also when it stops at the same moment.
     ///
     /// # Panics
     /// Panics when there is no such shard.

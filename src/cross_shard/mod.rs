@@ -2,18 +2,19 @@
 //! message runs on only as a context `C`.
 //!
 //! ```text
-//! Endpoint::call ─▶ outbox (staged) ─▶ publish ─▶ inbox of the target ─▶ deliver: the closure runs
-//!    Call ◀─ deliver: the result is moved ◀─ inbox of the origin ◀─ the same batch, results in place
+//! Endpoint::call ─▶ outbox ─▶ publish ─▶ the target's inbox ─▶ deliver: runs
+//!       Call ◀─ deliver: results ◀─ the origin's inbox ◀─ the same batch
 //! ```
 //!
 //! * `envelope` is what travels: a closure or its result in a slot of 32 or 64 bytes, slots in a batch.
 //! * `inbox` is where it arrives, and who wakes whom; `queue` is the lock-free queue below.
 //! * `outbox` is what a shard has staged; `calls` what it waits for; `credit` how much of that it may have.
-//! * `endpoint` is what one shard owns of all this (`local` is how it sends, `delivery` how it runs what arrives), `mesh`
-//!   what everybody shares; `foreign` answers threads that are no shard, and `reply` async calls.
+//! * `endpoint` is what one shard owns of all this (`local` is how it sends, `delivery` how it runs what
+//!   arrives), `mesh` what everybody shares; `foreign` answers threads that are no shard, and `reply` async
+//!   calls.
 //!
-//! Messages from one shard to another start in the order they were sent. Nothing is promised between different
-//! senders, nor between a reply and a message.
+//! Messages from one shard to another start in the order they were sent. Nothing is promised between
+//! different senders, nor between a reply and a message.
 
 #[allow(unsafe_code, reason = "opens what came of a call as the type its closure returned")]
 mod calls;

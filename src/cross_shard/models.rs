@@ -1,10 +1,10 @@
-//! Models of everything here that two threads decide together, explored by loom: every interleaving within the
-//! preemption bound, and every value that a load may return under our orderings.
+//! Models of everything here that two threads decide together, explored by loom: every interleaving within
+//! the preemption bound, and every value that a load may return under our orderings.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release --lib cross_shard::models`
 //!
-//! `scripts/weaken.py` checks that these models are worth something: it weakens one ordering or step after the
-//! other and wants a model to fail for each.
+//! `scripts/weaken.py` checks that these models are worth something: it weakens one ordering or step after
+//! the other and wants a model to fail for each.
 
 use super::{Call, CallError, Endpoint, Mesh, Reply};
 use crate::ShardId;
@@ -18,7 +18,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-/// Preemptions per execution. Two find every mistake that `scripts/weaken.py` makes; set `LOOM_MAX_PREEMPTIONS` for more.
+/// Preemptions per execution. Two find every mistake that `scripts/weaken.py` makes; set
+/// `LOOM_MAX_PREEMPTIONS` for more.
 const PREEMPTIONS: usize = 2;
 
 fn model(f: impl Fn() + Send + Sync + 'static) {
@@ -27,8 +28,8 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
     builder.check(f);
 }
 
-/// A driver that can only sleep and be woken. A shard that sleeps with nobody left to wake it is a deadlock, which
-/// loom reports.
+/// A driver that can only sleep and be woken. A shard that sleeps with nobody left to wake it is a deadlock,
+/// which loom reports.
 struct Driver {
     notify: Notify,
     /// On std's atomics: they are compared once all threads are joined.

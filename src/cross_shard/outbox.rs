@@ -18,9 +18,9 @@ pub(super) struct Outbox<C: 'static> {
 /// What one batch may hold, in units of 32 bytes: 8 KiB. A partly run batch then holds few answers back.
 pub(super) const BATCH_UNITS: usize = if cfg!(loom) { 2 } else { 256 };
 
-/// What the first batch of a turn may hold; each further one may be twice as large. What is staged beyond that leaves
-/// at once, and a target that polls has something to do while this shard goes on; small batches are dearer per
-/// call, though.
+/// What the first batch of a turn may hold; each further one may be twice as large. What is staged beyond
+/// that leaves at once, and a target that polls has something to do while this shard goes on; small batches
+/// are dearer per call, though.
 pub(super) const FIRST_BATCH_UNITS: usize = if cfg!(loom) { 2 } else { 32 };
 
 impl<C: 'static> Outbox<C> {

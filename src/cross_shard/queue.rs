@@ -1,10 +1,10 @@
 //! The lock-free queue below an inbox: any number of senders, one owner. The one door to crossbeam-queue.
 //!
-//! What an inbox relies on is less than `SegQueue` gives: `push` publishes what happened before it to the `pop`
-//! that takes the element; elements of one sender stay in order; and a `push` that happened before
-//! `is_empty` or `pop` is seen by it. Under loom a queue stands in that gives exactly this much and no
-//! more, made of Release and Acquire alone: with stronger ordering than that, a model would prove the
-//! queue's, not ours.
+//! What an inbox relies on is less than `SegQueue` gives: `push` publishes what happened before it to the
+//! `pop` that takes the element; elements of one sender stay in order; and a `push` that happened before
+//! `is_empty` or `pop` is seen by it. Under loom a queue stands in that gives exactly this much and no more,
+//! made of Release and Acquire alone: with stronger ordering than that, a model would prove the queue's, not
+//! ours.
 
 #[cfg(not(loom))]
 pub(super) use crossbeam_queue::SegQueue as Queue;
@@ -30,8 +30,8 @@ mod stand_in {
         below: *mut Node<T>,
     }
 
-    // SAFETY: `pushed` hands each node from one sender to the owner by Release and Acquire; `taken` is used by
-    // the owner alone, which loom checks.
+    // SAFETY: `pushed` hands each node from one sender to the owner by Release and Acquire; `taken` is used
+    // by the owner alone, which loom checks.
     unsafe impl<T: Send> Sync for Queue<T> {}
     // SAFETY: as above: a queue owns its values.
     unsafe impl<T: Send> Send for Queue<T> {}

@@ -19,9 +19,9 @@ impl Route {
     /// The shard that owns `key`.
     ///
     /// Equal keys go to the same shard as long as the number of shards stays the same, in every process and
-    /// on every platform (as far as the key's own `Hash` is the same everywhere: slices of integers wider than a
-    /// byte feed memory in native byte order). The hash is fixed and public: it spreads keys, it is no defence
-    /// against somebody who chooses keys to meet on one shard.
+    /// on every platform (as far as the key's own `Hash` is the same everywhere: slices of integers wider
+    /// than a byte feed memory in native byte order). The hash is fixed and public: it spreads keys, it is no
+    /// defence against somebody who chooses keys to meet on one shard.
     pub fn key(key: &(impl Hash + ?Sized)) -> Route {
         let mut hasher = KeyHasher(FNV_OFFSET);
         key.hash(&mut hasher);
@@ -63,8 +63,8 @@ pub(super) fn id_of(index: usize) -> ShardId {
     ShardId::new(u16::try_from(index).expect("a shard's number fits into 16 bits"))
 }
 
-/// FNV-1a over 64 bits with a final mix (FNV alone barely moves its high bits on short keys, and those are the
-/// ones that choose the shard). Integers are fed in little-endian order and `usize` as 64 bits, so that
+/// FNV-1a over 64 bits with a final mix (FNV alone barely moves its high bits on short keys, and those are
+/// the ones that choose the shard). Integers are fed in little-endian order and `usize` as 64 bits, so that
 /// the platform does not matter.
 struct KeyHasher(u64);
 

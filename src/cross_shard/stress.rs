@@ -1,5 +1,5 @@
-//! Shards on threads of their own that sleep in earnest: what models cannot show, because they are small. Bounded in
-//! messages, not in time; a wake that got lost ends a test after `LOST`.
+//! Shards on threads of their own that sleep in earnest: what models cannot show, because they are small.
+//! Bounded in messages, not in time; a wake that got lost ends a test after `LOST`.
 
 use super::test_kit::{AtHome, at, id};
 use super::{Call, CallError, Endpoint, Mesh};

@@ -1,14 +1,15 @@
-//! Flags by which an origin takes back calls that have not started. Who asks for them is decided in `endpoint`.
+//! Flags by which an origin takes back calls that have not started. Who asks for them is decided in
+//! `endpoint`.
 
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
-/// One flag per call that a shard may have in flight, under the call's index: written by that shard, and only when
-/// a call is dropped early; read by the shards it calls, just before they start one.
+/// One flag per call that a shard may have in flight, under the call's index: written by that shard, and only
+/// when a call is dropped early; read by the shards it calls, just before they start one.
 ///
-/// Everything is Relaxed: a flag promises nothing about other memory, and its reuse is ordered by the messages
-/// themselves. An index is free for a next call only after the batch of the last one has come home, and both
-/// ways lead through a queue that publishes.
+/// Everything is Relaxed: a flag promises nothing about other memory, and its reuse is ordered by the
+/// messages themselves. An index is free for a next call only after the batch of the last one has come home,
+/// and both ways lead through a queue that publishes.
 pub(super) struct Withdrawals {
     /// How many flags are up: while there are none, which is nearly always, nobody looks further.
     raised: AtomicUsize,
