@@ -246,3 +246,34 @@ fn a_writer_told_to_stop_is_always_told_to_go_on() {
         Ok(())
     });
 }
+
+/// A waker that panics when a stream wakes it ended the whole runtime: it was called bare.
+#[test]
+fn a_waker_that_panics_costs_only_itself() {
+    struct Bomb;
+    impl std::task::Wake for Bomb {
+        fn wake(self: std::sync::Arc<Self>) {
+            panic!("a waker of the application");
+        }
+    }
+    on_every_driver(async |env| {
+        let listener = env.shard().serve_tcp("127.0.0.1:0", async |mut stream: TcpStream| {
+            while let Some(chunk) = stream.read_chunk().await? {
+                stream.write_all(&chunk).await?;
+            }
+            Ok(())
+        })?;
+        let mut first = TcpStream::connect(listener.local_addr()).await?;
+        first.write_all(b"wakes the bomb").await?;
+        let waker = std::task::Waker::from(std::sync::Arc::new(Bomb));
+        let polled = first.poll_read_chunk(&mut std::task::Context::from_waker(&waker));
+        assert!(polled.is_pending(), "nothing can have come back yet");
+        // The runtime goes on, and a second connection is served.
+        let mut second = TcpStream::connect(listener.local_addr()).await?;
+        second.write_all(b"hello").await?;
+        let mut answer = [0; 5];
+        second.read_exact(&mut answer).await?;
+        assert_eq!(&answer, b"hello");
+        Ok(())
+    });
+}

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 use crate::error::InvalidAddress;
 
 /// What [`Shard::listen_tcp`](crate::Shard::listen_tcp) and
-/// [`Shard::connect_tcp`](crate::Shard::connect_tcp) take as an address: a [`SocketAddr`], an `(host, port)`
+/// [`Shard::connect_tcp`](crate::Shard::connect_tcp) take as an address: a [`SocketAddr`], an `(IP address, port)`
 /// pair, or text such as `127.0.0.1:7000` and `[::1]:7000`.
 pub trait ToAddr {
     /// The address.

@@ -57,6 +57,10 @@ impl Kept {
         kept.read += count;
         if kept.read == kept.bytes.len() {
             self.bytes = None;
+        } else if kept.read >= SLACK_BYTES && kept.read >= kept.bytes.len() / 2 {
+            // A reader that never quite catches up must not keep all it has read. Halves: each byte moves once or so.
+            kept.bytes.drain(..kept.read);
+            kept.read = 0;
         }
         count
     }
@@ -70,9 +74,25 @@ impl Bytes {
     }
 }
 
+/// Bytes already read that may lie in front of the rest.
+const SLACK_BYTES: usize = 16 * 1024;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reader_that_never_catches_up_does_not_keep_what_it_has_read() {
+        let mut kept = Kept::new();
+        kept.push(&[0; 1000]);
+        for _ in 0..10_000 {
+            kept.push(&[1; 1000]);
+            kept.read(&mut [0; 1000]);
+            assert_eq!(kept.len(), 1000);
+        }
+        let held = kept.bytes.as_ref().unwrap().bytes.len();
+        assert!(held < 3 * SLACK_BYTES, "{held} bytes");
+    }
 
     #[test]
     fn bytes_come_out_in_the_order_they_went_in() {

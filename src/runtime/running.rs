@@ -100,13 +100,17 @@ pub(super) fn run<A: App>(runtime: Runtime, app: A) -> Result<(), RunError> {
 }
 
 fn wait_for_signals(guard: &SignalGuard, running: &Running) -> Result<(), RunError> {
+    let mut signals = 0;
     loop {
         let signal = match guard.wait().map_err(RunError::Signals)? {
             Notice::Notified => return Ok(()),
             Notice::Signal(signal) => signal,
         };
         running.shared.lifecycle.note_signal(signal.number());
-        if running.stop().is_ok() {
+        signals += 1;
+        if signals == 1 {
+            // The application may have stopped the runtime itself: then this changes nothing.
+            let _ = running.stop();
             tracing::info!(signal = signal.number(), "stopping; a second signal stops at once");
         } else {
             tracing::warn!(signal = signal.number(), "stopping by force");

@@ -1,7 +1,7 @@
 //! Outgoing connections on their way: one outcome each, never before the call that asked for it has returned.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -21,12 +21,12 @@ use crate::shard::handles::transport::Transport;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::listening::ProtocolMaker;
 use crate::shard::protocol::Incoming;
-use crate::shard::{Shard, Timer};
+use crate::shard::{Shard, Timer, wake_contained};
 
 /// The attempts under way.
 #[derive(Default)]
 pub(crate) struct Attempts {
-    table: RefCell<HashMap<Token, Attempt>>,
+    table: RefCell<BTreeMap<Token, Attempt>>,
 }
 
 /// One attempt, as the shard sees it.
@@ -145,7 +145,8 @@ impl Shard {
                 }
             }
         };
-        let Some(handler) = handler else {
+        let ended = matches!(inner.phase.get(), ShardPhase::Drained | ShardPhase::Stopped);
+        let Some(handler) = handler.filter(|_| !ended) else {
             inner.driver.borrow_mut().close(token, CloseKind::Orderly);
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::NoProtocol));
             return;
@@ -198,7 +199,7 @@ impl Shard {
         }
         let waker = cell.waker.borrow_mut().take();
         if let Some(waker) = waker {
-            self.call_contained("a waker", |_| waker.wake());
+            wake_contained(waker);
         }
     }
 

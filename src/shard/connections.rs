@@ -279,10 +279,14 @@ impl Shard {
             if !slot.connection.is_open() {
                 return;
             }
-            matches!(slot.handler, Handler::Stream(_))
+            matches!(slot.handler, Handler::Stream(_)).then(|| slot.connection.has_output())
         };
-        if stream {
-            self.begin_close(token, CloseReason::DeadlineReached);
+        if let Some(output_is_stuck) = stream {
+            if output_is_stuck {
+                self.end(token, CloseReason::DeadlineReached, EndKind::Close(CloseKind::Reset));
+            } else {
+                self.begin_close(token, CloseReason::DeadlineReached);
+            }
         } else {
             self.call_protocol(token, |protocol, transport| protocol.deadline_reached(transport));
         }

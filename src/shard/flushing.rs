@@ -49,10 +49,17 @@ impl Inner {
     }
 
     pub(super) fn mark_ending(&self, token: Token, slot: &mut Slot, reason: CloseReason, kind: EndKind) {
-        if matches!(slot.connection.phase, Phase::Ending(..)) {
-            return;
-        }
-        slot.connection.phase = Phase::Ending(Box::new(reason), kind);
+        let reason = match std::mem::replace(&mut slot.connection.phase, Phase::Open) {
+            Phase::Ending(reason, kind) => {
+                slot.connection.phase = Phase::Ending(reason, kind);
+                return;
+            }
+            // What the application said first stays the reason; it is the application's value, too, and must not be
+            // dropped here, under a borrow.
+            Phase::Flushing(first) if !first.is_clean() => first,
+            Phase::Flushing(_) | Phase::Open | Phase::Lingering { .. } => Box::new(reason),
+        };
+        slot.connection.phase = Phase::Ending(reason, kind);
         slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
         if !slot.marks.ending {
             slot.marks.ending = true;
@@ -96,6 +103,8 @@ impl Inner {
                 }
             }
             Ok(progress) => {
+                // Whoever writes next queues behind what is left.
+                self.staged_room.set(0);
                 let mut timers = self.timers.borrow_mut();
                 let deadline = deadline_after(self.now.get(), self.shared.config.write_timeout);
                 match slot.guard {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use crate::ShardId;
+use crate::shard::wake_contained;
 
 /// All groups of a runtime. Its lock is held while a member binds, so that the first is first; never on a hot path.
 #[derive(Default)]
@@ -136,7 +137,7 @@ impl Group {
             std::mem::take(&mut state.waiters)
         };
         for waiter in waiters {
-            waiter.wake();
+            wake_contained(waiter);
         }
     }
 

@@ -133,7 +133,9 @@ impl Lifecycle {
     pub(crate) fn take_error(&self) -> Option<RunError> {
         let mut progress = self.lock();
         let error = progress.error.take();
-        if error.is_none() && progress.forced {
+        // A second signal that found nothing to abort has forced nothing; who calls `abort` is told in any case.
+        let forced = progress.forced && (progress.aborted_connections > 0 || progress.signal.is_none());
+        if error.is_none() && forced {
             let connections = progress.aborted_connections;
             return Some(RunError::Forced { connections, signal: progress.signal });
         }
@@ -333,13 +335,10 @@ impl Shard {
         let mut aborted = 0;
         let tokens = self.inner.connections.borrow().tokens();
         for token in tokens {
-            let lingering = self
-                .inner
-                .connections
-                .borrow()
-                .get(token)
-                .is_some_and(|slot| matches!(slot.connection.phase, Phase::Lingering { .. }));
-            aborted += usize::from(!lingering);
+            let over = self.inner.connections.borrow().get(token).is_some_and(|slot| {
+                matches!(slot.connection.phase, Phase::Lingering { .. } | Phase::Ending(..))
+            });
+            aborted += usize::from(!over);
             self.end(token, CloseReason::Stopped, EndKind::Close(CloseKind::Reset));
         }
         self.inner.stats.aborted.add(aborted as u64);
@@ -429,8 +428,14 @@ impl Shard {
         let current = self.enter();
         let entered = inner.executor.enter();
         inner.phase.set(ShardPhase::Stopped);
+        // They hold this shard, and a shard that broke while it drained has not let go of them.
+        let timers = [inner.drain_deadline.borrow_mut().take(), inner.late_drain.borrow_mut().take()];
+        for timer in timers.into_iter().flatten() {
+            let _ = timer.cancel();
+        }
         self.drop_listeners();
-        for token in inner.connections.borrow().tokens() {
+        let tokens = inner.connections.borrow().tokens();
+        for token in tokens {
             self.end(token, CloseReason::Stopped, EndKind::Close(CloseKind::Reset));
         }
         self.retire_ended();

@@ -17,6 +17,7 @@ pub(crate) mod turn;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::task::Waker;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use crate::ShardId;
 use crate::cross_shard::Endpoint;
+use crate::error::panic_message;
 use crate::reactor::driver::Driver;
 use crate::reactor::lease::Lease;
 use crate::reactor::registry::Registry;
@@ -228,6 +230,15 @@ impl Remote for WayHome {
         let Some(shared) = self.shared.upgrade() else { return };
         // Refused once the shard has stopped: the task is dropped here, its future was dropped at home.
         let _ = shared.mesh.post(self.id, move |shard: &Shard| shard.inner.executor.accept(task));
+    }
+}
+
+/// Wakes a task that may not be one of ours: a waker is other people's code, and its panic goes no further.
+pub(crate) fn wake_contained(waker: Waker) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+        tracing::error!(message = panic_message(&*payload), "a waker panicked");
+        // Its payload may panic again when it is dropped; it is leaked instead.
+        std::mem::forget(payload);
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::reactor::driver::Event;
 use crate::shard::lifecycle::ShardPhase;
-use crate::shard::{Shard, Timer};
+use crate::shard::{Shard, Timer, wake_contained};
 
 /// What the next `wait` may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,7 +198,7 @@ impl Shard {
             let Some(timer) = timer else { return false };
             match timer {
                 // The application may have made it, also the waker.
-                Timer::Wake(waker) => self.call_contained("a waker", |_| waker.wake()),
+                Timer::Wake(waker) => wake_contained(waker),
                 Timer::Call(call) => {
                     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| call(self))) {
                         self.panicked("a delayed call", payload);

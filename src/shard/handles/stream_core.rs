@@ -9,7 +9,7 @@ use crate::error::CloseReason;
 use crate::net::kept::Kept;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
-use crate::shard::Shard;
+use crate::shard::{Shard, wake_contained};
 
 /// Received bytes that nobody has read yet are copied and kept; above this many the stream stops receiving.
 const QUEUED_BYTES_MAX: usize = 64 * 1024;
@@ -81,7 +81,7 @@ impl StreamCore {
             state.reader.take()
         };
         if let Some(reader) = reader {
-            shard.inner.executor.run_woken(|| reader.wake());
+            shard.inner.executor.run_woken(|| wake_contained(reader));
         }
         if let Some(rest) = shard.inner.lent.take() {
             self.keep(&rest);
@@ -117,7 +117,7 @@ impl StreamCore {
             state.reader.take()
         };
         if let Some(reader) = reader {
-            shard.inner.executor.run_woken(|| reader.wake());
+            shard.inner.executor.run_woken(|| wake_contained(reader));
         }
     }
 
@@ -129,7 +129,7 @@ impl StreamCore {
             if satisfied { state.writer.take() } else { None }
         };
         if let Some(writer) = writer {
-            writer.wake();
+            wake_contained(writer);
         }
     }
 
@@ -151,7 +151,7 @@ impl StreamCore {
             [state.reader.take(), state.writer.take()]
         };
         for waker in wakers.into_iter().flatten() {
-            waker.wake();
+            wake_contained(waker);
         }
     }
 

@@ -20,6 +20,7 @@ use crate::shard::Shard;
 use crate::shard::connections::Handler;
 use crate::shard::handles::stream_core::{Found, StreamCore};
 use crate::shard::handles::transport::Transport;
+use crate::shard::lifecycle::ShardPhase;
 
 /// Read buffers that tasks of one shard may hold at a time. Beyond it they are given copies.
 const LEASES_HELD_MAX: usize = 32;
@@ -386,6 +387,9 @@ impl DetachedTcpStream {
     /// The shard's driver cannot take it: no descriptor is left, or it came from a runtime with another driver. The
     /// connection is closed then.
     pub fn attach(self, shard: &Shard) -> io::Result<TcpStream> {
+        if matches!(shard.inner.phase.get(), ShardPhase::Drained | ShardPhase::Stopped) {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the shard has stopped"));
+        }
         let token = shard.inner.driver.borrow_mut().adopt(self.socket)?;
         let core = StreamCore::new();
         core.begin_with(self.unread, self.finished);
