@@ -236,9 +236,14 @@ impl Remote for WayHome {
 /// Wakes a task that may not be one of ours: a waker is other people's code, and its panic goes no further.
 pub(crate) fn wake_contained(waker: Waker) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
-        tracing::error!(message = panic_message(&*payload), "a waker panicked");
-        // Its payload may panic again when it is dropped; it is leaked instead.
-        std::mem::forget(payload);
+        match Shard::try_current() {
+            Some(shard) => drop(shard.panicked("a waker", payload)),
+            None => {
+                tracing::error!(message = panic_message(&*payload), "a waker panicked");
+                // Its payload may panic again when it is dropped; it is leaked instead.
+                std::mem::forget(payload);
+            }
+        }
     }
 }
 
