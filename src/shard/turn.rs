@@ -30,8 +30,17 @@ pub(crate) struct AdaptivePoll {
     /// Parks still to go through without polling.
     skips: Cell<u32>,
     skips_next: Cell<u32>,
-    /// Turns ended in which messages came: how lately the shard was called.
+    /// Messages have come, and not too many polls have ended without one since.
     called: Cell<bool>,
+    /// Polls that ended with an event of the kernel, which a sleep would have ended as well.
+    interrupted: Cell<u32>,
+}
+
+/// What ended a poll.
+enum Polled {
+    Mail,
+    Event,
+    Nothing,
 }
 
 const MISSES_BEFORE_BACK_OFF: u32 = 8;
@@ -49,6 +58,7 @@ impl AdaptivePoll {
             skips: Cell::new(0),
             skips_next: Cell::new(1),
             called: Cell::new(false),
+            interrupted: Cell::new(0),
         }
     }
 
@@ -66,8 +76,18 @@ impl AdaptivePoll {
 
     fn hit(&self) {
         self.misses.set(0);
+        self.interrupted.set(0);
         self.skips.set(0);
         self.skips_next.set(1);
+    }
+
+    /// A shard that lives on I/O would poll for ever, an empty call of the kernel for each batch of events.
+    fn interrupted(&self) {
+        self.interrupted.set(self.interrupted.get() + 1);
+        if self.interrupted.get() >= MISSES_BEFORE_BACK_OFF {
+            self.interrupted.set(0);
+            self.called.set(false);
+        }
     }
 
     fn miss(&self) {
@@ -249,11 +269,17 @@ impl Shard {
             return Ok(());
         }
         if inner.poll.wanted(inner.endpoint.awaits_replies()) {
-            if self.poll_for_work(deadline)? {
-                inner.poll.hit();
-                return Ok(());
+            match self.poll_for_work(deadline)? {
+                Polled::Mail => {
+                    inner.poll.hit();
+                    return Ok(());
+                }
+                Polled::Event => {
+                    inner.poll.interrupted();
+                    return Ok(());
+                }
+                Polled::Nothing => inner.poll.miss(),
             }
-            inner.poll.miss();
         }
         if inner.endpoint.prepare_sleep() {
             let now = inner.driver.borrow_mut().read_clock();
@@ -265,7 +291,7 @@ impl Shard {
 
     /// Looks for messages, and now and then for events, for as long as a sleep and a wake would take. The shard counts
     /// as awake meanwhile, so nobody pays for waking it.
-    fn poll_for_work(&self, deadline: Option<Instant>) -> io::Result<bool> {
+    fn poll_for_work(&self, deadline: Option<Instant>) -> io::Result<Polled> {
         let inner = &self.inner;
         let begun = inner.driver.borrow_mut().read_clock();
         let end = begun + inner.poll.bound;
@@ -274,7 +300,7 @@ impl Shard {
         loop {
             for _ in 0..LOOKS_PER_CLOCK {
                 if inner.endpoint.has_mail() {
-                    return Ok(true);
+                    return Ok(Polled::Mail);
                 }
                 std::hint::spin_loop();
             }
@@ -284,13 +310,49 @@ impl Shard {
                 driver.wait(Some(Duration::ZERO))?;
                 inner.kernel_asked.set(now);
                 if driver.has_ready() {
-                    return Ok(true);
+                    return Ok(Polled::Event);
                 }
                 kernel_at = now + KERNEL_EVERY;
             }
             if now >= end {
-                return Ok(false);
+                return Ok(Polled::Nothing);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_that_lives_on_events_stops_polling() {
+        let poll = AdaptivePoll::new(Duration::from_micros(50));
+        poll.called.set(true);
+        for _ in 0..MISSES_BEFORE_BACK_OFF {
+            assert!(poll.wanted(false));
+            poll.interrupted();
+        }
+        assert!(!poll.wanted(false), "nobody has called since");
+        assert!(poll.wanted(true), "replies are worth waiting for");
+        poll.called.set(true);
+        poll.hit();
+        assert!(poll.wanted(false));
+    }
+
+    #[test]
+    fn misses_in_a_row_switch_polling_off_for_longer_and_longer() {
+        let poll = AdaptivePoll::new(Duration::from_micros(50));
+        for _ in 0..MISSES_BEFORE_BACK_OFF {
+            assert!(poll.wanted(true));
+            poll.miss();
+        }
+        assert!(!poll.wanted(true), "one park is skipped");
+        assert!(poll.wanted(true));
+        poll.miss();
+        assert!(!poll.wanted(true) && !poll.wanted(true), "then two");
+        assert!(poll.wanted(true));
+        poll.hit();
+        assert!(poll.wanted(true), "a hit switches it on again");
     }
 }
