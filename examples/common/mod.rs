@@ -55,7 +55,7 @@ pub struct NoMore {}
 pub enum Driver {
     /// The best that works here
     Auto,
-    /// epoll or kqueue
+    /// epoll
     Mio,
 }
 

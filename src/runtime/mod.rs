@@ -58,7 +58,7 @@ pub enum DriverKind {
     /// The best there is here; the start-up block says which, and why.
     #[default]
     Auto,
-    /// epoll (kqueue on the BSDs and macOS), through mio.
+    /// epoll, through mio.
     Mio,
 }
 

@@ -1,4 +1,4 @@
-//! The readiness driver: epoll or kqueue, through mio, whose one door this is. It imitates completions, and
+//! The readiness driver: epoll, through mio, whose one door this is. It imitates completions, and
 //! decides nothing about what bytes mean or whom to serve.
 //!
 //! # Edges
