@@ -157,9 +157,10 @@ impl Shard {
     }
 
     /// As `deliver`, for bytes that were kept before: what the protocol leaves stays where it is. Copied each time, a
-    /// large frame in small segments would cost its square. Says how much the protocol took.
-    fn deliver_kept(&self, token: Token, mut protocol: Box<dyn Protocol>, mut kept: Vec<u8>) -> usize {
+    /// large frame in small segments would cost its square. Says whether the protocol was shown all of it, and took nothing.
+    fn deliver_kept(&self, token: Token, mut protocol: Box<dyn Protocol>, mut kept: Vec<u8>) -> bool {
         let (outcome, consumed) = self.show(token, &mut *protocol, &kept);
+        let left_all = consumed == 0 && !self.inner.dry.get();
         self.callback_done(token, protocol, outcome, kept.len() - consumed, || {
             kept.drain(..consumed);
             if kept.capacity() > KEPT_SLACK_BYTES.max(4 * kept.len()) {
@@ -167,7 +168,7 @@ impl Shard {
             }
             kept
         });
-        consumed
+        left_all
     }
 
     /// Shows `bytes` to the protocol; says how many it has used.
@@ -548,17 +549,13 @@ impl Shard {
         let inner = &self.inner;
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
-        slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
+        inner.read_on(token, slot);
         // What the callback that runs now leaves is not kept yet, and it may not have been shown all of it.
-        let is_active = inner.active.get() == token;
-        if is_active && slot.connection.may_read() {
-            inner.dry.set(false);
-        }
-        let waits =
-            is_active || !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending;
-        if waits && !slot.marks.resumed {
-            slot.marks.resumed = true;
-            inner.resumed.borrow_mut().push(token);
+        if inner.active.get() == token {
+            if slot.connection.may_read() {
+                inner.dry.set(false);
+            }
+            inner.mark_slot_resumed(token, slot);
         }
     }
 
@@ -587,9 +584,9 @@ impl Shard {
                 if let Some(slot) = self.inner.connections.borrow().get(token) {
                     self.inner.activate(token, &slot.connection);
                 }
-                let consumed = self.deliver_kept(token, protocol, kept);
+                let left_all = self.deliver_kept(token, protocol, kept);
                 self.inner.deactivate();
-                if consumed == 0 {
+                if left_all {
                     self.forget_resumed(token);
                 }
             }

@@ -73,7 +73,7 @@ impl Inner {
         let mut staged = self.staged.borrow_mut();
         if staged.is_empty() && !slot.connection.has_output() {
             if slot.connection.is_open() && slot.connection.write == WriteHalf::Open {
-                return self.crossing(slot);
+                return self.crossing(token, slot);
             }
             return self.output_is_out(token, slot);
         }
@@ -97,7 +97,7 @@ impl Inner {
                     self.timers.borrow_mut().cancel(key);
                 }
                 if slot.connection.is_open() && slot.connection.write == WriteHalf::Open {
-                    self.crossing(slot)
+                    self.crossing(token, slot)
                 } else {
                     self.output_is_out(token, slot)
                 }
@@ -115,18 +115,44 @@ impl Inner {
                     Some(_) => {}
                 }
                 drop(timers);
-                self.crossing(slot)
+                self.crossing(token, slot)
             }
         }
     }
 
     #[inline]
-    fn crossing(&self, slot: &mut Slot) -> Option<Notice> {
+    fn crossing(&self, token: Token, slot: &mut Slot) -> Option<Notice> {
         match slot.connection.crossing(&self.shared.config.watermarks)? {
             // A connection that is being closed is asked for nothing more.
             _ if !slot.connection.is_open() => None,
             Crossing::Paused => Some(Notice::Paused),
-            Crossing::Resumed => Some(Notice::Resumed),
+            Crossing::Resumed => {
+                self.output_has_room(token, slot);
+                Some(Notice::Resumed)
+            }
+        }
+    }
+
+    /// Reading goes on, if output has held it.
+    fn output_has_room(&self, token: Token, slot: &mut Slot) {
+        if slot.connection.release_reading() {
+            self.read_on(token, slot);
+        }
+    }
+
+    /// Receives again, unless something else holds reading. What was kept, or a FIN behind it, is delivered in the next
+    /// turn.
+    pub(super) fn read_on(&self, token: Token, slot: &mut Slot) {
+        slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
+        if !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending {
+            self.mark_slot_resumed(token, slot);
+        }
+    }
+
+    pub(super) fn mark_slot_resumed(&self, token: Token, slot: &mut Slot) {
+        if !slot.marks.resumed {
+            slot.marks.resumed = true;
+            self.resumed.borrow_mut().push(token);
         }
     }
 
@@ -158,6 +184,7 @@ impl Inner {
                     connection.phase = Phase::Flushing(Box::new(CloseReason::PeerFinished));
                     self.mark_slot_unsettled(token, slot);
                 }
+                self.output_has_room(token, slot);
                 return Some(Notice::WriteFinished);
             }
         }

@@ -149,7 +149,7 @@ impl Shard {
             return;
         };
         listening.undispatched.set(listening.undispatched.get().saturating_sub(1));
-        let connection = Connection::new(peer_addr);
+        let mut connection = Connection::new(peer_addr);
         let Some(opener) = listening.opener.borrow_mut().take() else {
             unreachable!("factories are not called from within factories")
         };
@@ -165,6 +165,8 @@ impl Shard {
                 };
                 match catch_unwind(AssertUnwindSafe(|| make(&incoming))) {
                     Ok(Some(protocol)) => {
+                        // Whoever answers is not asked more while the peer does not take what there is.
+                        connection.set_reads_above_high(false);
                         *listening.opener.borrow_mut() = Some(opener);
                         self.open_connection(token, connection, Handler::Protocol(protocol));
                         return;

@@ -35,7 +35,8 @@ pub enum Flow {
     /// There is room.
     Open,
     /// Unsent output is above the high watermark. It was taken all the same; stop writing until
-    /// [`Protocol::write_resumed`](crate::Protocol::write_resumed).
+    /// [`Protocol::write_resumed`](crate::Protocol::write_resumed). Reading may stop by itself meanwhile: see
+    /// [`Transport::set_reads_above_high`].
     AboveHigh,
 }
 
@@ -72,7 +73,9 @@ impl Transport {
                 if staged.len() <= inner.shared.config.watermarks.high_bytes {
                     return Ok(Flow::Open);
                 }
+                drop(staged);
                 self.change(|slot| slot.connection.tell_above_high());
+                self.reading_held();
                 return Ok(Flow::AboveHigh);
             }
         }
@@ -117,6 +120,9 @@ impl Transport {
         if !active {
             inner.mark_slot_unsettled(self.token, slot);
         }
+        drop(staged);
+        drop(connections);
+        self.reading_held();
         Ok(Flow::AboveHigh)
     }
 
@@ -213,12 +219,35 @@ impl Transport {
         ReadHold { transport: held.then(|| self.clone()) }
     }
 
+    /// Whether reading goes on while unsent output is above the high watermark.
+    ///
+    /// A connection that was accepted stops, unless this is switched on: a protocol that answers what it reads need not
+    /// heed the [`Flow`], and a peer that asks without reading costs one watermark. The input of the callback that wrote
+    /// too much runs dry; what is left of it comes in the turn after output is back at the low watermark. Switch it on
+    /// where input does not cause the output: if both peers write and stop reading, neither takes anything, and the
+    /// connection ends after [`Config::write_timeout`](crate::Config::write_timeout).
+    ///
+    /// A connection made by [`Shard::connect_tcp`](crate::Shard::connect_tcp) reads on, unless this is switched off: who
+    /// asks has to take the answers, or the peer stops taking questions.
+    ///
+    /// Independent of [`Transport::pause_reading`] and of holds: none of them undoes another. Streams read on as well;
+    /// their writes wait instead.
+    pub fn set_reads_above_high(&self, on: bool) {
+        let released = self.change(|slot| slot.connection.set_reads_above_high(on));
+        if released == Some(true) {
+            self.shard.read_resumed(self.token);
+        } else {
+            self.reading_held();
+        }
+    }
+
+    /// Something may hold reading from here on.
     fn reading_held(&self) {
         let inner = &self.shard.inner;
-        if let Some(slot) = inner.connections.borrow_mut().get_mut(self.token) {
-            slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), self.token);
-        }
-        if inner.active.get() == self.token {
+        let mut connections = inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(self.token) else { return };
+        slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), self.token);
+        if inner.active.get() == self.token && !slot.connection.may_read() {
             inner.dry.set(true);
         }
     }
