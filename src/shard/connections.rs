@@ -570,14 +570,21 @@ impl Shard {
     pub(crate) fn deliver_resumed(&self) {
         let tokens = std::mem::take(&mut *self.inner.resumed.borrow_mut());
         for token in tokens {
-            let kept = {
+            let (kept, stream) = {
                 let mut connections = self.inner.connections.borrow_mut();
                 let Some(slot) = connections.get_mut(token) else { continue };
                 if !std::mem::take(&mut slot.marks.resumed) || !slot.connection.may_read() {
                     continue;
                 }
-                slot.connection.input.take()
+                let stream = match &slot.handler {
+                    Handler::Stream(stream) => Some(Rc::clone(stream)),
+                    _ => None,
+                };
+                (slot.connection.input.take(), stream)
             };
+            if let Some(stream) = stream {
+                self.with_active(token, || stream.on_resumed(self));
+            }
             if !kept.is_empty()
                 && let Some(protocol) = self.take_protocol(token)
             {

@@ -5,7 +5,7 @@ use crate::net::connection::{Connection, Crossing, EndKind, Flushed, Phase, Read
 use crate::reactor::driver::CloseKind;
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
-use crate::shard::connections::Slot;
+use crate::shard::connections::{Handler, Slot};
 use crate::shard::{Inner, Timer};
 
 /// A staging buffer that had to grow beyond this gives its memory back.
@@ -144,7 +144,11 @@ impl Inner {
     /// turn.
     pub(super) fn read_on(&self, token: Token, slot: &mut Slot) {
         slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
-        if !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending {
+        let kept = match &slot.handler {
+            Handler::Stream(stream) => stream.owes_reader(),
+            _ => !slot.connection.input.is_empty(),
+        };
+        if kept || slot.connection.read == ReadHalf::FinishPending {
             self.mark_slot_resumed(token, slot);
         }
     }

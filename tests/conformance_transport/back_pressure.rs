@@ -1,6 +1,6 @@
 //! Output above the high watermark holds reading: for protocols that answer, and only as long as it must.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::common::{
     read_to_end,
 };
 use shardwise::testing::{Env, on_every_driver, on_every_driver_with};
-use shardwise::{Config, Flow, Result, TcpStream, Transport, WriteError};
+use shardwise::{Config, Flow, Result, Shard, TcpStream, Transport, WriteError};
 
 const PIECE_BYTES: usize = 10_000;
 
@@ -170,6 +170,47 @@ fn a_protocol_with_independent_directions_reads_on_above_high() {
         server.set_reads_above_high(true);
         log.until(|state| state.received == b"read on").await;
         server.abort();
+        Ok(())
+    });
+}
+
+/// The bytes lay in the stream, and its task, which had waited before they came, was not woken for them. Only what is on
+/// its way to the shard when reading stops comes like that, which the simulated driver does on purpose.
+#[test]
+fn a_task_that_waits_is_woken_for_what_came_while_reading_was_paused() {
+    const ROUNDS: usize = 200;
+    thread_local! {
+        static TO_PAUSE: RefCell<Option<Transport>> = const { RefCell::new(None) };
+    }
+    on_every_driver(async |env| {
+        let (log, mut client) = pair(&env, |_, _| None).await?;
+        let server = log.transport().await;
+        let transport = client.transport().clone();
+        let noted = log.clone();
+        let reads = env.shard().spawn(async move {
+            let mut bytes = [0; 5];
+            for _ in 0..ROUNDS {
+                client.read_exact(&mut bytes).await?;
+                assert_eq!(&bytes, b"again");
+                noted.note("read");
+            }
+            Ok::<_, std::io::Error>(())
+        });
+        for round in 0..ROUNDS {
+            server.write(b"again")?;
+            // A message runs before the events of its turn: now and then they have just come.
+            for _ in 0..round % 50 {
+                shardwise::yield_now().await;
+            }
+            TO_PAUSE.set(Some(transport.clone()));
+            let pause = |_: &Shard| TO_PAUSE.take().expect("set before").pause_reading();
+            env.shard().call(env.shard().id(), pause).await?;
+            env.shard().sleep(Duration::from_millis(1)).await;
+            transport.resume_reading();
+            let read = log.until(|state| state.seen.iter().filter(|name| **name == "read").count() > round);
+            env.shard().timeout(Duration::from_secs(1), read).await?;
+        }
+        reads.await??;
         Ok(())
     });
 }
