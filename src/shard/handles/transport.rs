@@ -303,20 +303,23 @@ impl Transport {
     /// Calls [`Protocol::deadline_reached`](crate::Protocol::deadline_reached) once, `after` from now; replaces an
     /// earlier deadline, and `None` removes it. Without effect on a connection that is closing.
     pub fn set_deadline(&self, after: Option<Duration>) {
+        match after {
+            Some(after) => self.set_deadline_at(deadline_after(self.shard.inner.now.get(), after)),
+            None => {
+                if let Some(key) = self.change(|slot| slot.deadline.take()).flatten() {
+                    self.shard.inner.timers.borrow_mut().cancel(key);
+                }
+            }
+        }
+    }
+
+    pub(super) fn set_deadline_at(&self, deadline: Instant) {
         let inner = &self.shard.inner;
         let mut connections = inner.connections.borrow_mut();
-        let Some(slot) = connections.get_mut(self.token) else { return };
-        if !slot.connection.is_open() {
-            return;
-        }
-        let mut timers = inner.timers.borrow_mut();
-        let Some(after) = after else {
-            if let Some(key) = slot.deadline.take() {
-                timers.cancel(key);
-            }
+        let Some(slot) = connections.get_mut(self.token).filter(|slot| slot.connection.is_open()) else {
             return;
         };
-        let deadline = deadline_after(inner.now.get(), after);
+        let mut timers = inner.timers.borrow_mut();
         match slot.deadline {
             Some(key) if timers.reset(key, deadline) => {}
             _ => slot.deadline = Some(timers.insert(deadline, Timer::Deadline(self.token))),
