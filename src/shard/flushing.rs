@@ -105,8 +105,9 @@ impl Inner {
             Ok(progress) => {
                 // Whoever writes next queues behind what is left.
                 self.staged_room.set(0);
+                let now = self.driver.borrow_mut().read_clock();
                 let mut timers = self.timers.borrow_mut();
-                let deadline = deadline_after(self.now.get(), self.shared.config.write_timeout);
+                let deadline = deadline_after(now, self.shared.config.write_timeout);
                 match slot.guard {
                     None => slot.guard = Some(timers.insert(deadline, Timer::Guard(token))),
                     Some(key) if progress == Flushed::Some => {
