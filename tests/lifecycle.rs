@@ -225,7 +225,11 @@ fn a_new_connection_is_refused_once_the_listeners_have_closed() {
 struct Forced {
     config_says: Duration,
     reasons: Arc<Mutex<Vec<String>>>,
+    handle: Arc<Mutex<Option<Handle>>>,
 }
+
+/// More than the kernel, real or simulated, takes for a peer that does not read.
+const UNSENT_BYTES: usize = 20_000_000;
 
 struct Reporting(Arc<Mutex<Vec<String>>>);
 
@@ -246,6 +250,11 @@ impl Protocol for Reporting {
 }
 
 impl App for Forced {
+    fn prepare(&self, handle: &Handle) -> Result<()> {
+        *self.handle.lock().unwrap() = Some(handle.clone());
+        Ok(())
+    }
+
     async fn start(&self, shard: Shard) -> Result<()> {
         if shard.id() != shard_id(0) {
             return Ok(());
@@ -260,6 +269,9 @@ impl App for Forced {
                 for client in &mut clients {
                     ask(client).await.unwrap();
                 }
+                // The server is held back by its own unsent answers, and takes no more than a part.
+                clients[0].transport().write(&vec![0; UNSENT_BYTES]).unwrap();
+                let _hold = clients[0].transport().hold_reading();
                 let begun = shard.now();
                 shard.stop().unwrap();
                 // The clients are connections of this shard's too, and stubborn; the reset ends them.
@@ -277,15 +289,21 @@ impl App for Forced {
 fn what_is_open_at_the_drain_deadline_is_aborted_and_counted() {
     let mut config = Config::default();
     config.drain_timeout = MS * 100;
+    config.watermarks.cap_bytes = UNSENT_BYTES;
     let reasons: Arc<Mutex<Vec<String>>> = Arc::default();
+    let handle: Arc<Mutex<Option<Handle>>> = Arc::default();
     let check = |driver: &str, outcome: std::result::Result<(), RunError>| {
         let error = outcome.expect_err(driver);
         let RunError::Forced { connections, signal: None } = &error else { panic!("{driver}: {error}") };
         assert_eq!(*connections, 4, "{driver}: two connections with both ends here");
+        let reports = handle.lock().unwrap().take().unwrap().report();
+        assert_eq!(reports.iter().map(|shard| shard.aborted).collect::<Vec<_>>(), [4, 0], "{driver}");
+        let dropped = reports[0].unsent_bytes_dropped;
+        assert!((1..=2 * UNSENT_BYTES as u64).contains(&dropped), "{driver}: {dropped} bytes were unsent");
         assert!(error.to_string().contains("4 connections"), "{error}");
         assert_eq!(std::mem::take(&mut *reasons.lock().unwrap()).len(), 2, "{driver}");
     };
-    let app = || Forced { config_says: MS * 100, reasons: Arc::clone(&reasons) };
+    let app = || Forced { config_says: MS * 100, reasons: Arc::clone(&reasons), handle: Arc::clone(&handle) };
     let outcome =
         Runtime::new().shards(2).pin(false).config(config.clone()).start(app()).and_then(|r| r.join());
     check("mio", outcome);

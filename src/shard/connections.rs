@@ -411,7 +411,7 @@ impl Shard {
             Err(payload) => {
                 let message = self.panicked("a protocol", payload);
                 // A frame may be half written: nothing more of it goes out.
-                self.inner.staged.borrow_mut().clear();
+                self.inner.discard_staged();
                 if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token) {
                     let dropped = slot.connection.discard_output();
                     self.inner.stats.unsent_bytes_dropped.add(dropped as u64);
@@ -538,7 +538,7 @@ impl Shard {
         inner.mark_ending(token, slot, reason, kind);
         drop(connections);
         if inner.active.get() == token {
-            inner.staged.borrow_mut().clear();
+            inner.discard_staged();
             inner.staged_room.set(0);
             inner.dry.set(true);
         }

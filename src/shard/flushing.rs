@@ -35,6 +35,13 @@ impl Inner {
         self.active.set(Token::NOBODY);
     }
 
+    /// Throws away what the connection whose callback runs has written in it.
+    pub(super) fn discard_staged(&self) {
+        let mut staged = self.staged.borrow_mut();
+        self.stats.unsent_bytes_dropped.add(staged.len() as u64);
+        staged.clear();
+    }
+
     pub(crate) fn mark_unsettled(&self, token: Token) {
         if let Some(slot) = self.connections.borrow_mut().get_mut(token) {
             self.mark_slot_unsettled(token, slot);
