@@ -238,6 +238,12 @@ impl Shard {
             self.member_left(group, self.inner.id);
             return;
         };
+        if self.inner.phase.get() == ShardPhase::Starting {
+            // Nobody is accepted before the start barrier: who waits is turned away.
+            self.remove_listener(&listening);
+            self.member_left(group, self.inner.id);
+            return;
+        }
         self.accept_queue(&listening);
         let grace = if group.addr.ip().is_loopback() {
             LOOPBACK_GRACE
@@ -278,7 +284,8 @@ impl Shard {
         }
     }
 
-    /// Closes all listeners of this shard alone, at once: the runtime failed to start, or is being aborted.
+    /// Closes all listeners of this shard alone, at once: the runtime failed to start, was stopped before it had, or is
+    /// being aborted.
     pub(crate) fn drop_listeners(&self) {
         for listening in self.inner.listeners.all() {
             listening.group.begin_close();

@@ -42,6 +42,9 @@ impl Handle {
     /// Stops the runtime in order: listeners close without losing their queues, connections are told to come to an end,
     /// and have [`Config::drain_timeout`](crate::Config::drain_timeout) for it. Returns at once.
     ///
+    /// A runtime that is stopped before every shard has started never accepts: who waits in a listener's queue then is
+    /// reset, as when the start had failed.
+    ///
     /// # Errors
     /// [`NotRunning`] when it was stopped before.
     pub fn stop(&self) -> Result<(), NotRunning> {
