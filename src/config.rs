@@ -51,7 +51,8 @@ pub struct Config {
     pub linger_bytes_max: usize,
     /// How long an outgoing connection may take to be established; 5 s.
     pub connect_timeout: Duration,
-    /// From `stop` until the connections that are still open are aborted; 30 s.
+    /// From `stop` until the connections that are still open are aborted; 30 s. Also how long a listener that closes waits
+    /// for descriptors for its queue.
     pub drain_timeout: Duration,
     /// While a listener that is open to the network closes: how long handshakes that are under way may take;
     /// 100 ms. Loopback listeners need none.
