@@ -17,6 +17,7 @@ use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
+use crate::shard::connecting::{ConnectHow, Target};
 use crate::shard::connections::Handler;
 use crate::shard::handles::stream_core::{Found, StreamCore};
 use crate::shard::handles::transport::Transport;
@@ -60,7 +61,8 @@ impl TcpStream {
     pub async fn connect(addr: impl ToAddr) -> Result<TcpStream, ConnectError> {
         let shard = Shard::current();
         let core = StreamCore::new();
-        let attempt = shard.connect_with(addr.to_addr(), None, Handler::Stream(Rc::clone(&core)));
+        let target = Target::Handler(Handler::Stream(Rc::clone(&core)));
+        let attempt = shard.connect_to(addr.to_addr(), ConnectHow::default(), target);
         let transport = attempt.await?;
         Ok(TcpStream { core, transport })
     }
