@@ -74,12 +74,18 @@ impl Transport {
                     return Ok(Flow::Open);
                 }
                 drop(staged);
-                self.change(|slot| slot.connection.tell_above_high());
-                self.reading_held();
-                return Ok(Flow::AboveHigh);
+                return Ok(self.above_high());
             }
         }
         self.write_checked(bytes)
+    }
+
+    /// A writer is told now that it is above the high watermark; that may hold reading.
+    #[cold]
+    fn above_high(&self) -> Flow {
+        self.change(|slot| slot.connection.tell_above_high());
+        self.reading_held();
+        Flow::AboveHigh
     }
 
     fn write_checked(&self, bytes: &[u8]) -> Result<Flow, WriteError> {
@@ -116,14 +122,12 @@ impl Transport {
         if queued <= marks.high_bytes {
             return Ok(Flow::Open);
         }
-        slot.connection.tell_above_high();
         if !active {
             inner.mark_slot_unsettled(self.token, slot);
         }
         drop(staged);
         drop(connections);
-        self.reading_held();
-        Ok(Flow::AboveHigh)
+        Ok(self.above_high())
     }
 
     /// Writes the pieces one after the other, like one write of all of them.
