@@ -142,6 +142,8 @@ impl Inner {
     }
 
     /// Reading goes on, if output has held it.
+    #[cold]
+    #[inline(never)]
     fn output_has_room(&self, token: Token, slot: &mut Slot) {
         if slot.connection.release_reading() {
             self.read_on(token, slot);
