@@ -63,11 +63,12 @@ type Fired = Result<(f64, f64, Lateness)>;
 fn fire(shard: &Shard, load: &Load, answer: Sender<Fired>) {
     let mut meter = Meter::start(load);
     let lateness = Lateness::expect(load.near.len());
-    // Delays count from the turn's clock, not from now.
-    let base = shard.now() + load.lead;
+    let base = Instant::now() + load.lead;
     for &delay in &load.near {
         let deadline = base + delay;
-        drop(shard.call_later(load.lead + delay, move |_: &Shard| take_down(deadline))); // it goes on
+        // A delay counts from the call, not from the first one: what scheduling takes is no lateness.
+        let left = deadline.saturating_duration_since(Instant::now());
+        drop(shard.call_later(left, move |_: &Shard| take_down(deadline))); // it goes on
     }
     let schedule_ns = meter.lap_ns();
     match all_scheduled_in_time(base) {
