@@ -654,7 +654,8 @@ impl Shard {
                     let limit = inner.shared.config.linger_timeout;
                     let limit = if draining { limit.min(DRAINING_LINGER) } else { limit };
                     let deadline = deadline_after(inner.now.get(), limit);
-                    slot.guard = Some(timers.insert(deadline, Timer::Guard(token)));
+                    slot.guard =
+                        Some(timers.insert(deadline, Timer::new(move |shard: &Shard| shard.on_guard(token))));
                 }
                 EndKind::Close(kind) => {
                     driver.close(token, kind);
