@@ -677,3 +677,14 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_shard_keeps_of_an_idle_connection_is_small() {
+        let bytes = size_of::<Slot>();
+        assert!(bytes <= 112, "{bytes} bytes");
+    }
+}
