@@ -4,6 +4,11 @@
 mod config;
 mod cross_shard;
 mod error;
+#[allow(
+    unsafe_code,
+    reason = "values of forgotten type lie in a few words, where boxes would cost more than calls"
+)]
+mod inline;
 mod net;
 mod reactor;
 mod runtime;

@@ -220,7 +220,7 @@ impl Calls {
                 // The common case, without a detour.
                 // SAFETY: the words hold the value, of this type by the caller's promise; vacating the entry
                 // makes sure that it is moved out once.
-                let value = unsafe { entry.words.take_inline() };
+                let value = unsafe { entry.words.take() };
                 entry.vacate();
                 entries.free.push(key.index);
                 return Poll::Ready(Ok(value));

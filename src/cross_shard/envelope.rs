@@ -12,6 +12,7 @@ use super::local::Local;
 use super::reply::Reply;
 use super::withdrawal::Withdrawals;
 use crate::ShardId;
+use crate::inline;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::any::Any;
 use std::marker::PhantomData;
@@ -149,8 +150,7 @@ union Either<F, T> {
 
 /// Five words that belong to a slot, or that its outcome was moved to: a value, or the payload of a panic in
 /// the first two beside the description of a block in the other three.
-#[derive(Clone, Copy)]
-pub(super) struct Words([MaybeUninit<usize>; 5]);
+pub(super) type Words = inline::Words<5>;
 
 /// The word that holds a block's address; its size and alignment follow.
 const BLOCK: usize = 2;
@@ -579,11 +579,9 @@ impl<C: 'static> Kind<C> {
 
 impl Shape {
     const fn of<R>() -> Shape {
-        if align_of::<R>() > align_of::<usize>() {
-            Shape::Boxed
-        } else if size_of::<R>() <= 2 * size_of::<usize>() {
+        if inline::Words::<2>::fit::<R>() {
             Shape::Small
-        } else if size_of::<R>() <= size_of::<Words>() {
+        } else if Words::fit::<R>() {
             Shape::Large
         } else {
             Shape::Boxed
@@ -677,22 +675,9 @@ unsafe fn drop_as<C: 'static, R, V>(slot: &mut Slot<'_, C>) {
 }
 
 impl Words {
-    pub(super) const EMPTY: Words = Words([MaybeUninit::uninit(); 5]);
-
     fn first_two(&mut self) -> &mut [MaybeUninit<usize>; 2] {
         let (first, _) = self.0.split_first_chunk_mut().expect("five words are two and three");
         first
-    }
-
-    /// Moves out a value that lies in the words themselves.
-    ///
-    /// # Safety
-    /// A `T` does, and it is moved out once.
-    #[inline]
-    pub(super) unsafe fn take_inline<T>(&mut self) -> T {
-        // SAFETY: a value is at the start of the words, which are aligned for it; the rest is the caller's
-        // promise.
-        unsafe { self.0.as_mut_ptr().cast::<T>().read() }
     }
 
     /// Moves out what came of a call, and frees what it lay in.
@@ -704,7 +689,7 @@ impl Words {
     pub(super) unsafe fn open<T>(&mut self, came: Came) -> Result<T, CallError> {
         match came {
             // SAFETY: the caller's promise.
-            Came::Inline => Ok(unsafe { self.take_inline() }),
+            Came::Inline => Ok(unsafe { self.take() }),
             // SAFETY: a boxed value is at the start of the block, which then is freed; opened once.
             Came::Boxed => unsafe {
                 let description = self.0.as_mut_ptr().add(BLOCK);

@@ -658,7 +658,8 @@ impl Shard {
                     let limit = inner.shared.config.linger_timeout;
                     let limit = if draining { limit.min(DRAINING_LINGER) } else { limit };
                     let deadline = deadline_after(inner.now.get(), limit);
-                    slot.guard = Some(timers.insert(deadline, Timer::Guard(token)));
+                    slot.guard =
+                        Some(timers.insert(deadline, Timer::new(move |shard: &Shard| shard.on_guard(token))));
                 }
                 EndKind::Close(kind) => {
                     driver.close(token, kind);
@@ -678,5 +679,16 @@ impl Shard {
             Handler::Stream(stream) => stream.on_ended(reason),
             Handler::Busy | Handler::Gone => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_shard_keeps_of_an_idle_connection_is_small() {
+        let bytes = size_of::<Slot>();
+        assert!(bytes <= 112, "{bytes} bytes");
     }
 }

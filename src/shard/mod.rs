@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use crate::ShardId;
 use crate::cross_shard::Endpoint;
 use crate::error::panic_message;
+use crate::inline::InlineCall;
 use crate::reactor::driver::Driver;
 use crate::reactor::lease::Lease;
 use crate::reactor::registry::Registry;
@@ -109,19 +110,9 @@ pub(crate) struct Inner {
 
 pub(crate) type RunningCall = Box<dyn FnOnce(&Shard)>;
 
-/// What the timer wheel holds.
-pub(crate) enum Timer {
-    /// The application's.
-    Call(Box<dyn FnOnce(&Shard)>),
-    /// A sleeping task's.
-    Wake(Waker),
-    /// A connection's own deadline.
-    Deadline(Token),
-    /// A connection's guard against a peer that takes nothing, or never finishes.
-    Guard(Token),
-    /// An outgoing connection's.
-    Connect(Token),
-}
+/// What the timer wheel holds: a call of the application's, the waker of a sleeping task, or what is to be done for a
+/// connection. In place, since most timers are cancelled: a box for each would cost more than the wheel.
+pub(crate) type Timer = InlineCall<Shard>;
 
 thread_local! {
     static CURRENT: RefCell<Option<Shard>> = const { RefCell::new(None) };

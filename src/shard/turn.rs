@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::reactor::driver::Event;
+use crate::shard::Shard;
 use crate::shard::lifecycle::ShardPhase;
-use crate::shard::{Shard, Timer, wake_contained};
 
 /// What the next `wait` may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,17 +216,9 @@ impl Shard {
         for _ in 0..inner.shared.config.timers_per_turn {
             let timer = inner.timers.borrow_mut().pop_expired();
             let Some(timer) = timer else { return false };
-            match timer {
-                // The application may have made it, also the waker.
-                Timer::Wake(waker) => wake_contained(waker),
-                Timer::Call(call) => {
-                    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| call(self))) {
-                        self.panicked("a delayed call", payload);
-                    }
-                }
-                Timer::Deadline(token) => self.on_deadline(token),
-                Timer::Guard(token) => self.on_guard(token),
-                Timer::Connect(token) => self.on_connect_timeout(token),
+            // The application may have made it.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| timer.call(self))) {
+                self.panicked("a delayed call", payload);
             }
         }
         true
