@@ -18,6 +18,9 @@ use shardwise::{
     yield_now,
 };
 
+#[path = "conformance_threads/handles.rs"]
+mod handles;
+
 const MS: Duration = Duration::from_millis(1);
 
 fn shard_id(number: u16) -> ShardId {

@@ -4,6 +4,7 @@ use super::calls::Call;
 use super::counters::bump;
 use super::credit::{Acquire, Credit};
 use super::delivery::Delivery;
+use super::foreign::{self, Answer, ForeignCall};
 use super::inbox::Slept;
 use super::local::Local;
 use super::mesh::Mesh;
@@ -94,6 +95,37 @@ impl<C: 'static> Endpoint<C> {
         T: Send + 'static,
     {
         self.local.stage_call(target, |slots, key| slots.push_async_call(key, f))
+    }
+
+    /// As `call`, but the result may be fetched anywhere. Such a call needs no credit, and has a cell of its own.
+    ///
+    /// # Panics
+    /// Panics when there is no such shard.
+    pub(crate) fn call_for_anybody<T, F>(&self, target: ShardId, f: F) -> ForeignCall<T>
+    where
+        F: FnOnce(&C) -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let (answer, call) = foreign::pair();
+        let outbox = self.local.outbox(target);
+        // Dropped by a target that has stopped, the answer says so.
+        self.local.stage(target, outbox, |slots| slots.push_foreign_call(f, answer));
+        call
+    }
+
+    /// As `call_async`, but the result may be fetched anywhere.
+    ///
+    /// # Panics
+    /// Panics when there is no such shard.
+    pub(crate) fn call_async_for_anybody<T, F>(&self, target: ShardId, f: F) -> ForeignCall<T>
+    where
+        F: FnOnce(&C, Answer<T>) + Send + 'static,
+        T: Send + 'static,
+    {
+        let (answer, call) = foreign::pair();
+        // Refused by a target that has stopped, the closure is dropped here, and the answer with it.
+        drop(self.post(target, foreign::starting(f, answer)));
+        call
     }
 
     /// A credit for one call to `target`, if one is free. Hand it to [`Call::holding`].

@@ -111,7 +111,7 @@ impl<C: 'static> Mesh<C> {
     {
         let (answer, call) = foreign::pair();
         // Refused by a closed inbox, the closure is dropped here, and the answer with it: that says `Stopped`.
-        drop(self.post(target, move |context: &C| f(context, answer)));
+        drop(self.post(target, foreign::starting(f, answer)));
         call
     }
 

@@ -1,8 +1,10 @@
 //! IReactorThreads: calls between shards, seen from a shard.
 
+use std::sync::Arc;
+
 use crate::cross_shard::Route;
 use crate::shard::Shard;
-use crate::shard::handles::call::{AsyncClosure, Call, Closure, Origin};
+use crate::shard::handles::call::{AsyncClosure, Call, Closure, join_all};
 
 impl Shard {
     /// Runs `f` on the routed shard and gives its result. Nothing is sent before the future is first polled; calls from
@@ -17,7 +19,7 @@ impl Shard {
         F: FnOnce(&Shard) -> T + Send + 'static,
         T: Send + 'static,
     {
-        Call::new(Origin::Home(self.clone()), route.into(), Closure::new(f))
+        Call::new(self.clone(), route.into(), Closure::new(f))
     }
 
     /// Runs the async closure `f` as a task of the routed shard and gives its result. The closure travels, so it is
@@ -30,7 +32,7 @@ impl Shard {
         F: AsyncFnOnce(Shard) -> T + Send + 'static,
         T: Send + 'static,
     {
-        Call::new(Origin::Home(self.clone()), route.into(), AsyncClosure::new(f))
+        Call::new(self.clone(), route.into(), AsyncClosure::new(f))
     }
 
     /// Runs `f` on every shard, this one included, and gives the results in the order of the shards.
@@ -39,6 +41,11 @@ impl Shard {
         F: Fn(&Shard) -> T + Send + Sync + 'static,
         T: Send + 'static,
     {
-        self.handle().call_all(f).await
+        let f = Arc::new(f);
+        let call = |id| {
+            let f = Arc::clone(&f);
+            self.call(id, move |shard: &Shard| f(shard))
+        };
+        join_all(self.handle().shard_ids().map(call).collect()).await
     }
 }
