@@ -247,7 +247,9 @@ impl Runtime {
 /// Asks the application. What threads have sent to the shards by then is turned away if it refuses, or panics.
 pub(crate) fn prepare<A: App>(app: &A, shared: &Arc<Shared>) -> Result<(), RunError> {
     let handle = crate::Handle::new(Arc::clone(shared));
+    let preparing = shared.begin_preparing();
     let prepared = catch_unwind(AssertUnwindSafe(|| app.prepare(&handle)));
+    drop(preparing);
     if !matches!(prepared, Ok(Ok(()))) {
         shared.never_ran();
     }

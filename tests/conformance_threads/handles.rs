@@ -108,3 +108,42 @@ fn a_dropped_call_through_a_handle_does_not_start_plain_or_async() {
     handle.blocking_call_async_from_thread(shard_id(1), async |_| yield_now().await).unwrap();
     assert_eq!((ran.load(SeqCst), Arc::strong_count(&ran)), (0, 1), "unrun, and dropped");
 }
+
+/// An application that, in `prepare`, does what `prepared` says.
+struct Preparing<F> {
+    prepared: F,
+}
+
+impl<F: Fn(&Handle) -> Result<()> + Send + Sync + 'static> App for Preparing<F> {
+    fn prepare(&self, handle: &Handle) -> Result<()> {
+        (self.prepared)(handle)
+    }
+
+    async fn start(&self, _shard: Shard) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// It waited for ever: no shard runs before `prepare` has returned.
+#[test]
+fn a_call_waited_for_in_prepare_says_that_nothing_runs_yet() {
+    let (tell, told) = mpsc::channel();
+    let elsewhere = idle(1).handle();
+    let prepared = move |handle: &Handle| -> Result<()> {
+        let is_early = |error: CallError| assert!(matches!(error, CallError::NotStarted), "{error}");
+        is_early(handle.blocking_call_from_thread(shard_id(0), |_| ()).unwrap_err());
+        is_early(handle.blocking_call_async_from_thread(Route::Any, async |_| ()).unwrap_err());
+        handle.call_all_from_thread(|_| ()).into_iter().for_each(|result| is_early(result.unwrap_err()));
+        is_early(block_on(handle.call(shard_id(0), |_: &Shard| ())).unwrap_err());
+        // Another runtime is not the one that waits for this.
+        let gone = elsewhere.blocking_call_from_thread(shard_id(0), |_| ()).unwrap_err();
+        assert!(matches!(gone, CallError::Stopped), "{gone}");
+        // Another thread may wait, for that does not keep the shards from running.
+        let (handle, tell) = (handle.clone(), tell.clone());
+        thread::spawn(move || tell.send(handle.blocking_call_from_thread(shard_id(0), |shard| shard.id())));
+        Ok(())
+    };
+    let running = Runtime::new().shards(1).pin(false).start(Preparing { prepared }).unwrap();
+    assert_eq!(told.recv().unwrap().unwrap(), shard_id(0));
+    assert!(running.handle().blocking_call_from_thread(shard_id(0), |_| ()).is_ok(), "it runs by now");
+}

@@ -83,6 +83,8 @@ impl Handle {
     ///
     /// # Errors
     /// [`CallError::OnShardThread`] on a thread that runs a shard, of this runtime or another: waiting would stop it.
+    /// [`CallError::NotStarted`] in [`App::prepare`](crate::App::prepare), which the shards wait for; other threads may
+    /// call by then, and are answered once the shards run.
     /// [`CallError::Stopped`] when the shard stops first; [`CallError::Panicked`] when `f` does.
     /// # Panics
     /// When the runtime has no such shard.
@@ -119,6 +121,9 @@ impl Handle {
         if Shard::try_current().is_some() {
             return Err(CallError::OnShardThread);
         }
+        if self.shared.is_prepared_here() {
+            return Err(CallError::NotStarted);
+        }
         Ok(())
     }
 
@@ -127,7 +132,7 @@ impl Handle {
     /// else that the shard sends, in the same order; there [`Shard::call`] is the cheaper one.
     ///
     /// # Errors
-    /// As [`Shard::call`].
+    /// [`CallError::NotStarted`] in [`App::prepare`](crate::App::prepare); otherwise as [`Shard::call`].
     /// # Panics
     /// When polled, if the runtime has no such shard.
     /// # Cancel safety

@@ -60,6 +60,9 @@ impl<D: Dispatch<T>, T: Send + 'static> HandleCall<D, T> {
     fn begin(&self, dispatch: D) -> Result<ForeignCall<T>, CallError> {
         let shared = self.handle.shared();
         let home = self.handle.home();
+        if home.is_none() && shared.is_prepared_here() {
+            return Err(CallError::NotStarted);
+        }
         let target = match &home {
             Some(shard) => shard.inner.endpoint.resolve(self.route),
             None => shared.mesh.resolve(self.route),
