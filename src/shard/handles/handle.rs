@@ -69,14 +69,10 @@ impl Handle {
         F: FnOnce(&Shard) + Send + 'static,
     {
         let route = route.into();
-        let sent = match self.home() {
-            Some(shard) => {
-                let endpoint = &shard.inner.endpoint;
-                endpoint.post(endpoint.resolve(route), f)
-            }
-            None => self.shared.mesh.post(self.shared.mesh.resolve(route), f),
-        };
-        sent.map_err(Stopped::new)
+        match self.home() {
+            Some(shard) => shard.call_from_thread(route, f),
+            None => self.shared.mesh.post(self.shared.mesh.resolve(route), f).map_err(Stopped::new),
+        }
     }
 
     /// Runs `f` on the routed shard and waits for its result.

@@ -2,11 +2,27 @@
 
 use std::sync::Arc;
 
-use crate::cross_shard::Route;
+use crate::cross_shard::{Route, Stopped};
 use crate::shard::Shard;
 use crate::shard::handles::call::{AsyncClosure, Call, Closure, join_all};
 
 impl Shard {
+    /// Runs `f` on the routed shard, soon: fire and forget. As [`Handle::call_from_thread`](crate::Handle::call_from_thread)
+    /// made here, and in one order with it, without asking first where "here" is.
+    ///
+    /// # Errors
+    /// Gives `f` back inside [`Stopped`] once the shard has stopped. Of an `f` that was taken, the shard runs it.
+    /// # Panics
+    /// When the runtime has no such shard: that is a bug in the caller.
+    #[inline]
+    pub fn call_from_thread<F>(&self, route: impl Into<Route>, f: F) -> Result<(), Stopped<F>>
+    where
+        F: FnOnce(&Shard) + Send + 'static,
+    {
+        let endpoint = &self.inner.endpoint;
+        endpoint.post(endpoint.resolve(route.into()), f).map_err(Stopped::new)
+    }
+
     /// Runs `f` on the routed shard and gives its result. Nothing is sent before the future is first polled; calls from
     /// this shard to another start in the order they were sent.
     ///
