@@ -138,7 +138,9 @@ impl<C: 'static> Local<C> {
     pub(super) fn take_home(&self, slot: &mut Slot<'_, C>) {
         match slot.status() {
             Status::Value | Status::Panicked | Status::Unanswered => self.settle(slot),
-            Status::Spent | Status::Empty => {}
+            // An async call that has started, unless nobody waits for it: then the key names none.
+            Status::Spent => self.calls.note_started(slot.key()),
+            Status::Empty => {}
             Status::Call | Status::AsyncCall => {
                 // It has not run: withdrawn, or its target has stopped.
                 self.calls.settle(slot.key(), |_| Came::Stopped);

@@ -26,7 +26,8 @@ impl Shard {
     /// Runs `f` on the routed shard and gives its result. Nothing is sent before the future is first polled; calls from
     /// this shard to another start in the order they were sent.
     ///
-    /// At most 1,024 calls to one shard are in flight from here; more wait for their turn.
+    /// At most 1,024 calls to one shard are on their way from here; more wait for their turn. An async call is on its way
+    /// until it has started: what it waits for then may be calls that come back here, to any depth.
     ///
     /// # Cancel safety
     /// Dropped before it has started on the target, the call is withdrawn; after that its result is discarded.
@@ -39,7 +40,7 @@ impl Shard {
     }
 
     /// Runs the async closure `f` as a task of the routed shard and gives its result. The closure travels, so it is
-    /// `Send`; the future it makes need not be.
+    /// `Send`; the future it makes need not be. Counts among the 1,024 of [`Shard::call`] until it has started.
     ///
     /// # Cancel safety
     /// As [`Shard::call`].
