@@ -7,7 +7,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::ShardId;
-use crate::error::{CloseReason, NotRunning, RunError};
+use crate::error::{CloseReason, NotRunning, RunError, log_contained};
 use crate::net::connection::{EndKind, Phase};
 use crate::reactor::driver::CloseKind;
 use crate::shard::Shard;
@@ -202,7 +202,7 @@ impl Shared {
         if self.lifecycle.state() == RuntimeState::Starting {
             self.shard_failed(error);
         } else {
-            tracing::warn!(%error, "while the runtime stops");
+            log_contained(|| tracing::warn!(%error, "while the runtime stops"));
         }
     }
 

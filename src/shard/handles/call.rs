@@ -14,6 +14,7 @@ use crate::ShardId;
 use crate::cross_shard::{
     Acquire, Answer, Call as HomeCall, CallError, Credit, ForeignCall, Panic, Reply, Route,
 };
+use crate::error::log_contained;
 use crate::shard::Shard;
 use crate::shard::interfaces::time::Sleep;
 use crate::shard::shared::Shared;
@@ -152,7 +153,8 @@ impl Shard {
     fn note_call_panic<T>(&self, outcome: &Result<T, Panic>) {
         if let Err(panic) = outcome {
             self.inner.stats.panics.add(1);
-            tracing::error!(shard = self.inner.id.index(), panic = panic.message(), "an async call panicked");
+            let shard = self.inner.id.index();
+            log_contained(|| tracing::error!(shard, panic = panic.message(), "an async call panicked"));
         }
     }
 }
