@@ -129,10 +129,10 @@ impl<C: 'static> Mesh<C> {
     }
 
     /// Makes `target` look at its sources, should it sleep: for news that lie elsewhere than in its inbox.
+    /// Async-signal-safe: two atomic steps, and a write to its driver.
     ///
     /// What the news consist of must be published before, and the shard must look there between
     /// `prepare_sleep` and going to sleep.
-    #[cfg(test)]
     pub(crate) fn wake(&self, target: ShardId) {
         self.station(target).inbox.wake();
     }

@@ -6,6 +6,7 @@ pub(crate) mod thread;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 
 use crate::ShardId;
@@ -275,6 +276,7 @@ pub(crate) fn new_shared(
         stats: (0..count).map(|_| Arc::new(ShardStats::default())).collect(),
         cpus: cpus.into(),
         may_poll,
+        stop_asked: AtomicBool::new(false),
     })
 }
 

@@ -2,13 +2,16 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::ShardId;
 use crate::config::Config;
 use crate::cross_shard::Mesh;
 use crate::shard::Shard;
 use crate::shard::groups::Groups;
 use crate::shard::lifecycle::Lifecycle;
 use crate::shard::stats::ShardStats;
+use crate::sys::signals::keeping_errno;
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -20,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) cpus: Box<[Option<usize>]>,
     /// Whether shards may poll before they park: pinned, and no two on one CPU.
     pub(crate) may_poll: bool,
+    /// A signal handler asks for the stop, which it cannot begin itself. Read by every shard in every turn.
+    pub(crate) stop_asked: AtomicBool,
 }
 
 thread_local! {
@@ -37,6 +42,33 @@ impl Drop for Preparing {
 }
 
 impl Shared {
+    /// Asks for the stop and wakes the shards, one of which begins it. Async-signal-safe: neither allocates nor locks, and
+    /// leaves errno as it was.
+    pub(crate) fn ask_for_stop(&self) {
+        keeping_errno(|| {
+            // Relaxed: `Mesh::wake` publishes it to a shard that goes to sleep, and one that is awake looks soon.
+            self.stop_asked.store(true, Ordering::Relaxed);
+            for number in 0..self.mesh.len() {
+                self.mesh.wake(ShardId::new(number as u16));
+            }
+        });
+    }
+
+    /// Whether a signal handler has asked for the stop.
+    #[inline]
+    pub(crate) fn is_stop_asked(&self) -> bool {
+        self.stop_asked.load(Ordering::Relaxed)
+    }
+
+    /// Begins the stop that a signal handler has asked for.
+    #[cold]
+    pub(crate) fn stop_as_asked(&self) {
+        if self.stop_asked.swap(false, Ordering::Relaxed) {
+            // Stopped already is as good.
+            let _ = self.stop();
+        }
+    }
+
     /// Notes that `App::prepare` runs on this thread until the guard is dropped.
     pub(crate) fn begin_preparing(&self) -> Preparing {
         PREPARED_HERE.with_borrow_mut(|preparing| preparing.push(self));

@@ -154,6 +154,9 @@ impl Shard {
         if self.inner.phase.get() == ShardPhase::Draining {
             self.check_drained();
         }
+        if self.inner.shared.is_stop_asked() {
+            self.inner.shared.stop_as_asked();
+        }
         tasks_left || self.has_work()
     }
 
@@ -302,6 +305,11 @@ impl Shard {
             }
         }
         if inner.endpoint.prepare_sleep() {
+            // A signal handler leaves no message; from here on it wakes.
+            if inner.shared.is_stop_asked() {
+                inner.endpoint.finish_sleep();
+                return Ok(Next::Turn);
+            }
             let now = inner.driver.borrow_mut().read_clock();
             inner.stats.busy_nanos.add(now.saturating_duration_since(inner.now.get()).as_nanos() as u64);
             inner.rest.set(Rest::Until(deadline));

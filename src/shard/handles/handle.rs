@@ -49,6 +49,16 @@ impl Handle {
         self.shared.stop()
     }
 
+    /// As [`Handle::stop`], from a signal handler: async-signal-safe (signal-safety(7)). It neither allocates nor locks nor
+    /// waits, and leaves errno alone; a shard that is awake, or is woken, begins the stop with its next turn. Does nothing
+    /// when the runtime is being stopped already; asked for before the shards run, it stops them when they do.
+    ///
+    /// [`Runtime::run`](crate::Runtime::run) needs no help with SIGINT and SIGTERM: this is for handlers of one's own,
+    /// which find the handle in a `static`, since making or dropping one there is not safe.
+    pub fn stop_from_signal(&self) {
+        self.shared.ask_for_stop();
+    }
+
     /// Stops the runtime now: connections that are open are reset, and counted.
     pub fn abort(&self) {
         self.shared.abort_by_force();
