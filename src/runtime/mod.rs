@@ -18,7 +18,7 @@ use crate::shard::Shard;
 use crate::shard::groups::Groups;
 use crate::shard::lifecycle::Lifecycle;
 use crate::shard::placement::{self, Host, Pin, Placement, PlacementRequest};
-use crate::shard::shared::Shared;
+use crate::shard::shared::{Detached, Shared};
 use crate::shard::stats::ShardStats;
 use app::App;
 use running::Running;
@@ -277,6 +277,7 @@ pub(crate) fn new_shared(
         cpus: cpus.into(),
         may_poll,
         stop_asked: AtomicBool::new(false),
+        detached: Detached::default(),
     })
 }
 

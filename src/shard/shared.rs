@@ -2,14 +2,14 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::ShardId;
 use crate::config::Config;
 use crate::cross_shard::Mesh;
 use crate::shard::Shard;
 use crate::shard::groups::Groups;
-use crate::shard::lifecycle::Lifecycle;
+use crate::shard::lifecycle::{Lifecycle, RuntimeState};
 use crate::shard::stats::ShardStats;
 use crate::sys::signals::keeping_errno;
 
@@ -25,6 +25,61 @@ pub(crate) struct Shared {
     pub(crate) may_poll: bool,
     /// A signal handler asks for the stop, which it cannot begin itself. Read by every shard in every turn.
     pub(crate) stop_asked: AtomicBool,
+    pub(crate) detached: Detached,
+}
+
+/// Counts the streams that are on their way from one shard to another, so that a drain waits for them.
+#[derive(Default)]
+pub(crate) struct Detached {
+    /// Twice their number, and one more once nobody waits for them any longer.
+    state: AtomicUsize,
+}
+
+const ABANDONED: usize = 1;
+const ONE_STREAM: usize = 2;
+
+/// One stream on its way. Dropping it says that the stream has arrived, or is gone.
+pub(crate) struct InTransit {
+    shared: Arc<Shared>,
+}
+
+impl InTransit {
+    pub(crate) fn begin(shared: &Arc<Shared>) -> Self {
+        // SeqCst, as all that follows: whoever drains looks at this after it has said so, and who arrives looks whether
+        // somebody drains after it has counted itself down.
+        shared.detached.state.fetch_add(ONE_STREAM, Ordering::SeqCst);
+        InTransit { shared: Arc::clone(shared) }
+    }
+}
+
+impl Drop for InTransit {
+    fn drop(&mut self) {
+        let before = self.shared.detached.state.fetch_sub(ONE_STREAM, Ordering::SeqCst);
+        if before & !ABANDONED == ONE_STREAM && self.shared.lifecycle.state() == RuntimeState::Draining {
+            self.shared.tell_all(Shard::check_drained);
+        }
+    }
+}
+
+impl Detached {
+    /// Whether a drain waits for any.
+    pub(crate) fn are_awaited(&self) -> bool {
+        let state = self.state.load(Ordering::SeqCst);
+        state & ABANDONED == 0 && state != 0
+    }
+
+    /// Whether those that are still on their way may not arrive any more.
+    pub(crate) fn are_abandoned(&self) -> bool {
+        self.state.load(Ordering::SeqCst) & ABANDONED != 0
+    }
+
+    /// Nobody waits any longer. Gives how many are lost by that: once, whoever asks first.
+    pub(crate) fn abandon(&self) -> usize {
+        match self.state.fetch_or(ABANDONED, Ordering::SeqCst) {
+            before if before & ABANDONED == 0 => before / ONE_STREAM,
+            _ => 0,
+        }
+    }
 }
 
 thread_local! {

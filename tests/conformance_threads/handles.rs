@@ -109,6 +109,34 @@ fn a_dropped_call_through_a_handle_does_not_start_plain_or_async() {
     assert_eq!((ran.load(SeqCst), Arc::strong_count(&ran)), (0, 1), "unrun, and dropped");
 }
 
+#[test]
+fn posts_of_a_shard_run_in_one_order_whether_made_through_it_or_through_a_handle() {
+    on_every_driver(async |env| {
+        let (shard, handle) = (env.shard(), env.handle());
+        let log: Arc<Mutex<Vec<usize>>> = Arc::default();
+        for number in 0..200 {
+            let log = Arc::clone(&log);
+            let note = move |_: &Shard| log.lock().unwrap().push(number);
+            match number % 3 {
+                0 => drop(handle.call_from_thread(shard_id(1), note)),
+                1 => drop(shard.call_from_thread(shard_id(1), note)),
+                _ => {
+                    let mut call = handle.call(shard_id(1), note);
+                    assert!(Pin::new(&mut call).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+                    // Sent, and awaited by a task of its own.
+                    drop(shard.spawn(call));
+                }
+            }
+        }
+        shard.call(shard_id(1), |_: &Shard| ()).await?;
+        assert_eq!(*log.lock().unwrap(), (0..200).collect::<Vec<_>>());
+        // Their tasks are woken by messages, which come after this answer's.
+        handle.call(shard_id(1), |_: &Shard| ()).await?;
+        shard.sleep(50 * MS).await;
+        Ok(())
+    });
+}
+
 /// An application that, in `prepare`, does what `prepared` says.
 struct Preparing<F> {
     prepared: F,
