@@ -36,6 +36,7 @@ pub use shard::handles::call::Call;
 pub use shard::handles::connecting::Connecting;
 pub use shard::handles::delayed_call::{DelayedCall, DelayedCallError};
 pub use shard::handles::handle::{Handle, ShardReport};
+pub use shard::handles::handle_call::HandleCall;
 pub use shard::handles::listener::{Closing, Listener};
 pub use shard::handles::tcp_stream::{Chunk, DetachedTcpStream, Read, ReadChunk, TcpStream, WriteAll};
 pub use shard::handles::transport::{Flow, ReadHold, Transport};

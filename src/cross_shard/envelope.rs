@@ -9,6 +9,7 @@
 use super::error::{CallError, Panic};
 use super::foreign::Answer;
 use super::local::Local;
+use super::prefetch;
 use super::reply::Reply;
 use super::withdrawal::Withdrawals;
 use crate::ShardId;
@@ -20,27 +21,9 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-/// What lies in an inbox: what a shard sent at once, or got back; or one message of a thread that is no
-/// shard.
-pub(super) struct Batch<C: 'static> {
-    pub(super) slots: Slots<C>,
-    /// The shard that made it; the one it was sent to, if that was no shard.
-    pub(super) origin: ShardId,
-    pub(super) way: Way,
-    /// Whether somebody waits for it to come home.
-    pub(super) brings_replies: bool,
-}
-
-/// Which way a batch is going.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    /// To the shard that runs it.
-    Out,
-    /// Back to the shard that made it: with the replies of its calls, and its memory.
-    Home,
-    /// In from a thread that is no shard, and has no inbox to send anything home to.
-    In,
-}
+/// What slots were in. Belongs to the shard that made it, as far as it is in its power.
+#[derive(Default)]
+pub(super) struct Memory(Vec<Unit>);
 
 /// Names a call among those its origin has in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +93,11 @@ pub(super) struct Slots<C: 'static> {
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
 struct Unit([MaybeUninit<u8>; 32]);
+
+const UNITS_PER_LINE: usize = 2;
+
+/// As many as a processor has under way at a time, more or less; by then its own prefetcher has seen the stride.
+const LINES_AHEAD: usize = 16;
 
 /// What a slot starts with; its room follows.
 #[repr(C)]
@@ -322,6 +310,24 @@ impl<C: 'static> Slots<C> {
         Some(unsafe { self.at(self.last) })
     }
 
+    /// Asks for the first cache lines of what another CPU has written, all at once: met one by one, each would be
+    /// waited for.
+    #[inline]
+    pub(super) fn fetch_ahead(&self) {
+        for line in self.units.chunks(UNITS_PER_LINE).take(LINES_AHEAD) {
+            prefetch::to_read(line.as_ptr().cast());
+        }
+    }
+
+    /// Likewise of memory that another CPU has used last, and that is about to be written.
+    #[inline]
+    pub(super) fn fetch_room(&mut self) {
+        let room = self.units.spare_capacity_mut();
+        for line in room.chunks(UNITS_PER_LINE).take(LINES_AHEAD) {
+            prefetch::to_write(line.as_ptr().cast());
+        }
+    }
+
     /// The slot that `next` gave last.
     pub(super) fn last(&mut self) -> Slot<'_, C> {
         assert!(usize::from(self.last) < self.units.len(), "no slot was given yet");
@@ -366,6 +372,30 @@ impl<C: 'static> Slots<C> {
     fn forget(&mut self) {
         self.units.clear();
         (self.next, self.last, self.has_blocks) = (0, 0, false);
+    }
+
+    /// Whether there is nothing about them that only the shard that made them may deal with, but for their memory.
+    pub(super) fn have_blocks(&self) -> bool {
+        self.has_blocks
+    }
+
+    /// The memory of slots that hold nothing.
+    pub(super) fn into_memory(mut self) -> Memory {
+        self.clear_spent();
+        Memory(std::mem::take(&mut self.units))
+    }
+
+    pub(super) fn within(memory: Memory) -> Self {
+        Slots { units: memory.0, next: 0, last: 0, has_blocks: false, context: PhantomData }
+    }
+}
+
+impl Memory {
+    pub(super) const NONE: Memory = Memory(Vec::new());
+
+    #[inline]
+    pub(super) fn is_none(&self) -> bool {
+        self.0.capacity() == 0
     }
 }
 
@@ -709,6 +739,7 @@ impl Words {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::batch::Batch;
     use super::super::test_kit::Shard;
     use super::*;
 
@@ -722,7 +753,7 @@ mod tests {
         slots.push_call(CallKey::NONE, |_| [0_u64; 5]);
         slots.push_post(move |_| assert_eq!(six.len(), 6));
         assert_eq!(slots.units(), 6);
-        assert_eq!((size_of::<Unit>(), size_of::<Batch<Shard>>()), (32, 40));
+        assert_eq!((size_of::<Unit>(), size_of::<Batch<Shard>>()), (32, 64));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use crate::ShardId;
 use crate::cross_shard::Endpoint;
-use crate::error::panic_message;
+use crate::error::{log_contained, panic_message};
 use crate::inline::InlineCall;
 use crate::reactor::driver::Driver;
 use crate::reactor::lease::Lease;
@@ -230,7 +230,7 @@ pub(crate) fn wake_contained(waker: Waker) {
         match Shard::try_current() {
             Some(shard) => drop(shard.panicked("a waker", payload)),
             None => {
-                tracing::error!(message = panic_message(&*payload), "a waker panicked");
+                log_contained(|| tracing::error!(message = panic_message(&*payload), "a waker panicked"));
                 // Its payload may panic again when it is dropped; it is leaked instead.
                 std::mem::forget(payload);
             }

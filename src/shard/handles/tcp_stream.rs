@@ -21,7 +21,7 @@ use crate::shard::connecting::{ConnectHow, Target};
 use crate::shard::connections::Handler;
 use crate::shard::handles::stream_core::{Found, StreamCore};
 use crate::shard::handles::transport::Transport;
-use crate::shard::lifecycle::ShardPhase;
+use crate::shard::shared::InTransit;
 
 /// Read buffers that tasks of one shard may hold at a time. Beyond it they are given copies.
 const LEASES_HELD_MAX: usize = 32;
@@ -283,6 +283,8 @@ impl TcpStream {
             return Err(not_connected());
         }
         let socket = inner.driver.borrow_mut().release(token).ok_or_else(not_connected)?;
+        // Before it is no connection of this shard any more: a drain sees the one or the other.
+        let in_transit = InTransit::begin(&inner.shared);
         // Not at the end of the turn: the driver may give the token's slot to another at once.
         let mut slot = connections.remove(token).expect("looked up above");
         drop(connections);
@@ -301,7 +303,7 @@ impl TcpStream {
         };
         unread.append(&mut slot.connection.input.take());
         let peer_addr = slot.connection.peer_addr();
-        Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, finished, deadline })
+        Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, finished, deadline, in_transit })
     }
 }
 
@@ -370,7 +372,8 @@ impl Future for WriteAll<'_> {
 }
 
 /// A connection on its way from one shard to another, with all bytes that belong to it. `Send`; dropping it closes the
-/// connection.
+/// connection. While its runtime drains it counts as open: the drain waits for it, and at the deadline gives it up and
+/// counts it among the aborted ones.
 pub struct DetachedTcpStream {
     socket: DetachedSocket,
     peer_addr: SocketAddr,
@@ -379,6 +382,8 @@ pub struct DetachedTcpStream {
     /// The peer's FIN was seen already.
     finished: bool,
     deadline: Option<Instant>,
+    /// Last: told when all else has gone.
+    in_transit: InTransit,
 }
 
 impl DetachedTcpStream {
@@ -394,7 +399,7 @@ impl DetachedTcpStream {
     /// The shard's driver cannot take it: no descriptor is left, or it came from a runtime with another driver. The
     /// connection is closed then.
     pub fn attach(self, shard: &Shard) -> io::Result<TcpStream> {
-        if matches!(shard.inner.phase.get(), ShardPhase::Drained | ShardPhase::Stopped) {
+        if !shard.may_attach() {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the shard has stopped"));
         }
         let token = shard.inner.driver.borrow_mut().adopt(self.socket)?;
@@ -407,6 +412,7 @@ impl DetachedTcpStream {
         }
         shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
         shard.inner.mark_unsettled(token);
+        drop(self.in_transit);
         let stream = TcpStream::new(shard.clone(), token, core);
         if let Some(deadline) = self.deadline {
             stream.transport.set_deadline_at(deadline);
