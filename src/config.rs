@@ -41,6 +41,10 @@ pub struct Config {
     pub tasks_per_turn: usize,
     /// How long tasks may be polled in one turn; 0.5 ms.
     pub task_time_per_turn: Duration,
+    /// Datagrams received per socket and turn; 64. Bounded, since a flood costs nothing to send.
+    pub datagrams_per_turn: usize,
+    /// Their bytes, beyond which a socket waits for its next turn; 256 KiB.
+    pub datagram_bytes_per_turn: usize,
     /// How long a connection may have output that the peer does not take; 30 s. The deadline starts anew with
     /// every byte taken.
     pub write_timeout: Duration,
@@ -74,6 +78,8 @@ impl Default for Config {
             timers_per_turn: 256,
             tasks_per_turn: 128,
             task_time_per_turn: Duration::from_micros(500),
+            datagrams_per_turn: 64,
+            datagram_bytes_per_turn: 256 * 1024,
             write_timeout: Duration::from_secs(30),
             linger_timeout: Duration::from_secs(5),
             linger_bytes_max: 64 * 1024,
@@ -96,6 +102,8 @@ impl Config {
             ("events_per_turn", self.events_per_turn),
             ("timers_per_turn", self.timers_per_turn),
             ("tasks_per_turn", self.tasks_per_turn),
+            ("datagrams_per_turn", self.datagrams_per_turn),
+            ("datagram_bytes_per_turn", self.datagram_bytes_per_turn),
         ];
         for (setting, value) in at_least_one {
             if value == 0 {
