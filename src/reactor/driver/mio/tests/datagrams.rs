@@ -49,7 +49,7 @@ fn datagrams_come_in_growing_batches_within_the_budget_and_what_is_left_in_the_n
         client.send_to(b"x", addr).unwrap();
     }
     assert_eq!(batches(&mut driver), [2, 4, 8, 6]);
-    assert_eq!(batches(&mut driver), [12, 8]);
+    assert_eq!(batches(&mut driver), [16, 4]);
     assert_eq!(batches(&mut driver), [10], "a short one is the end, without another call");
     assert_eq!(batches(&mut driver).len(), 0);
     assert_eq!(driver.census().leases, 0);
