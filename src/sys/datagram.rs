@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
+use super::return_stack;
 use super::socket::retry;
 
 /// A datagram that has come, and where in the buffer it lies.
@@ -116,6 +117,7 @@ pub(crate) fn receive(
                 std::ptr::null_mut(),
             )
         };
+        return_stack::refill();
         if count >= 0 {
             break count as usize;
         }

@@ -44,8 +44,8 @@ use self::listener::{Accept, Listener, Shortage};
 use self::turn::{News, Readiness, Turn};
 use self::watched::WatchedFd;
 use super::{
-    Census, CloseKind, ConnectSpec, DetachedSocket, Driver, DriverConfig, Event, ListenSpec, SocketOption,
-    Submitted,
+    Census, CloseKind, ConnectSpec, DetachedSocket, Driver, DriverConfig, Emptied, Event, ListenSpec,
+    SocketOption, Submitted,
 };
 use crate::reactor::buffer::Output;
 use crate::reactor::datagrams::BatchPool;
@@ -53,6 +53,7 @@ use crate::reactor::lease::LeasePool;
 use crate::reactor::registry::Registry;
 use crate::reactor::token::Token;
 use crate::reactor::waker::{DriverWaker, Wake};
+use crate::sys::return_stack;
 use crate::sys::socket::{ListenerRole, Socket};
 
 /// A [`Driver`] over `mio::Poll`. See the head of this file for its rules.
@@ -80,6 +81,7 @@ impl MioDriver {
     /// When a size in `config` is 0.
     pub(crate) fn new(config: DriverConfig) -> io::Result<Self> {
         assert!(config.events_per_wait > 0, "a wait must be able to tell something");
+        return_stack::detect();
         let poll = Poll::new()?;
         let waker = Arc::new(MioWaker(mio::Waker::new(poll.registry(), WAKER)?));
         Ok(MioDriver {
@@ -187,21 +189,21 @@ impl Driver for MioDriver {
 
     /// Stops early, with an [`Event::AcceptFailed`], when descriptors run out. What it took is told by `next`
     /// even if the listener is closed before.
-    fn accept_queue(&mut self, listener: Token) -> usize {
-        let mut count = 0;
+    fn accept_queue(&mut self, listener: Token) -> Emptied {
+        let mut accepted = 0;
         let mut bad_in_a_row = 0;
         while bad_in_a_row < BAD_CONNECTIONS_IN_A_ROW_MAX {
             match self.accept_one(listener) {
                 Accept::One(event) => {
                     self.accepted.push_back(event);
-                    count += 1;
+                    accepted += 1;
                     bad_in_a_row = 0;
                 }
                 Accept::Again => bad_in_a_row += 1,
-                Accept::Nothing => break,
+                Accept::Nothing => return Emptied { accepted, more: false },
                 Accept::Ended(event) => {
                     self.accepted.push_back(event);
-                    break;
+                    return Emptied { accepted, more: false };
                 }
                 Accept::Paused(report) => {
                     self.accepted.extend(report);
@@ -209,7 +211,7 @@ impl Driver for MioDriver {
                 }
             }
         }
-        count
+        Emptied { accepted, more: true }
     }
 
     /// # Errors

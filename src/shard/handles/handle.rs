@@ -42,6 +42,9 @@ impl Handle {
     /// Stops the runtime in order: listeners close without losing their queues, connections are told to come to an end,
     /// and have [`Config::drain_timeout`](crate::Config::drain_timeout) for it. Returns at once.
     ///
+    /// A runtime that is stopped before every shard has started never accepts: who waits in a listener's queue then is
+    /// reset, as when the start had failed.
+    ///
     /// # Errors
     /// [`NotRunning`] when it was stopped before.
     pub fn stop(&self) -> Result<(), NotRunning> {
@@ -231,6 +234,12 @@ pub struct ShardReport {
     pub datagrams_truncated: u64,
     /// Callbacks of datagram protocols that returned an error or panicked.
     pub datagrams_failed: u64,
+    /// Connections that were cut off, since they were still open at the drain deadline, or at a second signal,
+    /// [`Handle::abort`] or a failed start.
+    pub aborted: u64,
+    /// Bytes that were written and never reached the kernel: of connections that were aborted or broke, and of protocols
+    /// that panicked.
+    pub unsent_bytes_dropped: u64,
     /// Messages and calls from elsewhere that it has run.
     pub messages: u64,
     /// Times the shard was woken from its sleep by a system call of a sender.
@@ -261,6 +270,8 @@ impl ShardReport {
             datagrams_dropped: stats.datagrams_dropped.get(),
             datagrams_truncated: stats.datagrams_truncated.get(),
             datagrams_failed: stats.datagrams_failed.get(),
+            aborted: stats.aborted.get(),
+            unsent_bytes_dropped: stats.unsent_bytes_dropped.get(),
             messages: inbox.messages,
             wakes_written: inbox.wakes_written,
             wakes_elided: inbox.wakes_elided,
