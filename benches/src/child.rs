@@ -61,7 +61,8 @@ impl Server {
 
     /// The same, as the arguments of another program (`valgrind --tool=…`); own servers only.
     pub(crate) fn start_under(&self, wrapper: &[String], options: ServerOptions) -> Result<RunningServer> {
-        let port = free_port()?;
+        let datagrams = matches!(self, Server::Own(implementation) if implementation.is_datagram());
+        let port = free_port(datagrams)?;
         let mut command = match self {
             Server::Own(implementation) => own_command(*implementation, wrapper, options, port)?,
             Server::Foreign { command, .. } => {
@@ -75,10 +76,7 @@ impl Server {
         };
         place_on(&mut command, options.cpu);
         let mut process = Process::spawn(&mut command)?;
-        let serves = match self {
-            Server::Own(implementation) if implementation.is_datagram() => echoes_datagrams,
-            _ => accepts,
-        };
+        let serves = if datagrams { echoes_datagrams } else { accepts };
         wait_until(serves, port, &mut process).map_err(|error| format!("{}: {error}", self.name()))?;
         Ok(RunningServer { process, port })
     }
@@ -213,7 +211,10 @@ impl Drop for Process {
 }
 
 /// A port nobody holds right now. Another process may take it first: the server then fails to bind, loudly.
-fn free_port() -> io::Result<u16> {
+fn free_port(datagrams: bool) -> io::Result<u16> {
+    if datagrams {
+        return Ok(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port());
+    }
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
