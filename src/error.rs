@@ -8,6 +8,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crate::ShardId;
@@ -506,6 +507,20 @@ impl Error for CloseReason {
             CloseReason::Os { source, .. } => source.source(),
             CloseReason::Protocol(error) => error.source(),
             _ => None,
+        }
+    }
+}
+
+/// Writes to the log. The subscriber is the application's code, and so is the `Display` of its errors: a panic of theirs
+/// goes no further. Says whether all went well.
+#[cold]
+pub(crate) fn log_contained(log: impl FnOnce()) -> bool {
+    match catch_unwind(AssertUnwindSafe(log)) {
+        Ok(()) => true,
+        Err(payload) => {
+            // It may panic again when it is dropped; it is leaked instead.
+            std::mem::forget(payload);
+            false
         }
     }
 }

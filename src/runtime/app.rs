@@ -18,6 +18,9 @@ use crate::shard::handles::handle::Handle;
 pub trait App: Send + Sync + 'static {
     /// Called once, before any shard starts, on the thread that runs the runtime.
     ///
+    /// Calls made by [`Handle::call_from_thread`] are kept, and run when the shards do. Those that are waited for here
+    /// fail with [`CallError::NotStarted`](crate::CallError::NotStarted): no shard runs before this returns.
+    ///
     /// # Errors
     /// Ends the runtime before it has begun.
     fn prepare(&self, handle: &Handle) -> Result<()> {

@@ -6,6 +6,7 @@ pub(crate) mod thread;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 
 use crate::ShardId;
@@ -17,7 +18,7 @@ use crate::shard::Shard;
 use crate::shard::groups::Groups;
 use crate::shard::lifecycle::Lifecycle;
 use crate::shard::placement::{self, Host, Pin, Placement, PlacementRequest};
-use crate::shard::shared::Shared;
+use crate::shard::shared::{Detached, Shared};
 use crate::shard::stats::ShardStats;
 use app::App;
 use running::Running;
@@ -249,7 +250,9 @@ impl Runtime {
 /// Asks the application. What threads have sent to the shards by then is turned away if it refuses, or panics.
 pub(crate) fn prepare<A: App>(app: &A, shared: &Arc<Shared>) -> Result<(), RunError> {
     let handle = crate::Handle::new(Arc::clone(shared));
+    let preparing = shared.begin_preparing();
     let prepared = catch_unwind(AssertUnwindSafe(|| app.prepare(&handle)));
+    drop(preparing);
     if !matches!(prepared, Ok(Ok(()))) {
         shared.never_ran();
     }
@@ -275,6 +278,8 @@ pub(crate) fn new_shared(
         stats: (0..count).map(|_| Arc::new(ShardStats::default())).collect(),
         cpus: cpus.into(),
         may_poll,
+        stop_asked: AtomicBool::new(false),
+        detached: Detached::default(),
     })
 }
 

@@ -105,7 +105,10 @@ impl Shard {
             }
             Ok(token) => {
                 let deadline = deadline_after(self.read_clock(), timeout);
-                let timer = inner.timers.borrow_mut().insert(deadline, Timer::Connect(token));
+                let timer = inner
+                    .timers
+                    .borrow_mut()
+                    .insert(deadline, Timer::new(move |shard: &Shard| shard.on_connect_timeout(token)));
                 cell.token.set(Some(token));
                 let attempt = Attempt { addr, target, timer, timeout, outcome: cell };
                 inner.attempts.table.borrow_mut().insert(token, attempt);

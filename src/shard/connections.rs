@@ -2,11 +2,12 @@
 //! calls of the driver. The bytes themselves are `net`'s.
 
 use std::any::Any;
+use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::error::{CloseReason, Result, panic_message};
+use crate::error::{CloseReason, Result, log_contained, panic_message};
 use crate::net::connection::{Connection, EndKind, Phase, ReadHalf, WriteHalf};
 use crate::net::input::Input;
 use crate::net::kept::Kept;
@@ -405,7 +406,7 @@ impl Shard {
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::debug!(shard = self.inner.id.index(), %error, "a protocol failed");
+                self.log_failure(&*error, "a protocol failed");
                 self.close_failed(token, CloseReason::Protocol(error));
             }
             Err(payload) => {
@@ -437,16 +438,25 @@ impl Shard {
     pub(crate) fn panicked(&self, who: &str, payload: Box<dyn Any + Send>) -> String {
         let message = panic_message(&*payload);
         self.inner.stats.panics.add(1);
-        tracing::error!(shard = self.inner.id.index(), message, "{who} panicked");
+        log_contained(|| tracing::error!(shard = self.inner.id.index(), message, "{who} panicked"));
         self.drop_contained(payload);
         message
+    }
+
+    /// Logs an application's error. A `Display` that panics is counted like any other code of the application.
+    #[cold]
+    pub(crate) fn log_failure(&self, error: &(dyn Error + Send + Sync), what: &str) {
+        let logged = log_contained(|| tracing::debug!(shard = self.inner.id.index(), %error, "{what}"));
+        if !logged {
+            self.inner.stats.panics.add(1);
+        }
     }
 
     /// Drops an application's value; a panic in its destructor goes no further.
     pub(crate) fn drop_contained<T>(&self, value: T) {
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
             self.inner.stats.panics.add(1);
-            tracing::error!(shard = self.inner.id.index(), "a destructor panicked");
+            log_contained(|| tracing::error!(shard = self.inner.id.index(), "a destructor panicked"));
             // Its payload may panic again when it is dropped; it is leaked instead.
             std::mem::forget(payload);
         }
@@ -505,10 +515,12 @@ impl Shard {
         let mut kept = Kept::new();
         {
             let mut connections = inner.connections.borrow_mut();
-            let Some(slot) = connections.get_mut(token) else { return };
-            if !slot.connection.is_open() {
+            let Some(slot) = connections.get_mut(token).filter(|slot| slot.connection.is_open()) else {
+                drop(connections);
+                // It may hold the application's error.
+                self.drop_contained(reason);
                 return;
-            }
+            };
             let reason = match reason {
                 CloseReason::Closed if slot.connection.read == ReadHalf::Finished => {
                     CloseReason::PeerFinished
@@ -658,7 +670,8 @@ impl Shard {
                     let limit = inner.shared.config.linger_timeout;
                     let limit = if draining { limit.min(DRAINING_LINGER) } else { limit };
                     let deadline = deadline_after(inner.now.get(), limit);
-                    slot.guard = Some(timers.insert(deadline, Timer::Guard(token)));
+                    slot.guard =
+                        Some(timers.insert(deadline, Timer::new(move |shard: &Shard| shard.on_guard(token))));
                 }
                 EndKind::Close(kind) => {
                     driver.close(token, kind);
@@ -676,7 +689,18 @@ impl Shard {
                 self.drop_contained(protocol);
             }
             Handler::Stream(stream) => stream.on_ended(reason),
-            Handler::Busy | Handler::Gone => {}
+            Handler::Busy | Handler::Gone => self.drop_contained(reason),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_shard_keeps_of_an_idle_connection_is_small() {
+        let bytes = size_of::<Slot>();
+        assert!(bytes <= 112, "{bytes} bytes");
     }
 }

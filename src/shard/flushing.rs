@@ -6,7 +6,7 @@ use crate::reactor::driver::CloseKind;
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
 use crate::shard::connections::{Handler, Slot};
-use crate::shard::{Inner, Timer};
+use crate::shard::{Inner, Shard, Timer};
 
 /// A staging buffer that had to grow beyond this gives its memory back.
 const STAGED_KEEP_BYTES: usize = 128 * 1024;
@@ -116,7 +116,11 @@ impl Inner {
                 let mut timers = self.timers.borrow_mut();
                 let deadline = deadline_after(now, self.shared.config.write_timeout);
                 match slot.guard {
-                    None => slot.guard = Some(timers.insert(deadline, Timer::Guard(token))),
+                    None => {
+                        slot.guard = Some(
+                            timers.insert(deadline, Timer::new(move |shard: &Shard| shard.on_guard(token))),
+                        )
+                    }
                     Some(key) if progress == Flushed::Some => {
                         timers.reset(key, deadline);
                     }

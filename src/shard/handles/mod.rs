@@ -6,6 +6,7 @@ pub(crate) mod connecting;
 pub(crate) mod delayed_call;
 pub(crate) mod fd;
 pub(crate) mod handle;
+pub(crate) mod handle_call;
 pub(crate) mod listener;
 pub(crate) mod stream_core;
 pub(crate) mod tcp_stream;

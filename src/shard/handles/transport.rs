@@ -327,7 +327,11 @@ impl Transport {
         let mut timers = inner.timers.borrow_mut();
         match slot.deadline {
             Some(key) if timers.reset(key, deadline) => {}
-            _ => slot.deadline = Some(timers.insert(deadline, Timer::Deadline(self.token))),
+            _ => {
+                let token = self.token;
+                let reached = Timer::new(move |shard: &Shard| shard.on_deadline(token));
+                slot.deadline = Some(timers.insert(deadline, reached));
+            }
         }
     }
 

@@ -179,7 +179,8 @@ impl Serving {
 
     fn end(self, outcome: Result<()>) {
         if let Err(error) = outcome {
-            tracing::debug!(shard = self.shard.inner.id.index(), %error, "a connection's handler failed");
+            self.shard.log_failure(&*error, "a connection's handler failed");
+            self.shard.drop_contained(error);
         }
     }
 }
