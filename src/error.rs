@@ -461,7 +461,7 @@ pub enum CloseReason {
     Protocol(Box<dyn Error + Send + Sync>),
     /// A callback of the protocol panicked, with this message.
     Panicked(String),
-    /// The runtime stopped, and the connection had not ended by the drain deadline.
+    /// The runtime stopped, and the connection had not ended by the drain deadline or by a second signal.
     Stopped,
     /// The connection broke.
     Os {
@@ -495,7 +495,7 @@ impl fmt::Display for CloseReason {
             CloseReason::DeadlineReached => write!(formatter, "its deadline passed"),
             CloseReason::Protocol(error) => write!(formatter, "the protocol failed: {error}"),
             CloseReason::Panicked(message) => write!(formatter, "the protocol panicked: {message}"),
-            CloseReason::Stopped => write!(formatter, "still open at the drain deadline"),
+            CloseReason::Stopped => write!(formatter, "still open when the runtime stopped"),
             CloseReason::Os { call, source } => write!(formatter, "{call}: {source}"),
         }
     }

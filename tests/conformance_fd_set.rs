@@ -427,7 +427,7 @@ fn a_stop_tells_every_descriptor_once_whatever_one_of_them_does() {
         .join()
         .unwrap();
     let told = told.lock().unwrap();
-    assert_eq!(*told, ["still open at the drain deadline"; 3]);
+    assert_eq!(*told, ["still open when the runtime stopped"; 3]);
 }
 
 /// How much time this thread has spent on a CPU, by the scheduler's own count.

@@ -678,6 +678,7 @@ fn a_second_signal_ends_the_runtime_at_once_and_counts_what_it_cut_off() {
     client.read_exact(&mut [0; 2]).unwrap();
     child.signal(Signal::TERM);
     child.wait_for("draining");
+    past_the_echo_of_the_first_signal();
     let begun = Instant::now();
     child.signal(Signal::TERM);
     assert_eq!(child.wait_for("ended "), "Err(stopped by force with 1 connections still open)");
@@ -685,6 +686,33 @@ fn a_second_signal_ends_the_runtime_at_once_and_counts_what_it_cut_off() {
     assert_eq!(child.wait_for("forced "), "1 Some(15)");
     assert_eq!(child.wait_for("restored "), "true");
     assert!(client.read(&mut [0; 2]).is_err(), "reset");
+}
+
+#[expect(clippy::disallowed_methods, reason = "the promise is about time: `Runtime::run` says 250 ms")]
+fn past_the_echo_of_the_first_signal() {
+    std::thread::sleep(Duration::from_millis(300));
+}
+
+/// `timeout(1)` signals its child, then the whole group: connections were cut off although nobody had asked twice.
+#[test]
+fn a_request_to_stop_that_is_sent_twice_in_a_row_is_one_request() {
+    if is_child() {
+        return serve_until_signalled();
+    }
+    let mut child = Role::spawn("a_request_to_stop_that_is_sent_twice_in_a_row_is_one_request");
+    let addr = child.wait_for("listens ");
+    let mut client = std::net::TcpStream::connect(addr).unwrap();
+    let mut answer = [0; 2];
+    client.write_all(b"hi").unwrap();
+    client.read_exact(&mut answer).unwrap();
+    child.signal(Signal::TERM);
+    child.wait_for("draining");
+    child.signal(Signal::TERM);
+    client.write_all(b"yo").unwrap();
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"yo", "it is still served");
+    drop(client);
+    assert_eq!(child.wait_for("ended "), "Ok(())");
 }
 
 /// CPU ticks and context switches of the threads named after shards.

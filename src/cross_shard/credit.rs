@@ -76,15 +76,21 @@ impl Credits {
     /// A credit, if one is free and nobody has been waiting for it.
     #[inline]
     pub(super) fn take(self: &Rc<Self>, target: ShardId) -> Option<Credit> {
-        let pool = &self.pools[target.index()];
+        let pool = self.pool(target);
         // Credits are free only when nobody waits: those that come back go to the first in line.
         let free = pool.free.get().checked_sub(1)?;
         pool.free.set(free);
         Some(Credit { credits: Rc::clone(self), target, spent: false })
     }
 
+    #[inline]
+    fn pool(&self, target: ShardId) -> &Pool {
+        let Some(pool) = self.pools.get(target.index()) else { panic!("there is no {target}") };
+        pool
+    }
+
     pub(super) fn acquire(self: &Rc<Self>, target: ShardId) -> Acquire {
-        assert!(target.index() < self.pools.len(), "{target} does not exist");
+        let _exists = self.pool(target);
         Acquire { credits: Rc::clone(self), target, waiter: None }
     }
 
@@ -220,6 +226,12 @@ impl Drop for Acquire {
 mod tests {
     use super::super::test_kit::{Bed, id, poll, ready};
     use super::*;
+
+    #[test]
+    #[should_panic(expected = "there is no shard 9")]
+    fn a_shard_that_does_not_exist_is_named() {
+        Credits::new(2).take(ShardId::new(9));
+    }
 
     fn emptied() -> (Bed, Vec<Credit>) {
         let bed = Bed::new(2);

@@ -111,7 +111,9 @@ impl Runtime {
     }
 
     /// Runs `app` on every shard until it is stopped: by [`Handle::stop`](crate::Handle::stop), or by SIGINT or SIGTERM,
-    /// for which handlers are installed meanwhile. A second signal ends it at once. The calling thread only waits.
+    /// for which handlers are installed meanwhile. A second signal ends it at once, unless it comes within 250 ms of the
+    /// first: `timeout(1)` and others signal a process and then its group. A SIGINT that is ignored when this is called, as
+    /// it is for a job in the background of a script, stays ignored. The calling thread only waits.
     ///
     /// # Errors
     /// [`RunError`]: what kept the runtime from starting, naming the shard, or from ending in order.

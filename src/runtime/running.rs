@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::error::{NotRunning, RunError};
 use crate::runtime::Runtime;
@@ -100,21 +101,33 @@ pub(super) fn run<A: App>(runtime: Runtime, app: A) -> Result<(), RunError> {
 }
 
 fn wait_for_signals(guard: &SignalGuard, running: &Running) -> Result<(), RunError> {
-    let mut signals = 0;
+    let mut first: Option<Instant> = None;
     loop {
         let signal = match guard.wait().map_err(RunError::Signals)? {
             Notice::Notified => return Ok(()),
             Notice::Signal(signal) => signal,
         };
         running.shared.lifecycle.note_signal(signal.number());
-        signals += 1;
-        if signals == 1 {
-            // The application may have stopped the runtime itself: then this changes nothing.
-            let _ = running.stop();
-            tracing::info!(signal = signal.number(), "stopping; a second signal stops at once");
-        } else {
-            tracing::warn!(signal = signal.number(), "stopping by force");
-            running.handle().abort();
+        match first {
+            None => {
+                first = Some(Instant::now());
+                // The application may have stopped the runtime itself: then this changes nothing.
+                let _ = running.stop();
+                tracing::info!(signal = signal.number(), "stopping; a second signal stops at once");
+            }
+            Some(first) if first.elapsed() < SAME_REQUEST => {
+                tracing::debug!(
+                    signal = signal.number(),
+                    "a signal right behind the first one is taken for its echo"
+                );
+            }
+            Some(_) => {
+                tracing::warn!(signal = signal.number(), "stopping by force");
+                running.handle().abort();
+            }
         }
     }
 }
+
+/// `timeout(1)`, and whoever else signals a process and then its group, sends one request twice.
+const SAME_REQUEST: Duration = Duration::from_millis(250);

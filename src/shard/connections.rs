@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::error::Error;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
@@ -406,7 +407,6 @@ impl Shard {
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                self.log_failure(&*error, "a protocol failed");
                 self.close_failed(token, CloseReason::Protocol(error));
             }
             Err(payload) => {
@@ -448,6 +448,15 @@ impl Shard {
     pub(crate) fn log_failure(&self, error: &(dyn Error + Send + Sync), what: &str) {
         let logged = log_contained(|| tracing::debug!(shard = self.inner.id.index(), %error, "{what}"));
         if !logged {
+            self.inner.stats.panics.add(1);
+        }
+    }
+
+    /// Logs an end that was not in order. The reason may hold an application's error.
+    #[cold]
+    fn log_end(&self, reason: &CloseReason, peer: SocketAddr) {
+        let shard = self.inner.id.index();
+        if !log_contained(|| tracing::debug!(shard, %peer, %reason, "a connection ended")) {
             self.inner.stats.panics.add(1);
         }
     }
@@ -645,7 +654,7 @@ impl Shard {
 
     fn retire(&self, token: Token) {
         let inner = &self.inner;
-        let (handler, reason) = {
+        let (handler, reason, peer) = {
             let mut connections = inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return };
             slot.marks.ending = false;
@@ -658,6 +667,7 @@ impl Shard {
                 return;
             };
             let handler = std::mem::replace(&mut slot.handler, Handler::Gone);
+            let peer = slot.connection.peer_addr();
             let mut timers = inner.timers.borrow_mut();
             for key in [slot.deadline.take(), slot.guard.take()].into_iter().flatten() {
                 drop(timers.cancel(key));
@@ -679,8 +689,11 @@ impl Shard {
                     inner.stats.open.subtract(1);
                 }
             }
-            (handler, *reason)
+            (handler, *reason, peer)
         };
+        if !reason.is_clean() {
+            self.log_end(&reason, peer);
+        }
         match handler {
             Handler::Protocol(mut protocol) => {
                 if let Err(payload) = catch_unwind(AssertUnwindSafe(|| protocol.disconnected(reason))) {

@@ -279,6 +279,10 @@ mod tests {
     fn in_child(test: &str, body: impl FnOnce()) -> ExitStatus {
         const VARIABLE: &str = "SHARDWISE_SIGNAL_TEST";
         if std::env::var(VARIABLE).is_ok_and(|running| running == test) {
+            // Whoever runs these tests in the background of a script has SIGINT ignored, and children inherit that.
+            for signal in BOTH {
+                set_disposition(signal.number(), &with_handler(libc::SIG_DFL)).unwrap();
+            }
             body();
             std::process::exit(CHILD_DONE);
         }

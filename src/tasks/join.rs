@@ -22,7 +22,6 @@ use super::link::Link;
 ///
 /// # Threads
 /// `!Send`: a handle stays on the shard of its task.
-#[must_use = "dropping the handle detaches the task; await it, or say `drop`"]
 pub struct JoinHandle<T> {
     link: Rc<Link<T>>,
 }

@@ -255,7 +255,7 @@ fn a_stop_still_delivers_what_has_come_and_then_closes() {
             client.send_to(b"waits", addr)?;
         }
         env.shard().stop()?;
-        notes.until("stopped: still open at the drain deadline", 1).await;
+        notes.until("stopped: still open when the runtime stopped", 1).await;
         assert_eq!(notes.count("waits"), 50);
         Ok(())
     });

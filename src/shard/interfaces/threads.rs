@@ -29,6 +29,9 @@ impl Shard {
     /// At most 1,024 calls to one shard are on their way from here; more wait for their turn. An async call is on its way
     /// until it has started: what it waits for then may be calls that come back here, to any depth.
     ///
+    /// # Panics
+    /// When polled, if the runtime has no such shard: a number that came from elsewhere is to be checked against
+    /// [`Shard::shards`].
     /// # Cancel safety
     /// Dropped before it has started on the target, the call is withdrawn; after that its result is discarded.
     pub fn call<T, F>(&self, route: impl Into<Route>, f: F) -> Call<Closure<F>, T>
@@ -42,6 +45,7 @@ impl Shard {
     /// Runs the async closure `f` as a task of the routed shard and gives its result. The closure travels, so it is
     /// `Send`; the future it makes need not be. Counts among the 1,024 of [`Shard::call`] until it has started.
     ///
+    /// # Panics
     /// # Cancel safety
     /// As [`Shard::call`].
     pub fn call_async<T, F>(&self, route: impl Into<Route>, f: F) -> Call<AsyncClosure<F>, T>
