@@ -49,8 +49,24 @@ pub struct Config {
     pub linger_timeout: Duration,
     /// How many bytes are thrown away for it at the most; 64 KiB.
     pub linger_bytes_max: usize,
-    /// How long an outgoing connection may take to be established; 5 s.
+    /// How long an outgoing connection may take to be established, the lookup of its name included; 5 s.
     pub connect_timeout: Duration,
+    /// How long an address of a name is tried alone before the next one is tried beside it; 250 ms, as RFC 8305 §5
+    /// recommends. At least 10 ms, as it demands, so that a name with many addresses does not become a burst.
+    pub connect_attempt_delay: Duration,
+    /// How many addresses of a name are tried for one connection, at the most; 32. A name's owner decides how many it has;
+    /// in [`Config::connect_timeout`] silent ones use up 20.
+    pub connect_addresses_max: usize,
+    /// How long a name's addresses are looked for; 10 s: the C library gives each name server 5 s, twice
+    /// (`resolv.conf(5)`).
+    pub resolve_timeout: Duration,
+    /// Threads on which the system's resolver looks up names, for all shards; 8. They start when needed. Each may hang for
+    /// as long as a name server does.
+    pub resolver_threads_max: usize,
+    /// Lookups that may wait for one of these threads; 1,024, then [`ResolveError::Busy`](crate::ResolveError::Busy).
+    pub resolver_queue_max: usize,
+    /// How long such a thread stays without work; 10 s.
+    pub resolver_thread_idle: Duration,
     /// From `stop` until the connections that are still open are aborted; 30 s.
     pub drain_timeout: Duration,
     /// While a listener that is open to the network closes: how long handshakes that are under way may take;
@@ -78,6 +94,12 @@ impl Default for Config {
             linger_timeout: Duration::from_secs(5),
             linger_bytes_max: 64 * 1024,
             connect_timeout: Duration::from_secs(5),
+            connect_attempt_delay: Duration::from_millis(250),
+            connect_addresses_max: 32,
+            resolve_timeout: Duration::from_secs(10),
+            resolver_threads_max: 8,
+            resolver_queue_max: 1024,
+            resolver_thread_idle: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(30),
             handshake_grace: Duration::from_millis(100),
             poll_before_park: Duration::from_micros(50),
@@ -96,6 +118,9 @@ impl Config {
             ("events_per_turn", self.events_per_turn),
             ("timers_per_turn", self.timers_per_turn),
             ("tasks_per_turn", self.tasks_per_turn),
+            ("connect_addresses_max", self.connect_addresses_max),
+            ("resolver_threads_max", self.resolver_threads_max),
+            ("resolver_queue_max", self.resolver_queue_max),
         ];
         for (setting, value) in at_least_one {
             if value == 0 {
@@ -107,6 +132,9 @@ impl Config {
         }
         if self.backlog == 0 || self.backlog > i32::MAX as u32 {
             return Err(ConfigError { setting: "backlog", range: "1 to 2147483647" });
+        }
+        if self.connect_attempt_delay < Duration::from_millis(10) {
+            return Err(ConfigError { setting: "connect_attempt_delay", range: "at least 10 ms" });
         }
         self.watermarks.check()
     }

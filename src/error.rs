@@ -123,19 +123,156 @@ impl fmt::Display for NotRunning {
 
 impl Error for NotRunning {}
 
-/// Text that is no `ADDRESS:PORT`.
+/// Text that is no `ADDRESS:PORT`, or, where one may connect, no `HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidAddress {
     pub(crate) text: String,
+    pub(crate) fault: AddressFault,
+}
+
+/// What is wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AddressFault {
+    /// Where only numbers will do.
+    NotNumeric,
+    NoTarget,
+    Port,
+    Name(NameFault),
 }
 
 impl fmt::Display for InvalidAddress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "`{}` is not an address such as 127.0.0.1:7000 or [::1]:7000", self.text)
+        let text = self.text.escape_debug();
+        match self.fault {
+            AddressFault::NotNumeric => {
+                write!(formatter, "`{text}` is not an address such as 127.0.0.1:7000 or [::1]:7000")
+            }
+            AddressFault::NoTarget => write!(
+                formatter,
+                "`{text}` is not a target such as example.org:443, 127.0.0.1:7000 or [::1]:7000"
+            ),
+            AddressFault::Port => write!(formatter, "`{text}` has no port from 0 to 65535 at its end"),
+            AddressFault::Name(fault) => write!(formatter, "`{text}` names no host: {fault}"),
+        }
     }
 }
 
 impl Error for InvalidAddress {}
+
+/// Text that is no name of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidName {
+    pub(crate) name: String,
+    pub(crate) fault: NameFault,
+}
+
+/// What is wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NameFault {
+    Empty,
+    TooLong,
+    EmptyLabel,
+    LongLabel,
+    Hyphen,
+    Symbol(char),
+    Number,
+}
+
+impl fmt::Display for NameFault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NameFault::Empty => formatter.write_str("it is empty"),
+            NameFault::TooLong => formatter.write_str("it is longer than 253 bytes"),
+            NameFault::EmptyLabel => formatter.write_str("it has an empty label"),
+            NameFault::LongLabel => formatter.write_str("it has a label longer than 63 bytes"),
+            NameFault::Hyphen => formatter.write_str("a label begins or ends with a hyphen"),
+            NameFault::Symbol(symbol) => {
+                write!(formatter, "it may not contain {symbol:?}")?;
+                if symbol.is_ascii() {
+                    return Ok(());
+                }
+                formatter.write_str(" (other alphabets come encoded, as xn--…)")
+            }
+            NameFault::Number => formatter.write_str("its last label is a number, and it is no address"),
+        }
+    }
+}
+
+impl fmt::Display for InvalidName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "`{}` is not a host name: {}", self.name.escape_debug(), self.fault)
+    }
+}
+
+impl Error for InvalidName {}
+
+/// Why there is no address for a name.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ResolveError {
+    /// It is no name, so nobody was asked.
+    InvalidName(InvalidName),
+    /// There is no such name, or it has no address.
+    NotFound {
+        /// The name.
+        name: String,
+    },
+    /// There was no answer in time.
+    TimedOut {
+        /// The name.
+        name: String,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// Too many lookups wait already: see [`Config::resolver_queue_max`](crate::Config::resolver_queue_max).
+    Busy {
+        /// The name.
+        name: String,
+        /// How many lookups wait.
+        waiting: usize,
+    },
+    /// The lookup failed. The system's resolver says so of names that do not exist, too.
+    Failed {
+        /// The name.
+        name: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for ResolveError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ResolveError::InvalidName(error) => write!(formatter, "{error}"),
+            ResolveError::NotFound { name } => write!(formatter, "`{name}` has no address"),
+            ResolveError::TimedOut { name, after } => {
+                write!(formatter, "the address of `{name}` was not found within {after:?}")
+            }
+            ResolveError::Busy { name, waiting } => {
+                write!(formatter, "`{name}` cannot be looked up: {waiting} lookups are waiting already")
+            }
+            ResolveError::Failed { name, source } => {
+                write!(formatter, "`{name}` cannot be looked up: {source}")
+            }
+        }
+    }
+}
+
+impl Error for ResolveError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            ResolveError::InvalidName(error) => Some(error),
+            ResolveError::Failed { source, .. } => Some(source),
+            ResolveError::NotFound { .. } | ResolveError::TimedOut { .. } | ResolveError::Busy { .. } => None,
+        }
+    }
+}
+
+impl From<InvalidName> for ResolveError {
+    fn from(error: InvalidName) -> Self {
+        ResolveError::InvalidName(error)
+    }
+}
 
 /// Why an address cannot be listened on.
 #[derive(Debug)]
@@ -192,8 +329,18 @@ impl From<InvalidAddress> for ListenError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The address is not one.
+    /// The target is not one.
     InvalidAddress(InvalidAddress),
+    /// The host's addresses are not known.
+    Resolve(ResolveError),
+    /// The host has addresses, and none of them could be connected to.
+    AllFailed {
+        /// What was aimed at: host and port.
+        target: String,
+        /// What became of each address that was tried, in the order of the failures. Those that had not answered by the
+        /// deadline come last, as [`ConnectError::TimedOut`].
+        causes: Vec<ConnectError>,
+    },
     /// The address to connect from cannot be used.
     Bind {
         /// The address to connect from.
@@ -234,6 +381,15 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConnectError::InvalidAddress(error) => write!(formatter, "cannot connect: {error}"),
+            ConnectError::Resolve(error) => write!(formatter, "cannot connect: {error}"),
+            ConnectError::AllFailed { target, causes } => {
+                write!(formatter, "cannot connect to {target}")?;
+                for (number, cause) in causes.iter().enumerate() {
+                    let separator = if number == 0 { ": " } else { "; " };
+                    write!(formatter, "{separator}{cause}")?;
+                }
+                Ok(())
+            }
             ConnectError::Bind { addr, source } => write!(formatter, "cannot connect from {addr}: {source}"),
             ConnectError::Refused { addr, .. } => write!(formatter, "cannot connect to {addr}: refused"),
             ConnectError::TimedOut { addr, after } => {
@@ -251,11 +407,21 @@ impl Error for ConnectError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             ConnectError::InvalidAddress(error) => Some(error),
+            ConnectError::Resolve(error) => Some(error),
+            ConnectError::AllFailed { causes, .. } => {
+                causes.last().map(|cause| cause as &(dyn Error + 'static))
+            }
             ConnectError::Bind { source, .. }
             | ConnectError::Refused { source, .. }
             | ConnectError::Os { source, .. } => Some(source),
             _ => None,
         }
+    }
+}
+
+impl From<ResolveError> for ConnectError {
+    fn from(error: ResolveError) -> Self {
+        ConnectError::Resolve(error)
     }
 }
 

@@ -18,20 +18,25 @@ pub mod testing;
 pub use config::{Config, Watermarks};
 pub use cross_shard::{CallError, Panic, Route, Stopped};
 pub use error::{
-    CloseReason, ConfigError, ConnectError, InvalidAddress, ListenError, NotRunning, Result, RunError,
-    WriteError,
+    CloseReason, ConfigError, ConnectError, InvalidAddress, InvalidName, ListenError, NotRunning,
+    ResolveError, Result, RunError, WriteError,
 };
 pub use net::addr::ToAddr;
+pub use net::host_name::HostName;
 pub use net::input::Input;
+pub use net::resolver::{Lookup, Resolver};
+pub use net::target::{ConnectTarget, ToTarget};
 pub use runtime::app::App;
 pub use runtime::running::Running;
 pub use runtime::{DriverKind, Runtime};
 pub use shard::Shard;
+pub use shard::blocking_resolver::BlockingResolver;
 pub use shard::handles::call::Call;
 pub use shard::handles::connecting::Connecting;
 pub use shard::handles::delayed_call::{DelayedCall, DelayedCallError};
 pub use shard::handles::handle::{Handle, ShardReport};
 pub use shard::handles::listener::{Closing, Listener};
+pub use shard::handles::resolving::Resolving;
 pub use shard::handles::tcp_stream::{Chunk, DetachedTcpStream, Read, ReadChunk, TcpStream, WriteAll};
 pub use shard::handles::transport::{Flow, ReadHold, Transport};
 pub use shard::interfaces::tcp::{ConnectOptions, ListenOptions};

@@ -47,7 +47,7 @@ pub(crate) use calls::Call;
 pub(crate) use credit::{Acquire, Credit};
 pub(crate) use endpoint::Endpoint;
 pub use error::{CallError, Panic, Stopped};
-pub(crate) use foreign::ForeignCall;
+pub(crate) use foreign::{Answer, ForeignCall, pair as answer_pair};
 pub(crate) use mesh::Mesh;
 pub(crate) use reply::Reply;
 pub use route::Route;

@@ -2,11 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-use crate::error::InvalidAddress;
+use crate::error::{AddressFault, InvalidAddress};
 
-/// What [`Shard::listen_tcp`](crate::Shard::listen_tcp) and
-/// [`Shard::connect_tcp`](crate::Shard::connect_tcp) take as an address: a [`SocketAddr`], an `(IP address, port)`
-/// pair, or text such as `127.0.0.1:7000` and `[::1]:7000`.
+/// What [`Shard::listen_tcp`](crate::Shard::listen_tcp) takes as an address: a [`SocketAddr`], an `(IP address, port)`
+/// pair, or text such as `127.0.0.1:7000` and `[::1]:7000`. Names are for [`ToTarget`](crate::ToTarget).
 pub trait ToAddr {
     /// The address.
     ///
@@ -48,14 +47,14 @@ host_and_port!(IpAddr, Ipv4Addr, Ipv6Addr, [u8; 4]);
 impl ToAddr for (&str, u16) {
     fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
         let (host, port) = *self;
-        let ip: IpAddr = host.parse().map_err(|_| InvalidAddress { text: format!("{host}:{port}") })?;
+        let ip: IpAddr = host.parse().map_err(|_| not_numeric(format!("{host}:{port}")))?;
         Ok(SocketAddr::new(ip, port))
     }
 }
 
 impl ToAddr for str {
     fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
-        self.parse().map_err(|_| InvalidAddress { text: self.to_string() })
+        self.parse().map_err(|_| not_numeric(self.to_string()))
     }
 }
 
@@ -69,6 +68,10 @@ impl<T: ToAddr + ?Sized> ToAddr for &T {
     fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
         (**self).to_addr()
     }
+}
+
+fn not_numeric(text: String) -> InvalidAddress {
+    InvalidAddress { text, fault: AddressFault::NotNumeric }
 }
 
 /// A peer's address as ten thousand connections keep it: half of a [`SocketAddr`], which has room for IPv6.

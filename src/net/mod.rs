@@ -2,5 +2,10 @@
 
 pub(crate) mod addr;
 pub(crate) mod connection;
+pub(crate) mod connector;
+pub(crate) mod host_name;
 pub(crate) mod input;
 pub(crate) mod kept;
+pub(crate) mod lookup_threads;
+pub(crate) mod resolver;
+pub(crate) mod target;

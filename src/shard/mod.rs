@@ -1,5 +1,6 @@
 //! What: one shard. Its turn, its connections, and the interface set that applications see.
 
+pub(crate) mod blocking_resolver;
 pub(crate) mod connecting;
 pub(crate) mod connections;
 pub(crate) mod flushing;
@@ -32,7 +33,7 @@ use crate::reactor::registry::Registry;
 use crate::reactor::timer_wheel::TimerWheel;
 use crate::reactor::token::Token;
 use crate::tasks::{Executor, Remote, RemoteTask};
-use connecting::Attempts;
+use connecting::{AttemptId, Attempts};
 use connections::Slot;
 use handles::delayed_call::DelayedCall;
 use lifecycle::ShardPhase;
@@ -119,8 +120,10 @@ pub(crate) enum Timer {
     Deadline(Token),
     /// A connection's guard against a peer that takes nothing, or never finishes.
     Guard(Token),
-    /// An outgoing connection's.
-    Connect(Token),
+    /// The deadline of an attempt to connect.
+    Connect(AttemptId),
+    /// When such an attempt tries its next address.
+    NextAddress(AttemptId),
 }
 
 thread_local! {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::config::Config;
 use crate::cross_shard::Mesh;
+use crate::net::resolver::Resolver;
 use crate::shard::Shard;
 use crate::shard::groups::Groups;
 use crate::shard::lifecycle::Lifecycle;
@@ -13,6 +14,7 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) mesh: Arc<Mesh<Shard>>,
     pub(crate) groups: Groups,
+    pub(crate) resolver: Arc<dyn Resolver>,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) stats: Box<[Arc<ShardStats>]>,
     /// The CPU each shard is pinned to, if it is.

@@ -226,7 +226,8 @@ impl Shard {
                 }
                 Timer::Deadline(token) => self.on_deadline(token),
                 Timer::Guard(token) => self.on_guard(token),
-                Timer::Connect(token) => self.on_connect_timeout(token),
+                Timer::Connect(attempt) => self.on_connect_timeout(attempt),
+                Timer::NextAddress(attempt) => self.on_next_address(attempt),
             }
         }
         true

@@ -64,3 +64,18 @@ pub(crate) fn random_seed() -> io::Result<u64> {
     rustix::io::retry_on_intr(|| rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()))?;
     Ok(u64::from_ne_bytes(bytes))
 }
+
+/// The CPUs that a thread may run on (`sched_setaffinity(2)`).
+pub(crate) struct CpuMask {
+    cpus: rustix::thread::CpuSet,
+}
+
+impl CpuMask {
+    pub(crate) fn of_this_thread() -> io::Result<CpuMask> {
+        Ok(CpuMask { cpus: rustix::thread::sched_getaffinity(None)? })
+    }
+
+    pub(crate) fn apply_to_this_thread(&self) -> io::Result<()> {
+        Ok(rustix::thread::sched_setaffinity(None, &self.cpus)?)
+    }
+}

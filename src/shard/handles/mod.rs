@@ -5,6 +5,7 @@ pub(crate) mod connecting;
 pub(crate) mod delayed_call;
 pub(crate) mod handle;
 pub(crate) mod listener;
+pub(crate) mod resolving;
 pub(crate) mod stream_core;
 pub(crate) mod tcp_stream;
 pub(crate) mod transport;

@@ -11,15 +11,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::error::ConnectError;
-use crate::net::addr::ToAddr;
 use crate::net::connection::{Connection, ReadHalf, WriteHalf};
+use crate::net::target::ToTarget;
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
+use crate::shard::connecting::Target;
 use crate::shard::connections::Handler;
 use crate::shard::handles::stream_core::{Found, StreamCore};
 use crate::shard::handles::transport::Transport;
+use crate::shard::interfaces::tcp::ConnectOptions;
 use crate::shard::lifecycle::ShardPhase;
 
 /// Read buffers that tasks of one shard may hold at a time. Beyond it they are given copies.
@@ -49,18 +51,34 @@ impl TcpStream {
         TcpStream { core, transport: Transport::new(shard, token) }
     }
 
-    /// Connects to `addr`, from the shard this is called on.
+    /// Connects to `target`, from the shard this is called on; see [`Shard::connect_tcp`].
     ///
     /// # Errors
-    /// [`ConnectError`]; after [`Config::connect_timeout`](crate::Config::connect_timeout) it is `TimedOut`.
+    /// [`ConnectError`]; after [`Config::connect_timeout`](crate::Config::connect_timeout) it says who has not answered.
     /// # Cancel safety
     /// Dropping the future gives the attempt up.
     /// # Panics
     /// When no shard is current on this thread.
-    pub async fn connect(addr: impl ToAddr) -> Result<TcpStream, ConnectError> {
+    pub async fn connect(target: impl ToTarget) -> Result<TcpStream, ConnectError> {
+        TcpStream::connect_with(target, &ConnectOptions::default()).await
+    }
+
+    /// As [`TcpStream::connect`], with options.
+    ///
+    /// # Errors
+    /// As [`TcpStream::connect`].
+    /// # Cancel safety
+    /// As [`TcpStream::connect`].
+    /// # Panics
+    /// As [`TcpStream::connect`].
+    pub async fn connect_with(
+        target: impl ToTarget,
+        options: &ConnectOptions,
+    ) -> Result<TcpStream, ConnectError> {
         let shard = Shard::current();
         let core = StreamCore::new();
-        let attempt = shard.connect_with(addr.to_addr(), None, Handler::Stream(Rc::clone(&core)));
+        let becomes = Target::Handler(Handler::Stream(Rc::clone(&core)));
+        let attempt = shard.connect_to(target.to_target(), options.how(), becomes);
         let transport = attempt.await?;
         Ok(TcpStream { core, transport })
     }
