@@ -7,6 +7,7 @@ mod error;
 mod net;
 mod reactor;
 mod runtime;
+mod service;
 mod shard;
 mod shard_id;
 mod sync;
@@ -29,6 +30,10 @@ pub use net::target::{ConnectTarget, ToTarget};
 pub use runtime::app::App;
 pub use runtime::running::Running;
 pub use runtime::{DriverKind, Runtime};
+pub use service::{
+    Backoff, ClientBuilder, ClientError, ClientEvents, ClientFailure, ClientService, ClientState,
+    ClientStopping, ClientStreams, ClientUnset, WhenConnected,
+};
 pub use shard::Shard;
 pub use shard::blocking_resolver::BlockingResolver;
 pub use shard::handles::call::Call;

@@ -289,6 +289,10 @@ impl Shared {
 }
 
 impl Shard {
+    pub(crate) fn is_stopping(&self) -> bool {
+        !matches!(self.inner.phase.get(), ShardPhase::Starting | ShardPhase::Running)
+    }
+
     fn on_all_started(&self) {
         if self.inner.phase.get() != ShardPhase::Starting {
             return;
@@ -306,6 +310,7 @@ impl Shard {
             return;
         }
         self.inner.phase.set(ShardPhase::Draining);
+        self.call_drain_calls();
         self.fail_attempts();
         for listening in self.inner.listeners.all() {
             self.close_group(&listening.group);
@@ -325,6 +330,7 @@ impl Shard {
             return;
         }
         self.inner.phase.set(ShardPhase::Draining);
+        self.call_drain_calls();
         self.fail_attempts();
         self.drop_listeners();
         let count_them = !self.inner.shared.lifecycle.has_failed();

@@ -3,6 +3,7 @@
 pub(crate) mod blocking_resolver;
 pub(crate) mod connecting;
 pub(crate) mod connections;
+pub(crate) mod draining;
 pub(crate) mod flushing;
 pub(crate) mod groups;
 pub(crate) mod handles;
@@ -35,6 +36,7 @@ use crate::reactor::token::Token;
 use crate::tasks::{Executor, Remote, RemoteTask};
 use connecting::{AttemptId, Attempts};
 use connections::Slot;
+use draining::DrainCalls;
 use handles::delayed_call::DelayedCall;
 use lifecycle::ShardPhase;
 use listening::Listeners;
@@ -97,6 +99,8 @@ pub(crate) struct Inner {
     pub(crate) serving: Cell<usize>,
     /// Calls to be made once the runtime runs.
     pub(crate) when_running: RefCell<Vec<RunningCall>>,
+    /// Calls to be made when it begins to stop.
+    pub(crate) drain_calls: DrainCalls,
     pub(crate) drain_deadline: RefCell<Option<DelayedCall>>,
     /// Set while connections that came in late have their time to be served.
     pub(crate) late_drain: RefCell<Option<DelayedCall>>,
@@ -201,6 +205,7 @@ impl Shard {
             kernel_asked: Cell::new(now),
             phase: Cell::new(ShardPhase::Starting),
             when_running: RefCell::default(),
+            drain_calls: DrainCalls::default(),
             drain_deadline: RefCell::default(),
             late_drain: RefCell::default(),
             serving: Cell::new(0),
