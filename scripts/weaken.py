@@ -85,7 +85,7 @@ STEPS = [
     ("withdrawal: the flag stays up", "withdrawal.rs",
      "        flags[at].store(false, Ordering::Relaxed);\n        self.raised.fetch_sub(1, Ordering::Relaxed);\n", "        let _ = &flags[at];\n"),
     ("credit: does not come back", "calls.rs", "for waker in (0..count)", "for waker in (0..count * 0)"),
-    ("foreign answer: nobody is woken", "foreign.rs", "                cell.answered.notify_one();\n", ""),
+    ("foreign answer: nobody is woken", "foreign.rs", "                self.answered.notify_one();\n", ""),
     ("foreign answer: no task is woken", "foreign.rs", "                    waker.wake();\n", "                    drop(waker);\n"),
     ("foreign answer: dropped without a word", "foreign.rs", "        self.finish(Err(CallError::Stopped));\n", ""),
 ]

@@ -1,9 +1,14 @@
 //! What can go wrong at each boundary. Errors say what, where and why; refusals give back what they were given.
+//!
+//! One convention for causes: an error's text is one line and ends with its cause's, so that printing the error alone
+//! tells all. `source` is then the cause's own cause, so that a printed chain says nothing twice. The cause itself is a
+//! field of the variant.
 
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crate::ShardId;
@@ -13,7 +18,8 @@ pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Why a runtime did not start, or did not end cleanly.
 ///
-/// Its `Debug` is its one-line `Display`, so that a `main` which returns it prints something readable.
+/// Its `Debug` is its one-line `Display`, so that a `main` which returns it prints something readable. The line ends with
+/// the cause's text; the cause itself is in the variant, and [`Error::source`] gives the cause's own cause.
 #[non_exhaustive]
 pub enum RunError {
     /// A setting is out of range.
@@ -85,12 +91,13 @@ impl fmt::Debug for RunError {
 }
 
 impl Error for RunError {
+    /// What the cause says of its own cause: the cause itself is part of the text.
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            RunError::Config(error) => Some(error),
-            RunError::Placement(error) | RunError::Prepare(error) => Some(&**error),
-            RunError::Start { source, .. } => Some(&**source),
-            RunError::Os { source, .. } | RunError::Signals(source) => Some(source),
+            RunError::Config(error) => error.source(),
+            RunError::Placement(error) | RunError::Prepare(error) => error.source(),
+            RunError::Start { source, .. } => source.source(),
+            RunError::Os { source, .. } | RunError::Signals(source) => source.source(),
             RunError::Panicked { .. } | RunError::Forced { .. } | RunError::OnShardThread => None,
         }
     }
@@ -123,37 +130,72 @@ impl fmt::Display for NotRunning {
 
 impl Error for NotRunning {}
 
-/// Text that is no `ADDRESS:PORT`, or, where one may connect, no `HOST:PORT`.
+/// Text that is no `ADDRESS:PORT`, or, where one may connect, no `HOST:PORT`. Says which part is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidAddress {
     pub(crate) text: String,
+    pub(crate) wanted: Wanted,
     pub(crate) fault: AddressFault,
+}
+
+/// What the text should have been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// Where only numbers will do.
+    Address,
+    /// Where names will do, too.
+    Target,
 }
 
 /// What is wrong with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AddressFault {
-    /// Where only numbers will do.
-    NotNumeric,
-    NoTarget,
+    NoPort,
     Port,
+    NoHost,
+    /// An IPv6 address without its brackets.
+    Bare,
+    NotIp,
     Name(NameFault),
+}
+
+impl InvalidAddress {
+    fn problem(&self) -> String {
+        let text = self.text.escape_debug().to_string();
+        let (host, port) = text.rsplit_once(':').unwrap_or((&text, ""));
+        match (self.fault, self.wanted) {
+            (AddressFault::NoPort, Wanted::Address) => {
+                "there is no port, as in 127.0.0.1:7000 or [::1]:7000".to_string()
+            }
+            (AddressFault::NoPort, Wanted::Target) => {
+                "there is no port, as in example.org:443, 127.0.0.1:7000 or [::1]:7000".to_string()
+            }
+            (AddressFault::Port, _) => format!("the port `{port}` is not a number from 0 to 65535"),
+            (AddressFault::NoHost, Wanted::Address) => {
+                "there is no address before the port; 0.0.0.0 and [::] are all of this host".to_string()
+            }
+            (AddressFault::NoHost, Wanted::Target) => "there is no host before the port".to_string(),
+            (AddressFault::Bare, _) => {
+                let whole = text.parse::<Ipv6Addr>().is_ok();
+                let (host, port) = if whole { (text.as_str(), "7000") } else { (host, port) };
+                format!("an IPv6 address stands in brackets before its port, as in [{host}]:{port}")
+            }
+            (AddressFault::NotIp, Wanted::Address) => {
+                format!("`{host}` is not an IP address, and names are not resolved here")
+            }
+            (AddressFault::NotIp, Wanted::Target) => format!("`{host}` is not an IP address"),
+            (AddressFault::Name(fault), _) => format!("`{host}` is not a host name: {fault}"),
+        }
+    }
 }
 
 impl fmt::Display for InvalidAddress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.text.escape_debug();
-        match self.fault {
-            AddressFault::NotNumeric => {
-                write!(formatter, "`{text}` is not an address such as 127.0.0.1:7000 or [::1]:7000")
-            }
-            AddressFault::NoTarget => write!(
-                formatter,
-                "`{text}` is not a target such as example.org:443, 127.0.0.1:7000 or [::1]:7000"
-            ),
-            AddressFault::Port => write!(formatter, "`{text}` has no port from 0 to 65535 at its end"),
-            AddressFault::Name(fault) => write!(formatter, "`{text}` names no host: {fault}"),
-        }
+        let kind = match self.wanted {
+            Wanted::Address => "an address",
+            Wanted::Target => "a target",
+        };
+        write!(formatter, "`{}` is not {kind}: {}", self.text.escape_debug(), self.problem())
     }
 }
 
@@ -261,8 +303,8 @@ impl fmt::Display for ResolveError {
 impl Error for ResolveError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            ResolveError::InvalidName(error) => Some(error),
-            ResolveError::Failed { source, .. } => Some(source),
+            ResolveError::InvalidName(error) => error.source(),
+            ResolveError::Failed { source, .. } => source.source(),
             ResolveError::NotFound { .. } | ResolveError::TimedOut { .. } | ResolveError::Busy { .. } => None,
         }
     }
@@ -312,8 +354,8 @@ impl fmt::Display for ListenError {
 impl Error for ListenError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            ListenError::InvalidAddress(error) => Some(error),
-            ListenError::Os { source, .. } => Some(source),
+            ListenError::InvalidAddress(error) => error.source(),
+            ListenError::Os { source, .. } => source.source(),
             ListenError::AddressInUse { .. } | ListenError::Stopping => None,
         }
     }
@@ -391,7 +433,7 @@ impl fmt::Display for ConnectError {
                 Ok(())
             }
             ConnectError::Bind { addr, source } => write!(formatter, "cannot connect from {addr}: {source}"),
-            ConnectError::Refused { addr, .. } => write!(formatter, "cannot connect to {addr}: refused"),
+            ConnectError::Refused { addr, source } => write!(formatter, "cannot connect to {addr}: {source}"),
             ConnectError::TimedOut { addr, after } => {
                 write!(formatter, "cannot connect to {addr}: no answer after {after:?}")
             }
@@ -406,14 +448,12 @@ impl fmt::Display for ConnectError {
 impl Error for ConnectError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            ConnectError::InvalidAddress(error) => Some(error),
-            ConnectError::Resolve(error) => Some(error),
-            ConnectError::AllFailed { causes, .. } => {
-                causes.last().map(|cause| cause as &(dyn Error + 'static))
-            }
+            ConnectError::InvalidAddress(error) => error.source(),
+            ConnectError::Resolve(error) => error.source(),
+            ConnectError::AllFailed { causes, .. } => causes.last().and_then(Error::source),
             ConnectError::Bind { source, .. }
             | ConnectError::Refused { source, .. }
-            | ConnectError::Os { source, .. } => Some(source),
+            | ConnectError::Os { source, .. } => source.source(),
             _ => None,
         }
     }
@@ -534,9 +574,23 @@ impl fmt::Display for CloseReason {
 impl Error for CloseReason {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            CloseReason::Os { source, .. } => Some(source),
-            CloseReason::Protocol(error) => Some(&**error),
+            CloseReason::Os { source, .. } => source.source(),
+            CloseReason::Protocol(error) => error.source(),
             _ => None,
+        }
+    }
+}
+
+/// Writes to the log. The subscriber is the application's code, and so is the `Display` of its errors: a panic of theirs
+/// goes no further. Says whether all went well.
+#[cold]
+pub(crate) fn log_contained(log: impl FnOnce()) -> bool {
+    match catch_unwind(AssertUnwindSafe(log)) {
+        Ok(()) => true,
+        Err(payload) => {
+            // It may panic again when it is dropped; it is leaked instead.
+            std::mem::forget(payload);
+            false
         }
     }
 }
@@ -549,5 +603,98 @@ pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
         text.clone()
     } else {
         "a value that is no text".to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cause with a cause.
+    #[derive(Debug)]
+    struct Outer(io::Error);
+
+    impl fmt::Display for Outer {
+        fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("the outer one")
+        }
+    }
+
+    impl Error for Outer {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    fn inner() -> io::Error {
+        io::Error::other("the inner one")
+    }
+
+    fn outer() -> Box<dyn Error + Send + Sync> {
+        Box::new(Outer(inner()))
+    }
+
+    /// The error and its chain of causes, as programs print them.
+    fn chain(mut error: &dyn Error) -> Vec<String> {
+        let mut lines = vec![error.to_string()];
+        while let Some(source) = error.source() {
+            lines.push(source.to_string());
+            error = source;
+        }
+        lines
+    }
+
+    #[test]
+    fn a_printed_chain_says_nothing_twice_and_the_first_line_tells_the_cause() {
+        let shard = ShardId::new(3);
+        let addr: SocketAddr = ([127, 0, 0, 1], 80).into();
+        let failed =
+            || ResolveError::Failed { name: "a.example".to_string(), source: io::Error::other(outer()) };
+        let os = |source| ConnectError::Os { addr, source };
+        let all = ConnectError::AllFailed {
+            target: "a.example:80".to_string(),
+            causes: vec![ConnectError::Cancelled, os(io::Error::other(outer()))],
+        };
+        let with_two: [Box<dyn Error>; 7] = [
+            Box::new(failed()),
+            Box::new(ConnectError::Resolve(failed())),
+            Box::new(all),
+            Box::new(RunError::Placement(outer())),
+            Box::new(RunError::Prepare(outer())),
+            Box::new(RunError::Start { shard, source: outer() }),
+            Box::new(CloseReason::Protocol(outer())),
+        ];
+        for error in with_two {
+            let lines = chain(&*error);
+            assert_eq!(lines.len(), 2, "{lines:?}");
+            assert!(lines[0].ends_with("the outer one"), "{lines:?}");
+            assert_eq!(lines[1], "the inner one");
+        }
+        let text = || InvalidAddress {
+            text: "nowhere".to_string(),
+            wanted: Wanted::Address,
+            fault: AddressFault::NoPort,
+        };
+        let name = || InvalidName { name: String::new(), fault: NameFault::Empty };
+        let with_one: [(Box<dyn Error>, &str); 13] = [
+            (Box::new(ResolveError::InvalidName(name())), "it is empty"),
+            (Box::new(ConnectError::Resolve(name().into())), "it is empty"),
+            (Box::new(RunError::Config(ConfigError { setting: "a", range: "b" })), "it must be b"),
+            (Box::new(RunError::Os { shard, action: "x", source: inner() }), "the inner one"),
+            (Box::new(RunError::Signals(inner())), "the inner one"),
+            (Box::new(ListenError::InvalidAddress(text())), "[::1]:7000"),
+            (Box::new(ListenError::Os { addr, source: inner() }), "the inner one"),
+            (Box::new(ConnectError::InvalidAddress(text())), "[::1]:7000"),
+            (Box::new(ConnectError::Bind { addr, source: inner() }), "the inner one"),
+            (Box::new(ConnectError::Refused { addr, source: inner() }), "the inner one"),
+            (Box::new(ConnectError::Os { addr, source: inner() }), "the inner one"),
+            (Box::new(CloseReason::Os { call: "x", source: inner() }), "the inner one"),
+            (Box::new(RunError::Panicked { shard, message: "boom".to_string() }), "boom"),
+        ];
+        for (error, end) in with_one {
+            let lines = chain(&*error);
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert!(lines[0].ends_with(end) && !lines[0].contains('\n'), "{lines:?}");
+        }
     }
 }

@@ -4,6 +4,11 @@
 mod config;
 mod cross_shard;
 mod error;
+#[allow(
+    unsafe_code,
+    reason = "values of forgotten type lie in a few words, where boxes would cost more than calls"
+)]
+mod inline;
 mod net;
 mod reactor;
 mod runtime;
@@ -40,6 +45,7 @@ pub use shard::handles::call::Call;
 pub use shard::handles::connecting::Connecting;
 pub use shard::handles::delayed_call::{DelayedCall, DelayedCallError};
 pub use shard::handles::handle::{Handle, ShardReport};
+pub use shard::handles::handle_call::HandleCall;
 pub use shard::handles::listener::{Closing, Listener};
 pub use shard::handles::resolving::Resolving;
 pub use shard::handles::tcp_stream::{Chunk, DetachedTcpStream, Read, ReadChunk, TcpStream, WriteAll};

@@ -18,6 +18,9 @@ use shardwise::{
     yield_now,
 };
 
+#[path = "conformance_threads/handles.rs"]
+mod handles;
+
 const MS: Duration = Duration::from_millis(1);
 
 fn shard_id(number: u16) -> ShardId {
@@ -512,6 +515,23 @@ fn a_cycle_of_calls_between_two_shards_makes_progress() {
         for chain in chains {
             assert_eq!(chain.await?, 3);
         }
+        Ok(())
+    });
+}
+
+/// Every level of it held a credit until the level below had answered: beyond 1,024 none was left, and none came back.
+#[test]
+fn a_chain_of_calls_that_wait_for_each_other_may_be_longer_than_there_are_credits() {
+    fn chain(shard: Shard, left: u32) -> Pin<Box<dyn Future<Output = u32>>> {
+        Box::pin(async move {
+            let Some(left) = left.checked_sub(1) else { return 0 };
+            let other = shard_id(1 - shard.id().index() as u16);
+            1 + shard.call_async(other, async move |there: Shard| chain(there, left).await).await.unwrap()
+        })
+    }
+    on_every_driver(async |env| {
+        let length = env.shard().timeout(Duration::from_secs(50), chain(env.shard().clone(), 4_500)).await?;
+        assert_eq!(length, 4_500);
         Ok(())
     });
 }

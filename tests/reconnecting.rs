@@ -168,10 +168,13 @@ fn a_connection_that_stood_makes_the_failures_forgotten() {
         let addr = nobody(&env).await?;
         let service = ClientService::builder(addr)?.backoff(soon()).factory(|| Echo).start(env.shard());
         let error = service.when_connected(3).await.unwrap_err();
-        assert!(matches!(error, ClientError::Failed { failures: 3, .. }), "{error:?}");
+        let ClientError::Failed { failures: 3, last } = &error else { panic!("{error:?}") };
+        let ClientFailure::Connect(ConnectError::Refused { source, .. }) = &**last else {
+            panic!("{last:?}")
+        };
         assert_eq!(
             error.to_string(),
-            format!("no connection after 3 attempts; the last one: cannot connect to {addr}: refused")
+            format!("no connection after 3 attempts; the last one: cannot connect to {addr}: {source}")
         );
         let clients = Clients::default();
         let _listener = clients.listen_at(&env, addr)?;

@@ -277,3 +277,71 @@ fn a_waker_that_panics_costs_only_itself() {
         Ok(())
     });
 }
+
+/// An error whose text panics, and whose destructor does when it is not formatting that has failed.
+#[derive(Debug)]
+struct Unspeakable {
+    drops_badly: bool,
+}
+
+impl std::fmt::Display for Unspeakable {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("an error without words");
+    }
+}
+
+impl std::error::Error for Unspeakable {}
+
+impl Drop for Unspeakable {
+    fn drop(&mut self) {
+        assert!(!self.drops_badly, "an error that does not go quietly");
+    }
+}
+
+struct FailsUnspeakably {
+    drops_badly: bool,
+}
+
+impl Protocol for FailsUnspeakably {
+    fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+        if input.take() == b"twice" {
+            // Closed by then: nobody takes the error.
+            transport.close();
+        }
+        Err(Unspeakable { drops_badly: self.drops_badly }.into())
+    }
+}
+
+/// The text of an application's error was made while it was logged, outside all that catches panics: a `Display` that
+/// panicked took its shard, and with it the runtime. So did an error's destructor.
+#[test]
+fn an_error_that_panics_when_it_is_formatted_or_dropped_costs_its_connection_alone() {
+    // Formats everything, and shows nothing. For the whole process, since shards have threads of their own.
+    let everything =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(std::io::sink);
+    let _ = everything.try_init();
+    on_every_driver(async |env| {
+        let shard = env.shard();
+        let panics = || env.handle().report().iter().map(|report| report.panics).sum::<u64>();
+        let before = panics();
+        for drops_badly in [false, true] {
+            for word in [&b"once"[..], b"twice"] {
+                let listener = shard.listen_tcp("127.0.0.1:0", move || FailsUnspeakably { drops_badly })?;
+                let serving = shard.serve_tcp("127.0.0.1:0", async move |mut stream: TcpStream| {
+                    stream.read_chunk().await?;
+                    Err(Unspeakable { drops_badly }.into())
+                })?;
+                for addr in [listener.local_addr(), serving.local_addr()] {
+                    let mut client = TcpStream::connect(addr).await?;
+                    client.write_all(word).await?;
+                    let end = shard.timeout(Duration::from_secs(20), client.read_chunk()).await?;
+                    assert!(!matches!(end, Ok(Some(_))), "it was closed");
+                }
+                listener.close().await;
+                serving.close().await;
+            }
+        }
+        assert!(panics() >= before + 8, "each is counted");
+        Ok(())
+    });
+}

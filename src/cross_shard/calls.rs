@@ -173,6 +173,15 @@ impl Calls {
         }
     }
 
+    /// The target has started an async call: it lies in no inbox any more, and its credit is home. Held until the answer,
+    /// the credits of calls that wait for each other across shards would run out for good.
+    pub(super) fn note_started(&self, key: CallKey) {
+        let entries = &mut *self.entries.borrow_mut();
+        let Some(entry) = entries.get_mut(key) else { return };
+        let credits = usize::from(std::mem::take(&mut entry.holds_credit));
+        self.credits_home(entry.target, credits);
+    }
+
     /// Wakes one task whose answer or credit has come in. `false` when there is none.
     #[inline]
     pub(super) fn wake_next(&self) -> bool {
@@ -198,7 +207,7 @@ impl Calls {
         }
     }
 
-    /// The credit of this call comes back with its answer. `false`: that has been.
+    /// The credit of this call comes back with its answer, or when it has started. `false`: that has been.
     fn hold_credit(&self, key: CallKey, credit_target: ShardId) -> bool {
         let entries = &mut *self.entries.borrow_mut();
         let entry = entries.of_future(key);
@@ -220,7 +229,7 @@ impl Calls {
                 // The common case, without a detour.
                 // SAFETY: the words hold the value, of this type by the caller's promise; vacating the entry
                 // makes sure that it is moved out once.
-                let value = unsafe { entry.words.take_inline() };
+                let value = unsafe { entry.words.take() };
                 entry.vacate();
                 entries.free.push(key.index);
                 return Poll::Ready(Ok(value));
@@ -343,7 +352,7 @@ impl Entries {
 }
 
 impl<T> Call<T> {
-    /// Uses up `credit` for this call: it comes back with the answer.
+    /// Uses up `credit` for this call: it comes back with the answer, or, of an async call, when that has started.
     pub(crate) fn holding(self, credit: super::Credit) -> Self {
         let key = self.key.expect("a call is not polled before it has its credit");
         if self.calls.hold_credit(key, credit.target()) {

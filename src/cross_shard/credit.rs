@@ -1,8 +1,9 @@
 //! How many calls a shard may have in flight to another: a credit each, awaited in order. Does not call.
 //!
-//! A credit bounds what one shard can pile up on another, and on itself in answers. It is a matter of the
-//! origin alone: it is taken here and comes back here, with the answer, so nothing in this file crosses a
-//! thread.
+//! A credit bounds what one shard can pile up in another's inbox. It is a matter of the origin alone: it is taken
+//! here and comes back here, with the batch in which the call was run or an async one started, so nothing in this
+//! file crosses a thread. What an async call does once it has started needs none: it is a task of the target then,
+//! awaited by a task of the origin, and such tasks may wait for each other to any depth.
 
 use super::error::CallError;
 use crate::ShardId;
@@ -12,7 +13,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-/// Calls that one shard may have in flight to one other. More than a target works off in a turn, so that it
+/// Calls that one shard may have on their way to one other. More than a target works off in a turn, so that it
 /// never runs dry; little enough that a stuck target holds 64 KiB of this shard's slots at most, and what the
 /// closures own.
 pub(super) const CREDITS_PER_PAIR: usize = if cfg!(loom) { 1 } else { 1024 };
@@ -281,6 +282,33 @@ mod tests {
         bed.settle();
         assert!(ready(refused).is_err());
         assert_eq!(free(&bed), CREDITS_PER_PAIR);
+    }
+
+    #[test]
+    fn the_credit_of_an_async_call_comes_back_when_it_has_started() {
+        use crate::cross_shard::Reply;
+        use crate::cross_shard::test_kit::Shard;
+        thread_local! {
+            static REPLIES: RefCell<Vec<Reply<u32, Shard>>> = const { RefCell::new(Vec::new()) };
+        }
+        let (bed, credits) = emptied();
+        drop(credits);
+        let free = || bed[0].credit(id(1)).credits.pools[1].free.get();
+        let keep = |_: &Shard, reply| REPLIES.with_borrow_mut(|replies| replies.push(reply));
+        let spend = || bed[0].try_credit(id(1)).unwrap();
+        let [mut awaited, dropped] = [0, 1].map(|_| bed[0].call_async(id(1), keep).holding(spend()));
+        bed.publish(0);
+        assert_eq!(free(), CREDITS_PER_PAIR - 2, "they lie in the inbox");
+        bed.settle();
+        assert_eq!(free(), CREDITS_PER_PAIR, "they run");
+        assert!(poll(&mut awaited).is_pending());
+        drop(dropped);
+        for reply in REPLIES.take() {
+            reply.send(Ok(1));
+        }
+        bed.settle();
+        assert_eq!(ready(awaited).unwrap(), 1);
+        assert_eq!(free(), CREDITS_PER_PAIR, "once");
     }
 
     #[test]

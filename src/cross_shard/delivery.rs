@@ -1,10 +1,11 @@
 //! Running what has arrived, one slot after the other. Application code ends here: whatever it panics with
 //! goes no further.
 
+use super::batch::{Batch, Way};
 use super::calls::Settled;
 use super::counters::bump;
 use super::endpoint::Delivered;
-use super::envelope::{Batch, CallKey, Came, Site, Slot, Slots, Status, Way};
+use super::envelope::{CallKey, Came, Site, Slot, Slots, Status};
 use super::error::message_of;
 use super::local::{Local, Starting};
 use std::any::Any;
@@ -33,11 +34,17 @@ impl<'a, C: 'static> Delivery<'a, C> {
                 Some(batch) => batch,
                 None if taken == arrived => break,
                 None => {
-                    let Some(batch) = local.inbox().pop() else { break };
+                    let Some(mut batch) = local.inbox().pop() else { break };
                     taken += 1;
+                    if !batch.memory.is_none() {
+                        local.keep(std::mem::take(&mut batch.memory));
+                    }
                     batch
                 }
             };
+            if batch.way != Way::Home || batch.brings_replies {
+                batch.slots.fetch_ahead();
+            }
             if batch.way == Way::Home {
                 // Whole: it is bounded, and hardly any of it is application code.
                 left = left.saturating_sub(local.come_home(batch));
@@ -131,7 +138,9 @@ impl<C: 'static> Local<C> {
     pub(super) fn take_home(&self, slot: &mut Slot<'_, C>) {
         match slot.status() {
             Status::Value | Status::Panicked | Status::Unanswered => self.settle(slot),
-            Status::Spent | Status::Empty => {}
+            // An async call that has started, unless nobody waits for it: then the key names none.
+            Status::Spent => self.calls.note_started(slot.key()),
+            Status::Empty => {}
             Status::Call | Status::AsyncCall => {
                 // It has not run: withdrawn, or its target has stopped.
                 self.calls.settle(slot.key(), |_| Came::Stopped);

@@ -4,6 +4,7 @@ use super::calls::Call;
 use super::counters::bump;
 use super::credit::{Acquire, Credit};
 use super::delivery::Delivery;
+use super::foreign::{self, Answer, ForeignCall};
 use super::inbox::Slept;
 use super::local::Local;
 use super::mesh::Mesh;
@@ -46,6 +47,7 @@ impl<C: 'static> Endpoint<C> {
     }
 
     /// Which shard a message from here goes to.
+    #[inline]
     pub(crate) fn resolve(&self, route: Route) -> ShardId {
         let local = &*self.local;
         let next = || local.next_any.replace(local.next_any.get().wrapping_add(1));
@@ -62,6 +64,7 @@ impl<C: 'static> Endpoint<C> {
     /// Gives `f` back when the target has stopped.
     /// # Panics
     /// Panics when there is no such shard.
+    #[inline]
     pub(crate) fn post<F: FnOnce(&C) + Send + 'static>(&self, target: ShardId, f: F) -> Result<(), F> {
         if !self.local.mesh.is_open(target) {
             return Err(f);
@@ -94,6 +97,37 @@ impl<C: 'static> Endpoint<C> {
         T: Send + 'static,
     {
         self.local.stage_call(target, |slots, key| slots.push_async_call(key, f))
+    }
+
+    /// As `call`, but the result may be fetched anywhere. Such a call needs no credit, and has a cell of its own.
+    ///
+    /// # Panics
+    /// Panics when there is no such shard.
+    pub(crate) fn call_for_anybody<T, F>(&self, target: ShardId, f: F) -> ForeignCall<T>
+    where
+        F: FnOnce(&C) -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let (answer, call) = foreign::pair();
+        let outbox = self.local.outbox(target);
+        // Dropped by a target that has stopped, the answer says so.
+        self.local.stage(target, outbox, |slots| slots.push_foreign_call(f, answer));
+        call
+    }
+
+    /// As `call_async`, but the result may be fetched anywhere.
+    ///
+    /// # Panics
+    /// Panics when there is no such shard.
+    pub(crate) fn call_async_for_anybody<T, F>(&self, target: ShardId, f: F) -> ForeignCall<T>
+    where
+        F: FnOnce(&C, Answer<T>) + Send + 'static,
+        T: Send + 'static,
+    {
+        let (answer, call) = foreign::pair();
+        // Refused by a target that has stopped, the closure is dropped here, and the answer with it.
+        drop(self.post(target, foreign::starting(f, answer)));
+        call
     }
 
     /// A credit for one call to `target`, if one is free. Hand it to [`Call::holding`].
@@ -317,8 +351,31 @@ mod tests {
             assert!(ready(call).is_ok());
             assert!(bed[0].post(id(1), |_| ()).is_ok());
             bed.settle();
-            assert_eq!(bed[0].local.spares.borrow().len(), 1, "posts alone also give it back");
+            assert_eq!(bed[0].local.spares.borrow().len(), 0, "that of posts stays for a batch to go with");
+            assert!(bed[1].post(id(0), |_| ()).is_ok());
+            bed.settle();
+            assert_eq!(bed[0].local.spares.borrow().len(), 1, "and comes along");
         }
+    }
+
+    #[test]
+    fn of_the_memory_of_posts_a_target_keeps_one_batch_at_most_and_none_when_it_stops() {
+        let bed = Bed::new(2);
+        let post = |count: usize| {
+            for _ in 0..count {
+                assert!(bed[0].post(id(1), |_| ()).is_ok());
+                bed.publish(0);
+            }
+            bed.settle();
+        };
+        post(1);
+        let spares = || bed[0].local.spares.borrow().len();
+        assert_eq!(spares(), 0);
+        post(3);
+        assert_eq!(spares(), 3, "with nothing to go along with, the rest goes home alone");
+        bed.close(1);
+        bed.deliver(0);
+        assert_eq!(spares(), 4);
     }
 
     #[test]
@@ -538,8 +595,10 @@ mod tests {
     #[test]
     fn the_memory_of_posts_comes_home_without_waking_anybody() {
         let bed = Bed::new(2);
-        assert!(bed[0].post(id(1), |_| ()).is_ok());
-        bed.publish(0);
+        for _ in 0..2 {
+            assert!(bed[0].post(id(1), |_| ()).is_ok());
+            bed.publish(0);
+        }
         assert!(bed[0].prepare_sleep());
         bed.deliver(1);
         bed.publish(1);

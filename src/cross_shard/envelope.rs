@@ -9,9 +9,11 @@
 use super::error::{CallError, Panic};
 use super::foreign::Answer;
 use super::local::Local;
+use super::prefetch;
 use super::reply::Reply;
 use super::withdrawal::Withdrawals;
 use crate::ShardId;
+use crate::inline;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::any::Any;
 use std::marker::PhantomData;
@@ -19,27 +21,9 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-/// What lies in an inbox: what a shard sent at once, or got back; or one message of a thread that is no
-/// shard.
-pub(super) struct Batch<C: 'static> {
-    pub(super) slots: Slots<C>,
-    /// The shard that made it; the one it was sent to, if that was no shard.
-    pub(super) origin: ShardId,
-    pub(super) way: Way,
-    /// Whether somebody waits for it to come home.
-    pub(super) brings_replies: bool,
-}
-
-/// Which way a batch is going.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    /// To the shard that runs it.
-    Out,
-    /// Back to the shard that made it: with the replies of its calls, and its memory.
-    Home,
-    /// In from a thread that is no shard, and has no inbox to send anything home to.
-    In,
-}
+/// What slots were in. Belongs to the shard that made it, as far as it is in its power.
+#[derive(Default)]
+pub(super) struct Memory(Vec<Unit>);
 
 /// Names a call among those its origin has in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +94,11 @@ pub(super) struct Slots<C: 'static> {
 #[repr(C, align(32))]
 struct Unit([MaybeUninit<u8>; 32]);
 
+const UNITS_PER_LINE: usize = 2;
+
+/// As many as a processor has under way at a time, more or less; by then its own prefetcher has seen the stride.
+const LINES_AHEAD: usize = 16;
+
 /// What a slot starts with; its room follows.
 #[repr(C)]
 struct Header<C: 'static> {
@@ -149,8 +138,7 @@ union Either<F, T> {
 
 /// Five words that belong to a slot, or that its outcome was moved to: a value, or the payload of a panic in
 /// the first two beside the description of a block in the other three.
-#[derive(Clone, Copy)]
-pub(super) struct Words([MaybeUninit<usize>; 5]);
+pub(super) type Words = inline::Words<5>;
 
 /// The word that holds a block's address; its size and alignment follow.
 const BLOCK: usize = 2;
@@ -322,6 +310,24 @@ impl<C: 'static> Slots<C> {
         Some(unsafe { self.at(self.last) })
     }
 
+    /// Asks for the first cache lines of what another CPU has written, all at once: met one by one, each would be
+    /// waited for.
+    #[inline]
+    pub(super) fn fetch_ahead(&self) {
+        for line in self.units.chunks(UNITS_PER_LINE).take(LINES_AHEAD) {
+            prefetch::to_read(line.as_ptr().cast());
+        }
+    }
+
+    /// Likewise of memory that another CPU has used last, and that is about to be written.
+    #[inline]
+    pub(super) fn fetch_room(&mut self) {
+        let room = self.units.spare_capacity_mut();
+        for line in room.chunks(UNITS_PER_LINE).take(LINES_AHEAD) {
+            prefetch::to_write(line.as_ptr().cast());
+        }
+    }
+
     /// The slot that `next` gave last.
     pub(super) fn last(&mut self) -> Slot<'_, C> {
         assert!(usize::from(self.last) < self.units.len(), "no slot was given yet");
@@ -366,6 +372,30 @@ impl<C: 'static> Slots<C> {
     fn forget(&mut self) {
         self.units.clear();
         (self.next, self.last, self.has_blocks) = (0, 0, false);
+    }
+
+    /// Whether there is nothing about them that only the shard that made them may deal with, but for their memory.
+    pub(super) fn have_blocks(&self) -> bool {
+        self.has_blocks
+    }
+
+    /// The memory of slots that hold nothing.
+    pub(super) fn into_memory(mut self) -> Memory {
+        self.clear_spent();
+        Memory(std::mem::take(&mut self.units))
+    }
+
+    pub(super) fn within(memory: Memory) -> Self {
+        Slots { units: memory.0, next: 0, last: 0, has_blocks: false, context: PhantomData }
+    }
+}
+
+impl Memory {
+    pub(super) const NONE: Memory = Memory(Vec::new());
+
+    #[inline]
+    pub(super) fn is_none(&self) -> bool {
+        self.0.capacity() == 0
     }
 }
 
@@ -579,11 +609,9 @@ impl<C: 'static> Kind<C> {
 
 impl Shape {
     const fn of<R>() -> Shape {
-        if align_of::<R>() > align_of::<usize>() {
-            Shape::Boxed
-        } else if size_of::<R>() <= 2 * size_of::<usize>() {
+        if inline::Words::<2>::fit::<R>() {
             Shape::Small
-        } else if size_of::<R>() <= size_of::<Words>() {
+        } else if Words::fit::<R>() {
             Shape::Large
         } else {
             Shape::Boxed
@@ -677,22 +705,9 @@ unsafe fn drop_as<C: 'static, R, V>(slot: &mut Slot<'_, C>) {
 }
 
 impl Words {
-    pub(super) const EMPTY: Words = Words([MaybeUninit::uninit(); 5]);
-
     fn first_two(&mut self) -> &mut [MaybeUninit<usize>; 2] {
         let (first, _) = self.0.split_first_chunk_mut().expect("five words are two and three");
         first
-    }
-
-    /// Moves out a value that lies in the words themselves.
-    ///
-    /// # Safety
-    /// A `T` does, and it is moved out once.
-    #[inline]
-    pub(super) unsafe fn take_inline<T>(&mut self) -> T {
-        // SAFETY: a value is at the start of the words, which are aligned for it; the rest is the caller's
-        // promise.
-        unsafe { self.0.as_mut_ptr().cast::<T>().read() }
     }
 
     /// Moves out what came of a call, and frees what it lay in.
@@ -704,7 +719,7 @@ impl Words {
     pub(super) unsafe fn open<T>(&mut self, came: Came) -> Result<T, CallError> {
         match came {
             // SAFETY: the caller's promise.
-            Came::Inline => Ok(unsafe { self.take_inline() }),
+            Came::Inline => Ok(unsafe { self.take() }),
             // SAFETY: a boxed value is at the start of the block, which then is freed; opened once.
             Came::Boxed => unsafe {
                 let description = self.0.as_mut_ptr().add(BLOCK);
@@ -724,6 +739,7 @@ impl Words {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::batch::Batch;
     use super::super::test_kit::Shard;
     use super::*;
 
@@ -737,7 +753,7 @@ mod tests {
         slots.push_call(CallKey::NONE, |_| [0_u64; 5]);
         slots.push_post(move |_| assert_eq!(six.len(), 6));
         assert_eq!(slots.units(), 6);
-        assert_eq!((size_of::<Unit>(), size_of::<Batch<Shard>>()), (32, 40));
+        assert_eq!((size_of::<Unit>(), size_of::<Batch<Shard>>()), (32, 64));
     }
 
     #[test]

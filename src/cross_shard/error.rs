@@ -17,6 +17,8 @@ pub enum CallError {
     DeadlineExceeded,
     /// A blocking call was made on a shard's own thread, where waiting would stop that shard.
     OnShardThread,
+    /// The call was made in `App::prepare`, and waited for there: the shards run once it has returned.
+    NotStarted,
 }
 
 impl fmt::Display for CallError {
@@ -28,6 +30,9 @@ impl fmt::Display for CallError {
             }
             CallError::DeadlineExceeded => formatter.write_str("the deadline of the call has passed"),
             CallError::OnShardThread => formatter.write_str("a blocking call from a shard's own thread"),
+            CallError::NotStarted => {
+                formatter.write_str("a call waited for in App::prepare, before the shards run")
+            }
         }
     }
 }

@@ -1,11 +1,12 @@
-//! Answers to threads that are no shard: they can wait, and have no inbox. Does not send the question.
+//! Answers that may be fetched anywhere, above all by threads that are no shard: they can wait, and have no inbox. Does
+//! not send the question.
 
 use super::error::CallError;
 use crate::sync::{Arc, Condvar, Mutex, lock};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-/// A call made from outside: wait for it on a thread that is no shard, or await it anywhere.
+/// A call whose answer is fetched anywhere: wait for it on a thread that is no shard, or await it.
 ///
 /// # Cancel safety
 /// Dropping it withdraws the call: a closure that has not started is dropped on the target, unrun.
@@ -20,6 +21,11 @@ pub(crate) struct Answer<T> {
     cell: Option<Arc<Cell<T>>>,
 }
 
+/// Watches a call for whoever keeps its deadline: a future that is ready once nobody waits for an answer any more.
+pub(crate) struct Overdue<T> {
+    cell: Arc<Cell<T>>,
+}
+
 /// No application code runs under the lock, so nobody waits for it long.
 struct Cell<T> {
     phase: Mutex<Phase<T>>,
@@ -27,7 +33,10 @@ struct Cell<T> {
 }
 
 enum Phase<T> {
-    Waiting(Option<Waker>),
+    Waiting {
+        caller: Option<Waker>,
+        watcher: Option<Waker>,
+    },
     Answered(Result<T, CallError>),
     /// The answer has been fetched, or nobody wants it.
     Over,
@@ -35,14 +44,51 @@ enum Phase<T> {
 
 /// The two ends of one call.
 pub(crate) fn pair<T>() -> (Answer<T>, ForeignCall<T>) {
-    let cell = Arc::new(Cell { phase: Mutex::new(Phase::Waiting(None)), answered: Condvar::new() });
+    let waiting = Phase::Waiting { caller: None, watcher: None };
+    let cell = Arc::new(Cell { phase: Mutex::new(waiting), answered: Condvar::new() });
     (Answer { cell: Some(Arc::clone(&cell)) }, ForeignCall { cell })
+}
+
+/// A closure to post that starts `f`, unless the call was withdrawn before.
+pub(super) fn starting<C, F, T>(f: F, answer: Answer<T>) -> impl FnOnce(&C) + Send + 'static
+where
+    F: FnOnce(&C, Answer<T>) + Send + 'static,
+    T: Send + 'static,
+{
+    move |context: &C| {
+        if answer.is_wanted() {
+            f(context, answer);
+        }
+    }
+}
+
+impl<T> Cell<T> {
+    /// Answers, unless that was done before, or nobody waits: then `result` is dropped here.
+    fn finish(&self, result: Result<T, CallError>) {
+        let mut phase = lock(&self.phase);
+        match std::mem::replace(&mut *phase, Phase::Over) {
+            Phase::Waiting { caller, watcher } => {
+                *phase = Phase::Answered(result);
+                drop(phase);
+                self.answered.notify_one();
+                // The watcher first: whoever has the answer may end all, and nothing should be left then.
+                for waker in [watcher, caller].into_iter().flatten() {
+                    waker.wake();
+                }
+            }
+            before => {
+                *phase = before;
+                drop(phase);
+                drop(result);
+            }
+        }
+    }
 }
 
 impl<T> Answer<T> {
     /// Whether anybody still waits for it.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.cell.as_ref().is_some_and(|cell| matches!(*lock(&cell.phase), Phase::Waiting(_)))
+        self.cell.as_ref().is_some_and(|cell| matches!(*lock(&cell.phase), Phase::Waiting { .. }))
     }
 
     pub(crate) fn send(mut self, result: Result<T, CallError>) {
@@ -50,22 +96,8 @@ impl<T> Answer<T> {
     }
 
     fn finish(&mut self, result: Result<T, CallError>) {
-        let Some(cell) = self.cell.take() else { return };
-        let mut phase = lock(&cell.phase);
-        match std::mem::replace(&mut *phase, Phase::Over) {
-            Phase::Waiting(waker) => {
-                *phase = Phase::Answered(result);
-                drop(phase);
-                cell.answered.notify_one();
-                if let Some(waker) = waker {
-                    waker.wake();
-                }
-            }
-            Phase::Answered(_) => unreachable!("there is one answer"),
-            Phase::Over => {
-                drop(phase);
-                drop(result);
-            }
+        if let Some(cell) = self.cell.take() {
+            cell.finish(result);
         }
     }
 }
@@ -77,19 +109,49 @@ impl<T> Drop for Answer<T> {
 }
 
 impl<T> ForeignCall<T> {
+    /// For whoever keeps the call's deadline.
+    pub(crate) fn overdue(&self) -> Overdue<T> {
+        Overdue { cell: Arc::clone(&self.cell) }
+    }
+
     /// Blocks this thread until the answer is there; [`CallError::Stopped`] when the target stops first.
     pub(crate) fn wait_blocking(self) -> Result<T, CallError> {
         let mut phase = lock(&self.cell.phase);
         loop {
             match std::mem::replace(&mut *phase, Phase::Over) {
                 Phase::Answered(result) => return result,
-                Phase::Waiting(waker) => {
-                    *phase = Phase::Waiting(waker);
+                waiting @ Phase::Waiting { .. } => {
+                    *phase = waiting;
                     phase = self.cell.answered.wait(phase).unwrap_or_else(|poisoned| poisoned.into_inner());
                 }
                 Phase::Over => unreachable!("an answer is fetched once"),
             }
         }
+    }
+}
+
+impl<T> Overdue<T> {
+    /// Answers the call, unless it has been: a closure that has not started does not start any more.
+    pub(crate) fn give_up(self) {
+        self.cell.finish(Err(CallError::DeadlineExceeded));
+    }
+}
+
+impl<T> Future for Overdue<T> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        // Cloned and dropped outside the lock: a waker is other people's code.
+        let waker = context.waker().clone();
+        let mut phase = lock(&self.cell.phase);
+        let Phase::Waiting { watcher, .. } = &mut *phase else {
+            drop(phase);
+            return Poll::Ready(());
+        };
+        let before = watcher.replace(waker);
+        drop(phase);
+        drop(before);
+        Poll::Pending
     }
 }
 
@@ -105,10 +167,10 @@ impl<T> Future for ForeignCall<T> {
                 drop(phase);
                 Poll::Ready(result)
             }
-            Phase::Waiting(before) => {
-                *phase = Phase::Waiting(Some(waker));
+            Phase::Waiting { caller, watcher } => {
+                *phase = Phase::Waiting { caller: Some(waker), watcher };
                 drop(phase);
-                drop(before);
+                drop(caller);
                 Poll::Pending
             }
             Phase::Over => panic!("polled again after it was ready"),
@@ -121,7 +183,12 @@ impl<T> Drop for ForeignCall<T> {
         let mut phase = lock(&self.cell.phase);
         let before = std::mem::replace(&mut *phase, Phase::Over);
         drop(phase);
-        drop(before);
+        if let Phase::Waiting { caller, watcher } = before {
+            drop(caller);
+            if let Some(watcher) = watcher {
+                watcher.wake();
+            }
+        }
     }
 }
 

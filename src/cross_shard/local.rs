@@ -1,10 +1,11 @@
 //! What a shard's endpoint and the replies in its tasks share: what is staged, what is out, and what has come
 //! home. Running messages is in `delivery`.
 
+use super::batch::{Batch, Way};
 use super::calls::{Call, Calls};
 use super::counters::{OwnCounters, bump};
 use super::credit::Credits;
-use super::envelope::{Batch, CallKey, Came, Site, Slots, Way};
+use super::envelope::{CallKey, Came, Memory, Site, Slots};
 use super::inbox::Inbox;
 use super::mesh::Mesh;
 use super::outbox::{BATCH_UNITS, FIRST_BATCH_UNITS, Outbox};
@@ -20,8 +21,8 @@ pub(super) struct Local<C: 'static> {
     outboxes: Box<[Outbox<C>]>,
     /// Targets with something staged or a wake owed.
     pub(super) dirty: RefCell<Vec<ShardId>>,
-    /// Empty batches that have come home.
-    pub(super) spares: RefCell<Vec<Slots<C>>>,
+    /// What has come home of empty batches.
+    pub(super) spares: RefCell<Vec<Memory>>,
     pub(super) calls: Rc<Calls>,
     pub(super) credits: Rc<Credits>,
     /// What the budget left over.
@@ -126,7 +127,9 @@ impl<C: 'static> Local<C> {
 
     #[cold]
     fn spare(&self) -> Slots<C> {
-        self.spares.borrow_mut().pop().unwrap_or_else(Slots::new)
+        let mut spare = Slots::within(self.spares.borrow_mut().pop().unwrap_or(Memory::NONE));
+        spare.fetch_room();
+        spare
     }
 
     /// The first and the last slot of a batch need more than being staged.
@@ -169,7 +172,8 @@ impl<C: 'static> Local<C> {
             return;
         }
         let brings_replies = outbox.brings_replies.take();
-        let batch = Batch { slots, origin: self.id, way: Way::Out, brings_replies };
+        let memory = outbox.returning.take();
+        let batch = Batch { slots, origin: self.id, way: Way::Out, brings_replies, memory };
         match self.mesh.station(target).inbox.push(batch) {
             Ok(false) => {}
             Ok(true) => outbox.wake_owed.set(true),
@@ -187,9 +191,9 @@ impl<C: 'static> Local<C> {
     }
 
     /// Returns a batch to the shard that made it. At once, so that its answers are not held back by the rest
-    /// of this turn; a wake that is owed for them waits for `publish`. A batch that only brings memory wakes
-    /// nobody: it lies in the inbox until its owner is awake anyway. (That is one push per batch; freeing it
-    /// here instead would meet the allocator's locks, since it came from another thread.)
+    /// of this turn; a wake that is owed for them waits for `publish`. A batch that only brings memory goes along
+    /// with the next that is sent there, or wakes nobody: it lies in the inbox until its owner is awake anyway.
+    /// (Freeing it here instead would meet the allocator's locks, since it came from another thread.)
     pub(super) fn send_home(&self, mut batch: Batch<C>) {
         batch.way = Way::Home;
         let (origin, brings_replies) = (batch.origin, batch.brings_replies);
@@ -197,6 +201,13 @@ impl<C: 'static> Local<C> {
         if brings_replies {
             // What was posted home before the answers were given also arrives before them.
             self.flush(origin, outbox);
+        } else if !batch.slots.have_blocks() {
+            let waiting = outbox.returning.take();
+            if waiting.is_none() {
+                outbox.returning.set(batch.slots.into_memory());
+                return;
+            }
+            outbox.returning.set(waiting);
         }
         match self.mesh.station(origin).inbox.push(batch) {
             Ok(asleep) => {
@@ -229,11 +240,14 @@ impl<C: 'static> Local<C> {
     }
 
     /// Keeps the memory of a batch.
-    fn recycle(&self, mut slots: Slots<C>) {
-        slots.clear_spent();
+    fn recycle(&self, slots: Slots<C>) {
+        self.keep(slots.into_memory());
+    }
+
+    pub(super) fn keep(&self, memory: Memory) {
         let mut spares = self.spares.borrow_mut();
         if spares.len() < SPARES_MAX {
-            spares.push(slots);
+            spares.push(memory);
         }
     }
 
@@ -242,6 +256,7 @@ impl<C: 'static> Local<C> {
         let carried = self.carried.take();
         let rest = std::iter::from_fn(|| self.inbox().pop());
         for mut batch in carried.into_iter().chain(rest) {
+            self.keep(std::mem::take(&mut batch.memory));
             match batch.way {
                 Way::Home => {
                     self.come_home(batch);
@@ -262,9 +277,23 @@ impl<C: 'static> Local<C> {
     /// Nothing comes home any more.
     pub(super) fn finish_closing(&self) {
         self.publish();
+        self.return_memory();
         self.calls.stop();
         self.wake_all();
         // Tasks that were just told so may have answered others.
         self.publish();
+    }
+
+    /// Sends home what was to go along with batches that will not come any more.
+    fn return_memory(&self) {
+        for (outbox, station) in self.outboxes.iter().zip(self.mesh.stations()) {
+            let memory = outbox.returning.take();
+            if !memory.is_none() {
+                let slots = Slots::within(Memory::NONE);
+                let batch = Batch { slots, origin: self.id, way: Way::Out, brings_replies: false, memory };
+                // Where its owner has stopped as well, it is freed here.
+                drop(station.inbox.push(batch));
+            }
+        }
     }
 }

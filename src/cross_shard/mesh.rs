@@ -1,9 +1,10 @@
 //! What everybody shares: the inbox of every shard, and the way in for threads that are no shard. What one
 //! shard owns is in `endpoint`.
 
+use super::batch::{Batch, Way};
 use super::counters::{InboxCounters, OwnCounters};
 use super::endpoint::Endpoint;
-use super::envelope::{Batch, Slots, Way};
+use super::envelope::{Memory, Slots};
 use super::foreign::{self, Answer, ForeignCall};
 use super::inbox::Inbox;
 use super::route::{Route, id_of};
@@ -71,7 +72,13 @@ impl<C: 'static> Mesh<C> {
         let Some(entered) = inbox.enter() else { return Err(f) };
         let mut slots = Slots::new();
         slots.push_post(f);
-        if entered.push(Batch { slots, origin: target, way: Way::In, brings_replies: false }) {
+        if entered.push(Batch {
+            slots,
+            origin: target,
+            way: Way::In,
+            brings_replies: false,
+            memory: Memory::NONE,
+        }) {
             inbox.wake();
         }
         Ok(())
@@ -92,7 +99,13 @@ impl<C: 'static> Mesh<C> {
         if let Some(entered) = inbox.enter() {
             let mut slots = Slots::new();
             slots.push_foreign_call(f, answer);
-            if entered.push(Batch { slots, origin: target, way: Way::In, brings_replies: false }) {
+            if entered.push(Batch {
+                slots,
+                origin: target,
+                way: Way::In,
+                brings_replies: false,
+                memory: Memory::NONE,
+            }) {
                 inbox.wake();
             }
         }
@@ -111,15 +124,15 @@ impl<C: 'static> Mesh<C> {
     {
         let (answer, call) = foreign::pair();
         // Refused by a closed inbox, the closure is dropped here, and the answer with it: that says `Stopped`.
-        drop(self.post(target, move |context: &C| f(context, answer)));
+        drop(self.post(target, foreign::starting(f, answer)));
         call
     }
 
     /// Makes `target` look at its sources, should it sleep: for news that lie elsewhere than in its inbox.
+    /// Async-signal-safe: two atomic steps, and a write to its driver.
     ///
     /// What the news consist of must be published before, and the shard must look there between
     /// `prepare_sleep` and going to sleep.
-    #[cfg(test)]
     pub(crate) fn wake(&self, target: ShardId) {
         self.station(target).inbox.wake();
     }
@@ -143,6 +156,10 @@ impl<C: 'static> Mesh<C> {
     pub(crate) fn counters(&self, target: ShardId) -> InboxCounters {
         let station = self.station(target);
         station.counters.read(station.inbox.wakes_written())
+    }
+
+    pub(super) fn stations(&self) -> &[Station<C>] {
+        &self.stations
     }
 
     #[inline]

@@ -6,7 +6,8 @@
 //!       Call ◀─ deliver: results ◀─ the origin's inbox ◀─ the same batch
 //! ```
 //!
-//! * `envelope` is what travels: a closure or its result in a slot of 32 or 64 bytes, slots in a batch.
+//! * `envelope` is what travels: a closure or its result in a slot of 32 or 64 bytes, slots in a batch
+//!   (`batch`).
 //! * `inbox` is where it arrives, and who wakes whom; `queue` is the lock-free queue below.
 //! * `outbox` is what a shard has staged; `calls` what it waits for; `credit` how much of that it may have.
 //! * `endpoint` is what one shard owns of all this (`local` is how it sends, `delivery` how it runs what
@@ -16,6 +17,7 @@
 //! Messages from one shard to another start in the order they were sent. Nothing is promised between
 //! different senders, nor between a reply and a message.
 
+mod batch;
 #[allow(unsafe_code, reason = "opens what came of a call as the type its closure returned")]
 mod calls;
 mod counters;
@@ -33,6 +35,8 @@ mod mesh;
 #[allow(unsafe_code, reason = "values whose every use is checked are made of raw cells")]
 mod models;
 mod outbox;
+#[allow(unsafe_code, reason = "a prefetch takes a raw address")]
+mod prefetch;
 #[cfg_attr(loom, allow(unsafe_code, reason = "the queue that models run on is made of raw nodes"))]
 mod queue;
 mod reply;
@@ -47,7 +51,7 @@ pub(crate) use calls::Call;
 pub(crate) use credit::{Acquire, Credit};
 pub(crate) use endpoint::Endpoint;
 pub use error::{CallError, Panic, Stopped};
-pub(crate) use foreign::{Answer, ForeignCall, pair as answer_pair};
+pub(crate) use foreign::{Answer, ForeignCall, Overdue, pair as answer_pair};
 pub(crate) use mesh::Mesh;
 pub(crate) use reply::Reply;
 pub use route::Route;

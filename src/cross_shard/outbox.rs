@@ -1,6 +1,6 @@
 //! What a shard has staged for one target in this turn. Does not publish it.
 
-use super::envelope::Slots;
+use super::envelope::{Memory, Slots};
 use std::cell::{Cell, RefCell};
 
 pub(super) struct Outbox<C: 'static> {
@@ -13,6 +13,9 @@ pub(super) struct Outbox<C: 'static> {
     pub(super) listed: Cell<bool>,
     /// Whether something has gone out that found the target asleep.
     pub(super) wake_owed: Cell<bool>,
+    /// Memory of the target's that goes home with the next batch: while both shards send, that saves every other trip
+    /// between them. One piece at most, hence 8 KiB; while nothing is sent it stays, and others go home alone.
+    pub(super) returning: Cell<Memory>,
 }
 
 /// What one batch may hold, in units of 32 bytes: 8 KiB. A partly run batch then holds few answers back.
@@ -31,6 +34,7 @@ impl<C: 'static> Outbox<C> {
             brings_replies: Cell::new(false),
             listed: Cell::new(false),
             wake_owed: Cell::new(false),
+            returning: Cell::new(Memory::NONE),
         }
     }
 }

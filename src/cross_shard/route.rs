@@ -29,6 +29,7 @@ impl Route {
     }
 
     /// The shard this leads to. `next` counts up with every use of [`Route::Any`].
+    #[inline]
     pub(super) fn resolve(
         self,
         shards: usize,

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
+use super::addr::split;
 use super::host_name::{Host, HostName};
-use crate::error::{AddressFault, InvalidAddress};
+use crate::error::{AddressFault, InvalidAddress, Wanted};
 
 /// Where a connection goes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -25,10 +26,8 @@ impl ConnectTarget {
         match Host::new(host) {
             Ok(Host::Ip(ip)) => Ok(ConnectTarget::Addr(SocketAddr::new(ip, port))),
             Ok(Host::Name(host)) => Ok(ConnectTarget::Name { host, port }),
-            Err(error) => {
-                let text = format!("{host}:{port}");
-                Err(InvalidAddress { text, fault: AddressFault::Name(error.fault) })
-            }
+            Err(_) if host.is_empty() => Err(no_target(format!("{host}:{port}"), AddressFault::NoHost)),
+            Err(error) => Err(no_target(format!("{host}:{port}"), AddressFault::Name(error.fault))),
         }
     }
 }
@@ -102,13 +101,9 @@ impl ToTarget for str {
         if let Ok(addr) = self.parse() {
             return Ok(ConnectTarget::Addr(addr));
         }
-        let invalid = |fault| InvalidAddress { text: self.to_string(), fault };
-        let Some((host, port)) = self.rsplit_once(':') else { return Err(invalid(AddressFault::NoTarget)) };
-        // A port is digits alone: `parse` would take a sign as well.
-        let digits = port.bytes().all(|digit| digit.is_ascii_digit());
-        let port = port.parse().ok().filter(|_| digits).ok_or_else(|| invalid(AddressFault::Port))?;
-        if host.contains([':', '[', ']']) {
-            return Err(invalid(AddressFault::NoTarget));
+        let (host, port) = split(self).map_err(|fault| no_target(self.to_string(), fault))?;
+        if host.starts_with('[') {
+            return Err(no_target(self.to_string(), AddressFault::NotIp));
         }
         ConnectTarget::new(host, port)
     }
@@ -124,6 +119,10 @@ impl<T: ToTarget + ?Sized> ToTarget for &T {
     fn to_target(&self) -> Result<ConnectTarget, InvalidAddress> {
         (**self).to_target()
     }
+}
+
+fn no_target(text: String, fault: AddressFault) -> InvalidAddress {
+    InvalidAddress { text, wanted: Wanted::Target, fault }
 }
 
 #[cfg(test)]
@@ -149,16 +148,35 @@ mod tests {
 
     #[test]
     fn text_that_is_no_target_says_why() {
-        let message = |text: &str| text.to_target().unwrap_err().to_string();
-        let like = "is not a target such as example.org:443, 127.0.0.1:7000 or [::1]:7000";
-        assert_eq!(message("nowhere"), format!("`nowhere` {like}"));
-        assert_eq!(message("::1:80"), format!("`::1:80` {like}"));
-        assert_eq!(message("[::1]"), "`[::1]` has no port from 0 to 65535 at its end");
-        assert_eq!(message("host:http"), "`host:http` has no port from 0 to 65535 at its end");
-        assert_eq!(message("host:+80"), "`host:+80` has no port from 0 to 65535 at its end");
-        assert_eq!(message("host:65536"), "`host:65536` has no port from 0 to 65535 at its end");
-        assert_eq!(message("host:"), "`host:` has no port from 0 to 65535 at its end");
-        assert_eq!(message(":80"), "`:80` names no host: it is empty");
-        assert_eq!(message("a..b:80"), "`a..b:80` names no host: it has an empty label");
+        let no_port = "there is no port, as in example.org:443, 127.0.0.1:7000 or [::1]:7000";
+        for (text, expected) in [
+            ("nowhere", no_port),
+            ("", no_port),
+            ("[::1]", no_port),
+            ("::1", "an IPv6 address stands in brackets before its port, as in [::1]:7000"),
+            (
+                "::ffff:1.2.3.4:80",
+                "an IPv6 address stands in brackets before its port, as in [::ffff:1.2.3.4]:80",
+            ),
+            ("[::g]:80", "`[::g]` is not an IP address"),
+            ("host:http", "the port `http` is not a number from 0 to 65535"),
+            ("host:+80", "the port `+80` is not a number from 0 to 65535"),
+            ("host:65536", "the port `65536` is not a number from 0 to 65535"),
+            ("host:", "the port `` is not a number from 0 to 65535"),
+            (":80", "there is no host before the port"),
+            ("a..b:80", "`a..b` is not a host name: it has an empty label"),
+            ("a:b:80", "`a:b` is not a host name: it may not contain ':'"),
+            (
+                "127.0.0.256:80",
+                "`127.0.0.256` is not a host name: its last label is a number, and it is no address",
+            ),
+        ] {
+            let message = text.to_target().unwrap_err().to_string();
+            assert_eq!(message, format!("`{text}` is not a target: {expected}"));
+        }
+        let message = ("", 80).to_target().unwrap_err().to_string();
+        assert_eq!(message, "`:80` is not a target: there is no host before the port");
+        let message = ("[::1]", 80).to_target().unwrap_err().to_string();
+        assert_eq!(message, "`[::1]:80` is not a target: `[::1]` is not a host name: it may not contain '['");
     }
 }

@@ -1,33 +1,61 @@
 //! Bytes on loan: what a driver received, owned by the event until it is dropped.
 
 use std::cell::{Cell, RefCell};
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::rc::Rc;
 
 /// Received bytes, lying in a buffer of the driver's pool. Dropping the lease gives the buffer back.
 ///
-/// A lease keeps a whole read buffer busy (64 KiB by default), so whoever keeps bytes for long copies them.
+/// A lease keeps a whole read buffer busy (64 KiB by default), so whoever keeps bytes for long copies them. It is
+/// one word, since a task that waits with one in its hands, or only might, has room for it in its future.
 pub(crate) struct Lease {
-    buffer: Box<[u8]>,
-    start: u32,
-    end: u32,
-    pool: Rc<LeasePool>,
+    /// There until the lease is dropped.
+    buffer: Option<ReadBuffer>,
+}
+
+/// A buffer to read into.
+pub(crate) struct ReadBuffer {
+    loan: Box<Loan>,
+}
+
+struct Loan {
+    bytes: Vec<u8>,
+    /// What of the bytes is lent.
+    lent: Range<usize>,
+    /// Whose the buffer is, while it is lent.
+    pool: Option<Rc<LeasePool>>,
 }
 
 impl Lease {
+    /// Bytes of nobody's pool.
+    pub(crate) fn owned(bytes: Vec<u8>) -> Self {
+        let lent = 0..bytes.len();
+        Lease { buffer: Some(ReadBuffer { loan: Box::new(Loan { bytes, lent, pool: None }) }) }
+    }
+
     /// Forgets the first `count` bytes.
     ///
     /// # Panics
     /// Panics when there are fewer: the caller's arithmetic is wrong.
     pub(crate) fn advance(&mut self, count: usize) {
         assert!(count <= self.len(), "advanced past the end of a lease");
-        self.start += count as u32;
+        self.loan_mut().lent.start += count;
     }
 
     /// Buffers of this lease's pool that are out now, this one included.
     #[inline]
     pub(crate) fn pool_on_loan(&self) -> usize {
-        self.pool.on_loan()
+        self.loan().pool.as_ref().map_or(0, |pool| pool.on_loan())
+    }
+
+    #[inline]
+    fn loan(&self) -> &Loan {
+        &self.buffer.as_ref().expect("a lease has its buffer until it is dropped").loan
+    }
+
+    #[inline]
+    fn loan_mut(&mut self) -> &mut Loan {
+        &mut self.buffer.as_mut().expect("a lease has its buffer until it is dropped").loan
     }
 }
 
@@ -35,30 +63,57 @@ impl Deref for Lease {
     type Target = [u8];
     #[inline]
     fn deref(&self) -> &[u8] {
-        &self.buffer[self.start as usize..self.end as usize]
+        let loan = self.loan();
+        &loan.bytes[loan.lent.clone()]
     }
 }
 
 impl DerefMut for Lease {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.buffer[self.start as usize..self.end as usize]
+        let loan = self.loan_mut();
+        &mut loan.bytes[loan.lent.clone()]
     }
 }
 
 impl Drop for Lease {
     #[inline]
     fn drop(&mut self) {
-        self.pool.give_back(std::mem::take(&mut self.buffer));
+        if let Some(mut buffer) = self.buffer.take()
+            && let Some(pool) = buffer.loan.pool.take()
+        {
+            pool.give_back(buffer);
+        }
+    }
+}
+
+impl ReadBuffer {
+    fn new(bytes: usize) -> Self {
+        ReadBuffer { loan: Box::new(Loan { bytes: vec![0; bytes], lent: 0..0, pool: None }) }
+    }
+}
+
+impl Deref for ReadBuffer {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        &self.loan.bytes
+    }
+}
+
+impl DerefMut for ReadBuffer {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.loan.bytes
     }
 }
 
 /// The read buffers of one driver: one, and more only while somebody holds one.
 pub(crate) struct LeasePool {
-    /// The spare buffer that is taken first. Empty while it is out.
-    first: Cell<Box<[u8]>>,
+    /// The spare buffer that is taken first. `None` before its first use, and while it is out.
+    first: Cell<Option<ReadBuffer>>,
     /// Spare buffers beyond the first: only there once several were out at the same time.
-    others: RefCell<Vec<Box<[u8]>>>,
+    others: RefCell<Vec<ReadBuffer>>,
     on_loan: Cell<usize>,
     buffer_bytes: usize,
 }
@@ -68,9 +123,9 @@ const SPARE_BUFFERS_MAX: usize = 4;
 
 impl LeasePool {
     pub(crate) fn new(buffer_bytes: usize) -> Rc<Self> {
-        assert!(buffer_bytes > 0 && u32::try_from(buffer_bytes).is_ok());
-        let first = Cell::new(Box::default());
-        Rc::new(LeasePool { first, others: RefCell::new(Vec::new()), on_loan: Cell::new(0), buffer_bytes })
+        assert!(buffer_bytes > 0);
+        let others = RefCell::new(Vec::new());
+        Rc::new(LeasePool { first: Cell::new(None), others, on_loan: Cell::new(0), buffer_bytes })
     }
 
     /// Buffers that are out now.
@@ -80,37 +135,37 @@ impl LeasePool {
 
     /// Takes a whole buffer to read into. Turn it into a lease with [`LeasePool::lend`], or give it back.
     #[inline]
-    pub(crate) fn take(&self) -> Box<[u8]> {
+    pub(crate) fn take(&self) -> ReadBuffer {
         self.on_loan.set(self.on_loan.get() + 1);
-        let first = self.first.take();
-        if first.is_empty() { self.take_other() } else { first }
+        self.first.take().unwrap_or_else(|| self.take_other())
     }
 
     #[cold]
-    fn take_other(&self) -> Box<[u8]> {
+    fn take_other(&self) -> ReadBuffer {
         let spare = self.others.borrow_mut().pop();
-        spare.unwrap_or_else(|| vec![0; self.buffer_bytes].into_boxed_slice())
+        spare.unwrap_or_else(|| ReadBuffer::new(self.buffer_bytes))
     }
 
     /// Lends the first `filled` bytes of a buffer that came from [`LeasePool::take`].
     #[inline]
-    pub(crate) fn lend(self: &Rc<Self>, buffer: Box<[u8]>, filled: usize) -> Lease {
+    pub(crate) fn lend(self: &Rc<Self>, mut buffer: ReadBuffer, filled: usize) -> Lease {
         assert!(filled <= buffer.len(), "more bytes than the buffer holds");
-        Lease { buffer, start: 0, end: filled as u32, pool: Rc::clone(self) }
+        buffer.loan.lent = 0..filled;
+        buffer.loan.pool = Some(Rc::clone(self));
+        Lease { buffer: Some(buffer) }
     }
 
     /// Takes back a buffer that came from [`LeasePool::take`].
     #[inline]
-    pub(crate) fn give_back(&self, buffer: Box<[u8]>) {
+    pub(crate) fn give_back(&self, buffer: ReadBuffer) {
         self.on_loan.set(self.on_loan.get() - 1);
-        let before = self.first.replace(buffer);
-        if !before.is_empty() {
+        if let Some(before) = self.first.replace(Some(buffer)) {
             self.keep_other(before);
         }
     }
 
     #[cold]
-    fn keep_other(&self, buffer: Box<[u8]>) {
+    fn keep_other(&self, buffer: ReadBuffer) {
         let mut others = self.others.borrow_mut();
         if others.len() + 1 < SPARE_BUFFERS_MAX {
             others.push(buffer);
@@ -149,6 +204,18 @@ mod tests {
         drop(pool.lend(second, 4));
         held.advance(1);
         assert_eq!(&*held, b"111");
+    }
+
+    #[test]
+    fn owned_bytes_are_lent_by_no_pool() {
+        let mut lease = Lease::owned(b"abc".to_vec());
+        lease.advance(1);
+        assert_eq!((&*lease, lease.pool_on_loan()), (&b"bc"[..], 0));
+    }
+
+    #[test]
+    fn a_lease_is_one_word() {
+        assert_eq!(size_of::<Lease>(), size_of::<usize>());
     }
 
     #[test]

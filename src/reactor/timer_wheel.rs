@@ -1,9 +1,14 @@
 //! Deadlines: which of a shard's timers are due, and how long the loop may sleep. Does not read the clock,
 //! and never runs or drops what a timer carries: it hands values back.
 //!
-//! A hierarchical wheel (Varghese & Lauck 1987, scheme 7) of 1 ms ticks. The first level has a slot per tick
-//! for the next 1,023 ticks, so timers up to a second away never move; six more levels of 64 slots reach
+//! A hierarchical wheel (Varghese & Lauck 1987, scheme 7) of 1 ms ticks. The first level has a list per tick
+//! for the next 2,047 ticks, so timers up to two seconds away never move; seven more levels of 64 lists reach
 //! beyond what 64 bits of nanoseconds can say. A timer's tick is its deadline rounded up.
+//!
+//! A list of a coarse level is opened, which moves its timers to finer ones, not when its time comes, for a
+//! million of them would hold up everything that is due then, but one list's width before, some timers in each
+//! pass. For that every level reaches two lists of the next coarser level ahead: so a list that is open gets no
+//! more timers, and all it holds has a finer place.
 //!
 //! The wheel only sorts timers into ticks. When a tick comes up, its list is sorted by exact deadline; what
 //! is armed for that tick afterwards goes to a small heap beside it. So what fires, and in which order, is
@@ -12,13 +17,14 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 /// The timers of one shard, each carrying a `T`.
 ///
 /// `insert`, `cancel` and `reset` are O(1) for timers beyond the current tick, and O(log n) in the number of
 /// timers of the current tick. Nothing is allocated per timer once the table has grown; a timer takes
-/// 32 bytes + `Option<T>`. The table does not shrink.
+/// 32 bytes + `Option<T>`, in whole cache lines. The table does not shrink.
 ///
 /// # Order
 /// Timers fire by deadline, and those with one deadline in the order in which they were armed (inserted or
@@ -34,8 +40,14 @@ pub(crate) struct TimerWheel<T> {
     /// All timers of this tick and earlier are in `sorted` and `added`, all others in the lists. At most
     /// `pass_tick`.
     current_tick: u64,
-    /// Never later than the first tick after `current_tick` at which a list has to be emptied.
+    /// Never later than the first tick after `current_tick` at which there is something to do: see
+    /// [`Lists::next_event_tick`].
     next_event_tick: u64,
+    /// A bit for each level that may have an open list: the one after that of the present.
+    open_levels: u32,
+    /// How many timers this pass may still move to finer lists, and how many any pass may.
+    moves_left: u32,
+    moves_per_pass: u32,
     next_sequence: u64,
     /// The timers that the lists held for the current tick, the first to fire at the end. Cancelling leaves an
     /// entry behind, here and in `added`, told from a live one by its sequence.
@@ -51,11 +63,13 @@ pub(crate) struct TimerWheel<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TimerKey {
     index: u32,
-    generation: u32,
+    /// Not zero, so that an `Option` of a key is no larger: every connection has two of them.
+    generation: NonZeroU32,
 }
 
 /// `now + delay`, or about a century from `now` if that is sooner: nobody waits that long, and no arithmetic
 /// on the result overflows.
+#[inline]
 pub(crate) fn deadline_after(now: Instant, delay: Duration) -> Instant {
     saturating_add(now, delay.min(CENTURY))
 }
@@ -69,6 +83,9 @@ impl<T> TimerWheel<T> {
             pass_tick: 0,
             current_tick: 0,
             next_event_tick: u64::MAX,
+            open_levels: 0,
+            moves_left: 0,
+            moves_per_pass: MOVES_PER_PASS,
             next_sequence: 0,
             sorted: Vec::new(),
             added: BinaryHeap::new(),
@@ -147,15 +164,22 @@ impl<T> TimerWheel<T> {
     /// How long the loop may sleep; `None` for ever.
     ///
     /// Never later than the earliest deadline rounded up to the tick, and not in the future while a timer is
-    /// due. Exact (rounded up) for deadlines up to a second away. For later ones it may be sooner, when the
+    /// due. Exact (rounded up) for deadlines up to two seconds away. For later ones it may be sooner, when the
     /// timer has to move to a finer level; such wake-ups with nothing to fire number at most 1 for a delay up
-    /// to 64 s, 2 up to 68 min, 3 up to 3 days, 4 up to 6 months and 6 for any delay, and timers close
-    /// together share them.
+    /// to 64 s, 2 up to 34 min, 3 up to 18 h, 4 up to 24 days and 7 for any delay, and timers close together
+    /// share them. Where more than 512 have to move at a time, passes follow one another until they have.
     pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
-        if let Some(near) = self.first_near() {
-            let due = near.rank.deadline_ns <= self.pass.deadline_ns;
-            let wake_ns = if due { near.rank.deadline_ns } else { tick_ns(near.rank.tick()) };
-            return Some(self.instant(wake_ns));
+        let near = self.first_near();
+        if let Some(near) = near
+            && near.rank.deadline_ns <= self.pass.deadline_ns
+        {
+            return Some(self.instant(near.rank.deadline_ns));
+        }
+        if self.open_list().is_some() {
+            return Some(self.instant(self.pass.deadline_ns));
+        }
+        if let Some(near) = near {
+            return Some(self.instant(tick_ns(near.rank.tick())));
         }
         self.next_event_tick = self.lists.next_event_tick(self.current_tick);
         (self.next_event_tick != u64::MAX).then(|| self.instant(tick_ns(self.next_event_tick)))
@@ -169,10 +193,13 @@ impl<T> TimerWheel<T> {
         let now_ns = self.nanoseconds(now).min(NEVER_NS - 1).max(self.pass.deadline_ns);
         self.pass = Rank { deadline_ns: now_ns, sequence: self.next_sequence };
         self.pass_tick = self.pass.tick();
+        self.moves_left = self.moves_per_pass;
+        self.move_some();
     }
 
     /// Takes the next timer of the pass; `None` when the pass is over. The work of one call is bounded by the
-    /// timers of one tick and of the coarse lists that open with it, also after a long stall.
+    /// timers of one tick, and the moves of a pass by their own bound: beyond it only what was not moved in
+    /// time, in all the passes of a list's width, moves at once.
     pub(crate) fn pop_expired(&mut self) -> Option<T> {
         let near = self.first_near()?;
         // All that was armed since the pass began ranks behind it: later deadline, or the same and a later
@@ -191,6 +218,7 @@ impl<T> TimerWheel<T> {
         self.sorted.clear();
         self.added.clear();
         self.stale = 0;
+        self.open_levels = 0;
         in_order.into_iter().filter_map(|(_, key)| self.slots.vacate(key.index)).collect()
     }
 
@@ -231,30 +259,73 @@ impl<T> TimerWheel<T> {
     /// Goes on to the next tick that has something in its list, or to the end of the pass.
     fn turn_wheel(&mut self) {
         self.next_event_tick = self.lists.next_event_tick(self.current_tick);
-        if self.pass_tick < self.next_event_tick {
+        if self.pass_tick < self.next_event_tick || self.finish_moves(self.next_event_tick) {
             return;
         }
         self.current_tick = self.next_event_tick;
-        for level in 0..LEVELS {
+        let mut index = self.lists.take(list_at(0, self.current_tick));
+        while index != NO_SLOT {
+            let slot = self.slots.get_mut(index);
+            slot.list = NEAR;
+            self.sorted.push(Near { rank: slot.rank, index });
+            index = slot.next;
+        }
+        self.sorted.sort_unstable_by(|one, other| other.cmp(one));
+        for level in 1..LEVELS {
             if self.current_tick.trailing_zeros() < shift(level) {
                 break;
             }
-            // What is not for this tick lands in a list of a finer level that lies ahead.
-            let mut index = self.lists.take(list_at(level, self.current_tick));
-            while index != NO_SLOT {
-                let slot = self.slots.get(index);
-                let (next, rank) = (slot.next, slot.rank);
-                if rank.tick() <= self.current_tick {
-                    self.slots.get_mut(index).list = NEAR;
-                    self.sorted.push(Near { rank, index });
-                } else {
-                    self.place(index, rank);
-                }
-                index = next;
+            self.open_levels |= 1 << level;
+        }
+        self.move_some();
+    }
+
+    /// Moves timers out of open lists, as many as the pass may.
+    #[inline]
+    fn move_some(&mut self) {
+        while self.open_levels != 0
+            && self.moves_left > 0
+            && let Some(list) = self.open_list()
+        {
+            self.moves_left -= 1;
+            self.move_first(list);
+        }
+    }
+
+    /// Moves all timers out of the open lists whose time begins at `tick` or before. True if there were any.
+    fn finish_moves(&mut self, tick: u64) -> bool {
+        let mut moved = false;
+        for level in 1..LEVELS {
+            let start = ((self.current_tick >> shift(level)) + 1) << shift(level);
+            let list = list_at(level, start);
+            while start <= tick && self.lists.is_occupied(list) {
+                self.move_first(list);
+                moved = true;
             }
         }
-        // Lists are last in, first out: timers of one deadline are in this order already.
-        self.sorted.sort_unstable_by(|one, other| other.cmp(one));
+        moved
+    }
+
+    /// An open list that has timers still.
+    #[inline]
+    fn open_list(&mut self) -> Option<u32> {
+        while self.open_levels != 0 {
+            let level = self.open_levels.trailing_zeros();
+            let start = ((self.current_tick >> shift(level)) + 1) << shift(level);
+            let list = list_at(level, start);
+            if self.lists.is_occupied(list) {
+                return Some(list);
+            }
+            self.open_levels &= self.open_levels - 1;
+        }
+        None
+    }
+
+    /// Moves the first timer of an open list to a finer one.
+    fn move_first(&mut self, list: u32) {
+        let index = self.lists.first(list);
+        self.unplace(index);
+        self.place(index, self.slots.get(index).rank);
     }
 
     #[inline]
@@ -317,7 +388,9 @@ impl<T> TimerWheel<T> {
 
     #[inline]
     fn nanoseconds(&self, instant: Instant) -> u64 {
-        u64::try_from(instant.saturating_duration_since(self.start).as_nanos()).unwrap_or(NEVER_NS)
+        let since_start = instant.saturating_duration_since(self.start);
+        let whole_seconds = since_start.as_secs().checked_mul(1_000_000_000);
+        whole_seconds.and_then(|ns| ns.checked_add(u64::from(since_start.subsec_nanos()))).unwrap_or(NEVER_NS)
     }
 
     fn instant(&self, nanoseconds: u64) -> Instant {
@@ -349,17 +422,23 @@ struct Near {
 struct Lists {
     first: [u32; LISTS],
     occupied: [u64; LISTS / 64],
+    /// A bit for each word of `occupied` in the finest level that is not zero.
+    fine_words: u32,
 }
 
 impl Lists {
     fn new() -> Self {
-        Lists { first: [NO_SLOT; LISTS], occupied: [0; LISTS / 64] }
+        Lists { first: [NO_SLOT; LISTS], occupied: [0; LISTS / 64], fine_words: 0 }
     }
 
     /// Puts a slot in front and returns the one that was there.
     #[inline]
     fn push(&mut self, list: u32, index: u32) -> u32 {
-        self.occupied[list as usize / 64] |= 1 << (list % 64);
+        let word = list / 64;
+        self.occupied[word as usize] |= 1 << (list % 64);
+        if word < FINE_WORDS {
+            self.fine_words |= 1 << word;
+        }
         std::mem::replace(&mut self.first[list as usize], index)
     }
 
@@ -367,57 +446,71 @@ impl Lists {
     fn set_first(&mut self, list: u32, index: u32) {
         self.first[list as usize] = index;
         if index == NO_SLOT {
-            self.occupied[list as usize / 64] &= !(1 << (list % 64));
+            let word = list / 64;
+            self.occupied[word as usize] &= !(1 << (list % 64));
+            if word < FINE_WORDS && self.occupied[word as usize] == 0 {
+                self.fine_words &= !(1 << word);
+            }
         }
     }
 
+    #[inline]
+    fn first(&self, list: u32) -> u32 {
+        self.first[list as usize]
+    }
+
+    #[inline]
+    fn is_occupied(&self, list: u32) -> bool {
+        self.first(list) != NO_SLOT
+    }
+
     fn take(&mut self, list: u32) -> u32 {
-        let first = self.first[list as usize];
+        let first = self.first(list);
         self.set_first(list, NO_SLOT);
         first
     }
 
-    /// The first tick after `current_tick` at which a list has to be emptied, `u64::MAX` if all are empty. A
-    /// level's list for the present is always empty, so every bit found lies ahead, less than a round away.
+    /// The first tick after `current_tick` at which a list of the finest level is due, one of a coarser level has to
+    /// be opened, or an open one has to be empty; `u64::MAX` if all are empty. A level's list for the present is
+    /// always empty, so every bit found lies ahead, less than a round away.
     fn next_event_tick(&self, current_tick: u64) -> u64 {
         let fine = self.next_occupied_tick(current_tick).unwrap_or(u64::MAX);
         (1..LEVELS).fold(fine, |earliest, level| {
-            let after = (current_tick >> shift(level)) + 1;
-            let occupied =
-                self.occupied[FINE_LISTS / 64 + level as usize - 1].rotate_right(after as u32 % 64);
+            let present = current_tick >> shift(level);
+            let occupied = self.occupied[(FINE_WORDS + level - 1) as usize];
+            let occupied = occupied.rotate_right((present + 1) as u32 % 64);
             if occupied == 0 {
                 return earliest;
             }
-            earliest.min((after + u64::from(occupied.trailing_zeros())) << shift(level))
+            let ahead = u64::from(occupied.trailing_zeros()) + 1;
+            earliest.min(opening_tick(level, present + ahead.max(2)))
         })
     }
 
     fn next_occupied_tick(&self, current_tick: u64) -> Option<u64> {
-        let from = (current_tick + 1) as usize % FINE_LISTS;
-        let from_bit = !0 << (from % 64);
-        // The word where the search begins comes up twice: its upper part first, its lower part last.
-        for step in 0..=FINE_LISTS / 64 {
-            let word = (from / 64 + step) % (FINE_LISTS / 64);
-            let part = match step {
-                0 => from_bit,
-                LAST_STEP => !from_bit,
-                _ => !0,
-            };
-            let occupied = self.occupied[word] & part;
-            if occupied != 0 {
-                let list = word * 64 + occupied.trailing_zeros() as usize;
-                return Some(current_tick + 1 + (list.wrapping_sub(from) % FINE_LISTS) as u64);
-            }
-        }
-        None
+        let from = (current_tick + 1) as u32 % FINE_LISTS;
+        let word = from / 64;
+        // The word where the search begins may come up twice: its upper part first, its lower part last.
+        let upper = self.occupied[word as usize] & (!0 << (from % 64));
+        let list = if upper != 0 {
+            word * 64 + upper.trailing_zeros()
+        } else if self.fine_words != 0 {
+            let ahead = self.fine_words.rotate_right((word + 1) % FINE_WORDS).trailing_zeros();
+            let word = (word + 1 + ahead) % FINE_WORDS;
+            word * 64 + self.occupied[word as usize].trailing_zeros()
+        } else {
+            return None;
+        };
+        Some(current_tick + 1 + u64::from(list.wrapping_sub(from) % FINE_LISTS))
     }
 }
 
 /// Where a timer of `tick` belongs as seen from `current_tick`, which is earlier, and the tick at which that
-/// list has to be emptied.
+/// list is due or has to be opened: later than `current_tick`, since a coarse list that is open, the next one,
+/// reaches no farther than the finer level does.
 #[inline]
 fn list_of(tick: u64, current_tick: u64) -> (u32, u64) {
-    if tick - current_tick < FINE_LISTS as u64 {
+    if tick - current_tick < u64::from(FINE_LISTS) {
         return (list_at(0, tick), tick);
     }
     let mut level = 1;
@@ -425,23 +518,29 @@ fn list_of(tick: u64, current_tick: u64) -> (u32, u64) {
     while (tick >> shift(level)) - (current_tick >> shift(level)) >= 64 {
         level += 1;
     }
-    (list_at(level, tick), tick >> shift(level) << shift(level))
+    (list_at(level, tick), opening_tick(level, tick >> shift(level)))
+}
+
+/// When the list of a coarse level, counted from the wheel's start, has to be opened: a list's width before its time.
+#[inline]
+fn opening_tick(level: u32, number: u64) -> u64 {
+    (number - 1) << shift(level)
 }
 
 #[inline]
 fn list_at(level: u32, tick: u64) -> u32 {
     match level {
-        0 => tick as u32 % FINE_LISTS as u32,
-        _ => FINE_LISTS as u32 + (level - 1) * 64 + (tick >> shift(level)) as u32 % 64,
+        0 => tick as u32 % FINE_LISTS,
+        _ => FINE_LISTS + (level - 1) * 64 + (tick >> shift(level)) as u32 % 64,
     }
 }
 
-/// A level's lists are 2^shift ticks wide.
+/// A level's lists are 2^shift ticks wide: half as far as the next finer level reaches.
 #[inline]
 const fn shift(level: u32) -> u32 {
     match level {
         0 => 0,
-        _ => FINE_LISTS.trailing_zeros() + (level - 1) * 6,
+        _ => FINE_LISTS.trailing_zeros() - 1 + (level - 1) * 5,
     }
 }
 
@@ -452,13 +551,15 @@ struct Slots<T> {
     occupied: usize,
 }
 
+/// A cache line, for a `T` of four words with a niche: cancelling a timer among a million costs a look at one.
+#[repr(align(64))]
 struct Slot<T> {
     value: Option<T>,
     rank: Rank,
     /// The next in the list, or the next vacant slot.
     next: u32,
     previous: u32,
-    generation: u32,
+    generation: NonZeroU32,
     list: u32,
 }
 
@@ -529,7 +630,7 @@ impl<T> Slots<T> {
                 rank: Rank { deadline_ns: 0, sequence: STALE },
                 next: if index == last { NO_SLOT } else { index + 1 },
                 previous: NO_SLOT,
-                generation: 0,
+                generation: NonZeroU32::MIN,
                 list: NEAR,
             })
             .collect();
@@ -550,7 +651,13 @@ impl<T> Slots<T> {
 }
 
 /// `instant + duration`, or as far in that direction as the platform's `Instant` can say.
+#[inline]
 fn saturating_add(instant: Instant, duration: Duration) -> Instant {
+    instant.checked_add(duration).unwrap_or_else(|| farthest_towards(instant, duration))
+}
+
+#[cold]
+fn farthest_towards(instant: Instant, duration: Duration) -> Instant {
     let halved = std::iter::successors(Some(duration), |duration| Some(*duration / 2));
     halved
         .map_while(|step| (!step.is_zero()).then_some(step))
@@ -563,14 +670,17 @@ const TICK_NS: u64 = 1_000_000;
 const NEVER_NS: u64 = u64::MAX;
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-const FINE_LISTS: usize = 1024;
-const LEVELS: u32 = 7;
-const LISTS: usize = FINE_LISTS + (LEVELS as usize - 1) * 64;
-const LAST_STEP: usize = FINE_LISTS / 64;
+const FINE_LISTS: u32 = 2048;
+const FINE_WORDS: u32 = FINE_LISTS / 64;
+const LEVELS: u32 = 8;
+const LISTS: usize = (FINE_LISTS + (LEVELS - 1) * 64) as usize;
 const _: () = assert!(
     NEVER_NS.div_ceil(TICK_NS) >> shift(LEVELS - 1) < 64,
     "the coarsest level reaches every tick there is"
 );
+
+/// Some 50 µs: what else the shard has to do waits no longer than that.
+const MOVES_PER_PASS: u32 = 512;
 
 const PAGE_SLOTS: usize = 256;
 const NO_SLOT: u32 = u32::MAX;

@@ -7,6 +7,7 @@ pub(crate) mod thread;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 
 use crate::ShardId;
@@ -20,7 +21,7 @@ use crate::shard::blocking_resolver::BlockingResolver;
 use crate::shard::groups::Groups;
 use crate::shard::lifecycle::Lifecycle;
 use crate::shard::placement::{self, Host, Pin, Placement, PlacementRequest};
-use crate::shard::shared::Shared;
+use crate::shard::shared::{Detached, Shared};
 use crate::shard::stats::ShardStats;
 use app::App;
 use running::Running;
@@ -264,14 +265,18 @@ impl Runtime {
             why = "the kernel spreads connections by their addresses",
             "accepting"
         );
-        tracing::info!(limits = ?self.config, "limits");
+        for line in self.config.lines() {
+            tracing::info!("limits of {line}");
+        }
     }
 }
 
 /// Asks the application. What threads have sent to the shards by then is turned away if it refuses, or panics.
 pub(crate) fn prepare<A: App>(app: &A, shared: &Arc<Shared>) -> Result<(), RunError> {
     let handle = crate::Handle::new(Arc::clone(shared));
+    let preparing = shared.begin_preparing();
     let prepared = catch_unwind(AssertUnwindSafe(|| app.prepare(&handle)));
+    drop(preparing);
     if !matches!(prepared, Ok(Ok(()))) {
         shared.never_ran();
     }
@@ -299,6 +304,8 @@ pub(crate) fn new_shared(
         stats: (0..count).map(|_| Arc::new(ShardStats::default())).collect(),
         cpus: cpus.into(),
         may_poll,
+        stop_asked: AtomicBool::new(false),
+        detached: Detached::default(),
     })
 }
 

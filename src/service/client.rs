@@ -345,7 +345,7 @@ impl Core {
 
     fn failed(&self, failure: ClientFailure) {
         self.failures.set(self.failures.get().saturating_add(1));
-        tracing::debug!(shard = self.shard.id().index(), failures = self.failures.get(), %failure, "not connected");
+        self.shard.log_failure(&failure, "a client is not connected");
         let last = Arc::new(failure);
         self.tell_waiters(|waiter| {
             let failures = waiter.failures.get().saturating_add(1);
@@ -353,6 +353,8 @@ impl Core {
             let enough = waiter.left.get().is_some_and(|most| failures >= most);
             enough.then(|| Err(ClientError::Failed { failures, last: Arc::clone(&last) }))
         });
+        // In it may be an error of the application's.
+        self.shard.drop_contained(last);
     }
 
     /// Waits before the next attempt.

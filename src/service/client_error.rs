@@ -45,8 +45,8 @@ impl fmt::Display for ClientFailure {
 impl Error for ClientFailure {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            ClientFailure::Connect(error) => Some(error),
-            ClientFailure::Prepare(error) => Some(&**error),
+            ClientFailure::Connect(error) => error.source(),
+            ClientFailure::Prepare(error) => error.source(),
             ClientFailure::PrepareTimedOut { .. } | ClientFailure::Lost | ClientFailure::Panicked(_) => None,
         }
     }
@@ -88,8 +88,57 @@ impl fmt::Display for ClientError {
 impl Error for ClientError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            ClientError::Failed { last, .. } => Some(&**last),
+            ClientError::Failed { last, .. } => last.source(),
             ClientError::Stopped => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    /// A cause with a cause.
+    #[derive(Debug)]
+    struct Outer(io::Error);
+
+    impl fmt::Display for Outer {
+        fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("the outer one")
+        }
+    }
+
+    impl Error for Outer {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    fn outer() -> Outer {
+        Outer(io::Error::other("the inner one"))
+    }
+
+    #[test]
+    fn a_printed_chain_says_nothing_twice_and_the_first_line_tells_the_cause() {
+        let failures: [fn() -> ClientFailure; 2] = [
+            || ClientFailure::Prepare(Box::new(outer())),
+            || {
+                ConnectError::Os { addr: ([127, 0, 0, 1], 80).into(), source: io::Error::other(outer()) }
+                    .into()
+            },
+        ];
+        for failure in failures {
+            let once = ClientError::Failed { failures: 1, last: Arc::new(failure()) };
+            let often = ClientError::Failed { failures: 7, last: Arc::new(failure()) };
+            for error in [&failure() as &dyn Error, &once, &often] {
+                assert!(error.to_string().ends_with(": the outer one"), "{error}");
+                assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("the inner one"));
+            }
+        }
+        let addr = ([127, 0, 0, 1], 80).into();
+        let error = ClientFailure::from(ConnectError::TimedOut { addr, after: Duration::from_secs(1) });
+        assert!(error.source().is_none());
     }
 }

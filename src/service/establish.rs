@@ -204,8 +204,14 @@ impl Style for ClientStreams {
             let ended = async move {
                 match task.await {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::debug!(%error, "a client's handler failed"),
-                    Err(error) => tracing::debug!(%error, "a client's handler did not finish"),
+                    Ok(Err(error)) => {
+                        shard.log_failure(&*error, "a client's handler failed");
+                        shard.drop_contained(error);
+                    }
+                    Err(error) => {
+                        shard.log_failure(&error, "a client's handler did not finish");
+                        shard.drop_contained(error);
+                    }
                 }
             };
             Ok(Link { transport, ended: Box::pin(ended) })

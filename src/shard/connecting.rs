@@ -154,7 +154,8 @@ impl Shard {
         cell.attempt.set(Some(id));
         let timeout = how.timeout.unwrap_or(inner.shared.config.connect_timeout);
         let deadline = deadline_after(self.read_clock(), timeout);
-        let timer = inner.timers.borrow_mut().insert(deadline, Timer::Connect(id));
+        let timer = Timer::new(move |shard: &Shard| shard.on_connect_timeout(id));
+        let timer = inner.timers.borrow_mut().insert(deadline, timer);
         let stage = match &goal {
             ConnectTarget::Addr(addr) => Stage::Racing { race: Race::new(vec![*addr]), next: None },
             ConnectTarget::Name { host, port } => Stage::Resolving(self.look_up_for(id, host.clone(), *port)),
@@ -192,12 +193,7 @@ impl Shard {
         self.try_next_address(id);
     }
 
-    /// The address that was tried last has been silent for a while.
-    pub(crate) fn on_next_address(&self, id: AttemptId) {
-        self.try_next_address(id);
-    }
-
-    /// Begins to connect to the next address; if that fails at once, to the one after it. With none left, and none under
+    /// Begins to connect to the next address, when the last one has failed or been silent for a while; if that fails at once, to the one after it. With none left, and none under
     /// way, the attempt has failed.
     fn try_next_address(&self, id: AttemptId) {
         let inner = &self.inner;
@@ -217,7 +213,8 @@ impl Shard {
                     inner.attempts.sockets.borrow_mut().insert(token, id);
                     if race.has_waiting() {
                         let at = deadline_after(begun, inner.shared.config.connect_attempt_delay);
-                        *next = Some(inner.timers.borrow_mut().insert(at, Timer::NextAddress(id)));
+                        let timer = Timer::new(move |shard: &Shard| shard.try_next_address(id));
+                        *next = Some(inner.timers.borrow_mut().insert(at, timer));
                     }
                     return;
                 }

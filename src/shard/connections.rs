@@ -2,11 +2,12 @@
 //! calls of the driver. The bytes themselves are `net`'s.
 
 use std::any::Any;
+use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::error::{CloseReason, Result, panic_message};
+use crate::error::{CloseReason, Result, log_contained, panic_message};
 use crate::net::connection::{Connection, EndKind, Phase, ReadHalf, WriteHalf};
 use crate::net::input::Input;
 use crate::net::kept::Kept;
@@ -157,9 +158,10 @@ impl Shard {
     }
 
     /// As `deliver`, for bytes that were kept before: what the protocol leaves stays where it is. Copied each time, a
-    /// large frame in small segments would cost its square. Says how much the protocol took.
-    fn deliver_kept(&self, token: Token, mut protocol: Box<dyn Protocol>, mut kept: Vec<u8>) -> usize {
+    /// large frame in small segments would cost its square. Says whether the protocol was shown all of it, and took nothing.
+    fn deliver_kept(&self, token: Token, mut protocol: Box<dyn Protocol>, mut kept: Vec<u8>) -> bool {
         let (outcome, consumed) = self.show(token, &mut *protocol, &kept);
+        let left_all = consumed == 0 && !self.inner.dry.get();
         self.callback_done(token, protocol, outcome, kept.len() - consumed, || {
             kept.drain(..consumed);
             if kept.capacity() > KEPT_SLACK_BYTES.max(4 * kept.len()) {
@@ -167,7 +169,7 @@ impl Shard {
             }
             kept
         });
-        consumed
+        left_all
     }
 
     /// Shows `bytes` to the protocol; says how many it has used.
@@ -404,13 +406,13 @@ impl Shard {
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::debug!(shard = self.inner.id.index(), %error, "a protocol failed");
+                self.log_failure(&*error, "a protocol failed");
                 self.close_failed(token, CloseReason::Protocol(error));
             }
             Err(payload) => {
                 let message = self.panicked("a protocol", payload);
                 // A frame may be half written: nothing more of it goes out.
-                self.inner.staged.borrow_mut().clear();
+                self.inner.discard_staged();
                 if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token) {
                     let dropped = slot.connection.discard_output();
                     self.inner.stats.unsent_bytes_dropped.add(dropped as u64);
@@ -436,16 +438,25 @@ impl Shard {
     pub(crate) fn panicked(&self, who: &str, payload: Box<dyn Any + Send>) -> String {
         let message = panic_message(&*payload);
         self.inner.stats.panics.add(1);
-        tracing::error!(shard = self.inner.id.index(), message, "{who} panicked");
+        log_contained(|| tracing::error!(shard = self.inner.id.index(), message, "{who} panicked"));
         self.drop_contained(payload);
         message
+    }
+
+    /// Logs an application's error. A `Display` that panics is counted like any other code of the application.
+    #[cold]
+    pub(crate) fn log_failure(&self, error: &(dyn Error + Send + Sync), what: &str) {
+        let logged = log_contained(|| tracing::debug!(shard = self.inner.id.index(), %error, "{what}"));
+        if !logged {
+            self.inner.stats.panics.add(1);
+        }
     }
 
     /// Drops an application's value; a panic in its destructor goes no further.
     pub(crate) fn drop_contained<T>(&self, value: T) {
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
             self.inner.stats.panics.add(1);
-            tracing::error!(shard = self.inner.id.index(), "a destructor panicked");
+            log_contained(|| tracing::error!(shard = self.inner.id.index(), "a destructor panicked"));
             // Its payload may panic again when it is dropped; it is leaked instead.
             std::mem::forget(payload);
         }
@@ -504,10 +515,12 @@ impl Shard {
         let mut kept = Kept::new();
         {
             let mut connections = inner.connections.borrow_mut();
-            let Some(slot) = connections.get_mut(token) else { return };
-            if !slot.connection.is_open() {
+            let Some(slot) = connections.get_mut(token).filter(|slot| slot.connection.is_open()) else {
+                drop(connections);
+                // It may hold the application's error.
+                self.drop_contained(reason);
                 return;
-            }
+            };
             let reason = match reason {
                 CloseReason::Closed if slot.connection.read == ReadHalf::Finished => {
                     CloseReason::PeerFinished
@@ -537,7 +550,7 @@ impl Shard {
         inner.mark_ending(token, slot, reason, kind);
         drop(connections);
         if inner.active.get() == token {
-            inner.staged.borrow_mut().clear();
+            inner.discard_staged();
             inner.staged_room.set(0);
             inner.dry.set(true);
         }
@@ -548,17 +561,13 @@ impl Shard {
         let inner = &self.inner;
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
-        slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
+        inner.read_on(token, slot);
         // What the callback that runs now leaves is not kept yet, and it may not have been shown all of it.
-        let is_active = inner.active.get() == token;
-        if is_active && slot.connection.may_read() {
-            inner.dry.set(false);
-        }
-        let waits =
-            is_active || !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending;
-        if waits && !slot.marks.resumed {
-            slot.marks.resumed = true;
-            inner.resumed.borrow_mut().push(token);
+        if inner.active.get() == token {
+            if slot.connection.may_read() {
+                inner.dry.set(false);
+            }
+            inner.mark_slot_resumed(token, slot);
         }
     }
 
@@ -573,23 +582,30 @@ impl Shard {
     pub(crate) fn deliver_resumed(&self) {
         let tokens = std::mem::take(&mut *self.inner.resumed.borrow_mut());
         for token in tokens {
-            let kept = {
+            let (kept, stream) = {
                 let mut connections = self.inner.connections.borrow_mut();
                 let Some(slot) = connections.get_mut(token) else { continue };
                 if !std::mem::take(&mut slot.marks.resumed) || !slot.connection.may_read() {
                     continue;
                 }
-                slot.connection.input.take()
+                let stream = match &slot.handler {
+                    Handler::Stream(stream) => Some(Rc::clone(stream)),
+                    _ => None,
+                };
+                (slot.connection.input.take(), stream)
             };
+            if let Some(stream) = stream {
+                self.with_active(token, || stream.on_resumed(self));
+            }
             if !kept.is_empty()
                 && let Some(protocol) = self.take_protocol(token)
             {
                 if let Some(slot) = self.inner.connections.borrow().get(token) {
                     self.inner.activate(token, &slot.connection);
                 }
-                let consumed = self.deliver_kept(token, protocol, kept);
+                let left_all = self.deliver_kept(token, protocol, kept);
                 self.inner.deactivate();
-                if consumed == 0 {
+                if left_all {
                     self.forget_resumed(token);
                 }
             }
@@ -654,7 +670,8 @@ impl Shard {
                     let limit = inner.shared.config.linger_timeout;
                     let limit = if draining { limit.min(DRAINING_LINGER) } else { limit };
                     let deadline = deadline_after(inner.now.get(), limit);
-                    slot.guard = Some(timers.insert(deadline, Timer::Guard(token)));
+                    slot.guard =
+                        Some(timers.insert(deadline, Timer::new(move |shard: &Shard| shard.on_guard(token))));
                 }
                 EndKind::Close(kind) => {
                     driver.close(token, kind);
@@ -672,7 +689,18 @@ impl Shard {
                 self.drop_contained(protocol);
             }
             Handler::Stream(stream) => stream.on_ended(reason),
-            Handler::Busy | Handler::Gone => {}
+            Handler::Busy | Handler::Gone => self.drop_contained(reason),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_shard_keeps_of_an_idle_connection_is_small() {
+        let bytes = size_of::<Slot>();
+        assert!(bytes <= 112, "{bytes} bytes");
     }
 }

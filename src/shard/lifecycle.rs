@@ -7,7 +7,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::ShardId;
-use crate::error::{CloseReason, NotRunning, RunError};
+use crate::error::{CloseReason, NotRunning, RunError, log_contained};
 use crate::net::connection::{EndKind, Phase};
 use crate::reactor::driver::CloseKind;
 use crate::shard::Shard;
@@ -50,7 +50,7 @@ pub enum RuntimeState {
 
 /// The state all shards of a runtime agree on.
 pub(crate) struct Lifecycle {
-    /// A copy of `Progress::state` for those who only look. Relaxed: it stands for itself.
+    /// A copy of `Progress::state` for those who only look.
     state: AtomicU8,
     progress: Mutex<Progress>,
     changed: Condvar,
@@ -108,12 +108,14 @@ impl Lifecycle {
 
     fn set(&self, progress: &mut Progress, state: RuntimeState) {
         progress.state = state;
-        self.state.store(state as u8, Ordering::Relaxed);
+        // SeqCst: pairs with `InTransit`, which counts itself down and then looks whether somebody drains.
+        self.state.store(state as u8, Ordering::SeqCst);
         self.changed.notify_all();
     }
 
     pub(crate) fn state(&self) -> RuntimeState {
-        match self.state.load(Ordering::Relaxed) {
+        // SeqCst: as in `set`; as cheap as Relaxed on most processors, and nobody asks in a hurry.
+        match self.state.load(Ordering::SeqCst) {
             0 => RuntimeState::Starting,
             1 => RuntimeState::Running,
             2 => RuntimeState::Draining,
@@ -170,7 +172,7 @@ impl Lifecycle {
 
 impl Shared {
     /// Sends a step of the lifecycle to every shard. Those that have ended already need none.
-    fn tell_all(&self, step: fn(&Shard)) {
+    pub(crate) fn tell_all(&self, step: fn(&Shard)) {
         for number in 0..self.mesh.len() {
             let _ = self.mesh.post(ShardId::new(number as u16), step);
         }
@@ -202,7 +204,7 @@ impl Shared {
         if self.lifecycle.state() == RuntimeState::Starting {
             self.shard_failed(error);
         } else {
-            tracing::warn!(%error, "while the runtime stops");
+            log_contained(|| tracing::warn!(%error, "while the runtime stops"));
         }
     }
 
@@ -219,12 +221,14 @@ impl Shared {
     /// Begins an orderly stop.
     pub(crate) fn stop(&self) -> Result<(), NotRunning> {
         let mut progress = self.lifecycle.lock();
-        if !matches!(progress.state, RuntimeState::Starting | RuntimeState::Running) {
-            return Err(NotRunning);
-        }
+        let step = match progress.state {
+            RuntimeState::Starting => Shard::on_stop_while_starting,
+            RuntimeState::Running => Shard::on_stop,
+            RuntimeState::Draining | RuntimeState::Stopped => return Err(NotRunning),
+        };
         self.lifecycle.set(&mut progress, RuntimeState::Draining);
         drop(progress);
-        self.tell_all(Shard::on_stop);
+        self.tell_all(step);
         Ok(())
     }
 
@@ -263,6 +267,16 @@ impl Shared {
             drop(progress);
             self.tell_all(Shard::on_all_drained);
         }
+    }
+
+    /// A shard that had drained takes a connection over. `false`: all have, and the end has been told.
+    fn drain_again(&self) -> bool {
+        let mut progress = self.lifecycle.lock();
+        if progress.drained == progress.shards {
+            return false;
+        }
+        progress.drained -= 1;
+        true
     }
 
     /// A shard's loop has ended.
@@ -306,18 +320,37 @@ impl Shard {
     }
 
     fn on_stop(&self) {
-        if !matches!(self.inner.phase.get(), ShardPhase::Starting | ShardPhase::Running) {
+        // The news that all have started may come from another thread, and still be under way.
+        self.on_all_started();
+        if self.inner.phase.get() != ShardPhase::Running {
             return;
         }
         self.inner.phase.set(ShardPhase::Draining);
-        self.call_drain_calls();
-        self.fail_attempts();
         for listening in self.inner.listeners.all() {
             self.close_group(&listening.group);
         }
+        self.begin_drain();
+    }
+
+    /// Stopped before the start barrier: nothing was accepted, and nothing is. Who waits in a queue is turned away.
+    fn on_stop_while_starting(&self) {
+        if self.inner.phase.get() != ShardPhase::Starting {
+            return;
+        }
+        self.inner.phase.set(ShardPhase::Draining);
+        self.begin_drain();
+        self.drop_listeners();
+    }
+
+    fn begin_drain(&self) {
+        self.call_drain_calls();
+        self.fail_attempts();
         // Input that has come by now is served first: connections are told in the next turn, after its events.
         self.call_later(Duration::ZERO, Shard::tell_old_draining);
         let deadline = self.call_later(self.inner.shared.config.drain_timeout, |shard| {
+            if shard.inner.phase.get() != ShardPhase::Draining {
+                return;
+            }
             tracing::warn!(shard = shard.inner.id.index(), "the drain deadline has passed");
             shard.abort_connections(true);
         });
@@ -338,7 +371,8 @@ impl Shard {
     }
 
     fn abort_connections(&self, count_them: bool) {
-        let mut aborted = 0;
+        // Whoever has them, they arrive nowhere now; the first shard that gives up counts them.
+        let mut aborted = self.inner.shared.detached.abandon();
         let tokens = self.inner.connections.borrow().tokens();
         for token in tokens {
             let over = self.inner.connections.borrow().get(token).is_some_and(|slot| {
@@ -398,14 +432,33 @@ impl Shard {
     pub(crate) fn check_drained(&self) {
         let inner = &self.inner;
         let open = inner.connections.borrow().len() + inner.serving.get();
-        if inner.phase.get() == ShardPhase::Draining && inner.listeners.is_empty() && open == 0 {
+        let is_over = open == 0 && !inner.shared.detached.are_awaited();
+        if inner.phase.get() == ShardPhase::Draining && inner.listeners.is_empty() && is_over {
             inner.phase.set(ShardPhase::Drained);
-            for timer in [&inner.drain_deadline, &inner.late_drain] {
-                let timer = timer.borrow_mut().take();
-                // It may be what brought us here.
-                let _ = timer.map(|timer| timer.cancel());
-            }
+            let timer = inner.late_drain.borrow_mut().take();
+            // It may be what brought us here. The deadline stays: a stream may come from a shard that drains yet.
+            let _ = timer.map(|timer| timer.cancel());
             inner.shared.shard_drained();
+        }
+    }
+
+    /// Whether a stream from another shard may become a connection here. A shard that has drained already drains again
+    /// for it.
+    pub(crate) fn may_attach(&self) -> bool {
+        let inner = &self.inner;
+        if inner.shared.detached.are_abandoned() {
+            return false;
+        }
+        match inner.phase.get() {
+            ShardPhase::Starting | ShardPhase::Running | ShardPhase::Draining => true,
+            ShardPhase::Drained => {
+                let drains_again = inner.shared.drain_again();
+                if drains_again {
+                    inner.phase.set(ShardPhase::Draining);
+                }
+                drains_again
+            }
+            ShardPhase::Stopped => false,
         }
     }
 

@@ -27,14 +27,15 @@ use std::time::{Duration, Instant};
 
 use crate::ShardId;
 use crate::cross_shard::Endpoint;
-use crate::error::panic_message;
+use crate::error::{log_contained, panic_message};
+use crate::inline::InlineCall;
 use crate::reactor::driver::Driver;
 use crate::reactor::lease::Lease;
 use crate::reactor::registry::Registry;
 use crate::reactor::timer_wheel::TimerWheel;
 use crate::reactor::token::Token;
 use crate::tasks::{Executor, Remote, RemoteTask};
-use connecting::{AttemptId, Attempts};
+use connecting::Attempts;
 use connections::Slot;
 use draining::DrainCalls;
 use handles::delayed_call::DelayedCall;
@@ -114,21 +115,9 @@ pub(crate) struct Inner {
 
 pub(crate) type RunningCall = Box<dyn FnOnce(&Shard)>;
 
-/// What the timer wheel holds.
-pub(crate) enum Timer {
-    /// The application's.
-    Call(Box<dyn FnOnce(&Shard)>),
-    /// A sleeping task's.
-    Wake(Waker),
-    /// A connection's own deadline.
-    Deadline(Token),
-    /// A connection's guard against a peer that takes nothing, or never finishes.
-    Guard(Token),
-    /// The deadline of an attempt to connect.
-    Connect(AttemptId),
-    /// When such an attempt tries its next address.
-    NextAddress(AttemptId),
-}
+/// What the timer wheel holds: a call of the application's, the waker of a sleeping task, or what is to be done for a
+/// connection. In place, since most timers are cancelled: a box for each would cost more than the wheel.
+pub(crate) type Timer = InlineCall<Shard>;
 
 thread_local! {
     static CURRENT: RefCell<Option<Shard>> = const { RefCell::new(None) };
@@ -247,7 +236,7 @@ pub(crate) fn wake_contained(waker: Waker) {
         match Shard::try_current() {
             Some(shard) => drop(shard.panicked("a waker", payload)),
             None => {
-                tracing::error!(message = panic_message(&*payload), "a waker panicked");
+                log_contained(|| tracing::error!(message = panic_message(&*payload), "a waker panicked"));
                 // Its payload may panic again when it is dropped; it is leaked instead.
                 std::mem::forget(payload);
             }

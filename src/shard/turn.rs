@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::reactor::driver::Event;
+use crate::shard::Shard;
 use crate::shard::lifecycle::ShardPhase;
-use crate::shard::{Shard, Timer, wake_contained};
 
 /// What the next `wait` may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,9 +36,18 @@ pub(crate) struct AdaptivePoll {
     interrupted: Cell<u32>,
 }
 
+/// How a shard goes on after a turn.
+enum Next {
+    /// With another turn.
+    Turn,
+    /// With one that has nothing but messages, which have come already.
+    Messages,
+}
+
 /// What ended a poll.
 enum Polled {
-    Mail,
+    /// A message; the time is that of the last look at the clock.
+    Mail(Instant),
     Event,
     Nothing,
 }
@@ -125,6 +134,19 @@ impl Shard {
         let messages_left = self.deliver_messages();
         let events_left = self.dispatch_events();
         let timers_left = self.expire_timers();
+        let mut busy = messages_left || events_left || timers_left;
+        loop {
+            busy |= self.finish_turn();
+            match self.choose_rest(busy)? {
+                Next::Turn => return Ok(()),
+                // A turn with no event and no timer: the phases of those two have nothing to do.
+                Next::Messages => busy = self.deliver_messages(),
+            }
+        }
+    }
+
+    /// The phases that follow up what the others have brought. Says whether work is left.
+    fn finish_turn(&self) -> bool {
         let tasks_left = self.run_tasks();
         self.settle_unsettled();
         self.inner.endpoint.publish();
@@ -132,8 +154,10 @@ impl Shard {
         if self.inner.phase.get() == ShardPhase::Draining {
             self.check_drained();
         }
-        let busy = messages_left || events_left || timers_left || tasks_left || self.has_work();
-        self.choose_rest(busy)
+        if self.inner.shared.is_stop_asked() {
+            self.inner.shared.stop_as_asked();
+        }
+        tasks_left || self.has_work()
     }
 
     /// Sleeps only when no work is left. The clock is read once, here.
@@ -168,11 +192,10 @@ impl Shard {
         if slept {
             inner.endpoint.finish_sleep();
             inner.stats.parks.add(1);
-        } else {
-            inner.stats.busy_nanos.add(now.saturating_duration_since(inner.now.get()).as_nanos() as u64);
+            // What came before the sleep was counted when it was decided.
+            inner.now.set(now);
         }
-        inner.stats.turns.add(1);
-        inner.now.set(now);
+        self.begin_turn(now);
         Ok(())
     }
 
@@ -216,18 +239,9 @@ impl Shard {
         for _ in 0..inner.shared.config.timers_per_turn {
             let timer = inner.timers.borrow_mut().pop_expired();
             let Some(timer) = timer else { return false };
-            match timer {
-                // The application may have made it, also the waker.
-                Timer::Wake(waker) => wake_contained(waker),
-                Timer::Call(call) => {
-                    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| call(self))) {
-                        self.panicked("a delayed call", payload);
-                    }
-                }
-                Timer::Deadline(token) => self.on_deadline(token),
-                Timer::Guard(token) => self.on_guard(token),
-                Timer::Connect(attempt) => self.on_connect_timeout(attempt),
-                Timer::NextAddress(attempt) => self.on_next_address(attempt),
+            // The application may have made it.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| timer.call(self))) {
+                self.panicked("a delayed call", payload);
             }
         }
         true
@@ -258,36 +272,61 @@ impl Shard {
             || inner.phase.get() == ShardPhase::Stopped
     }
 
-    /// Decides whether the next turn may begin with a sleep; if it may, marks the shard as sleeping.
-    fn choose_rest(&self, busy: bool) -> io::Result<()> {
+    /// Decides how to go on, and whether the next turn may begin with a sleep; if it may, marks the shard as sleeping.
+    fn choose_rest(&self, busy: bool) -> io::Result<Next> {
         let inner = &self.inner;
         inner.rest.set(Rest::None);
         if busy {
-            return Ok(());
+            return Ok(Next::Turn);
         }
         let deadline = inner.timers.borrow_mut().next_deadline();
         if deadline.is_some_and(|deadline| deadline <= inner.now.get()) {
-            return Ok(());
+            return Ok(Next::Turn);
         }
         if inner.poll.wanted(inner.endpoint.awaits_replies()) {
             match self.poll_for_work(deadline)? {
-                Polled::Mail => {
+                Polled::Mail(now) => {
                     inner.poll.hit();
-                    return Ok(());
+                    return Ok(self.after_mail(now, deadline));
                 }
                 Polled::Event => {
                     inner.poll.interrupted();
-                    return Ok(());
+                    return Ok(Next::Turn);
                 }
                 Polled::Nothing => inner.poll.miss(),
             }
         }
         if inner.endpoint.prepare_sleep() {
+            // A signal handler leaves no message; from here on it wakes.
+            if inner.shared.is_stop_asked() {
+                inner.endpoint.finish_sleep();
+                return Ok(Next::Turn);
+            }
             let now = inner.driver.borrow_mut().read_clock();
             inner.stats.busy_nanos.add(now.saturating_duration_since(inner.now.get()).as_nanos() as u64);
             inner.rest.set(Rest::Until(deadline));
         }
-        Ok(())
+        Ok(Next::Turn)
+    }
+
+    /// Messages came at `now`, while the shard polled: as long as they are all that comes, a turn is made of them
+    /// alone. Not for longer than the kernel may be left alone, and not beyond a timer.
+    fn after_mail(&self, now: Instant, deadline: Option<Instant>) -> Next {
+        let inner = &self.inner;
+        let is_due = deadline.is_some_and(|deadline| deadline <= now);
+        if is_due || now.saturating_duration_since(inner.kernel_asked.get()) >= KERNEL_EVERY {
+            return Next::Turn;
+        }
+        self.begin_turn(now);
+        Next::Messages
+    }
+
+    /// A turn that follows another one without a sleep.
+    fn begin_turn(&self, now: Instant) {
+        let inner = &self.inner;
+        inner.stats.busy_nanos.add(now.saturating_duration_since(inner.now.get()).as_nanos() as u64);
+        inner.stats.turns.add(1);
+        inner.now.set(now);
     }
 
     /// Looks for messages, and now and then for events, for as long as a sleep and a wake would take. The shard counts
@@ -298,15 +337,16 @@ impl Shard {
         let end = begun + inner.poll.bound;
         let end = deadline.map_or(end, |deadline| deadline.min(end));
         let mut kernel_at = begun + KERNEL_EVERY;
+        let mut now = begun;
         loop {
             for _ in 0..LOOKS_PER_CLOCK {
                 if inner.endpoint.has_mail() {
-                    return Ok(Polled::Mail);
+                    return Ok(Polled::Mail(now));
                 }
                 std::hint::spin_loop();
             }
             let mut driver = inner.driver.borrow_mut();
-            let now = driver.read_clock();
+            now = driver.read_clock();
             if now >= kernel_at {
                 driver.wait(Some(Duration::ZERO))?;
                 inner.kernel_asked.set(now);

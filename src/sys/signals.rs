@@ -189,17 +189,25 @@ extern "C" fn on_signal(number: libc::c_int) {
     HANDLERS_RUNNING.fetch_add(1, Ordering::SeqCst);
     let write_end = WRITE_END.load(Ordering::SeqCst);
     if write_end != NO_PIPE {
-        // SAFETY: errno is this thread's own, and the pipe stays open while `HANDLERS_RUNNING` counts us.
-        unsafe {
-            let errno = errno_location();
-            let before = *errno;
+        keeping_errno(|| {
+            // SAFETY: the pipe stays open while `HANDLERS_RUNNING` counts us.
+            let write_end = unsafe { BorrowedFd::borrow_raw(write_end) };
             // A full pipe refuses, which is fine: there is plenty to read.
-            let _ = rustix::io::write(BorrowedFd::borrow_raw(write_end), &[number as u8]);
-            *errno = before;
-        }
+            let _ = rustix::io::write(write_end, &[number as u8]);
+        });
     }
     // SeqCst: pairs with the load in `SignalGuard::drop`.
     HANDLERS_RUNNING.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// Runs `step` and leaves errno as it was: a handler interrupts code that may be about to read it.
+pub(crate) fn keeping_errno(step: impl FnOnce()) {
+    let errno = errno_location();
+    // SAFETY: errno is this thread's own, and always there.
+    let before = unsafe { *errno };
+    step();
+    // SAFETY: as above.
+    unsafe { *errno = before };
 }
 
 fn errno_location() -> *mut libc::c_int {

@@ -44,6 +44,8 @@ pub struct Simulation {
     config: Config,
     kind_network: bool,
     resolver: Installed,
+    #[cfg(test)]
+    failing_accepts: usize,
 }
 
 /// More turns than this mean that the simulated application goes round in circles.
@@ -62,6 +64,8 @@ impl Simulation {
             config: Config::default(),
             kind_network: false,
             resolver: Installed::default(),
+            #[cfg(test)]
+            failing_accepts: 0,
         }
     }
 
@@ -102,6 +106,8 @@ impl Simulation {
             ..if self.kind_network { SimOptions::calm() } else { SimOptions::default() }
         };
         let world = World::new(self.seed, options);
+        #[cfg(test)]
+        world.withhold_descriptors(self.failing_accepts);
         let drivers: Vec<_> = (0..self.shards).map(|number| world.driver(number)).collect();
         let wakers = drivers.iter().map(|driver| driver.waker()).collect();
         let resolver = self.resolver.0.clone().unwrap_or_else(|| Arc::new(Names::new()));
@@ -183,6 +189,7 @@ fn is_ready(shard: &Shard, world: &World) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::TcpStream;
 
     #[test]
     fn an_hour_takes_no_time() {
@@ -197,6 +204,45 @@ mod tests {
             })
             .unwrap();
         assert!(begun.elapsed() < Duration::from_secs(60));
+    }
+
+    /// It closed, and reset who had waited. The test with a real kernel is in `tests/faults_descriptors.rs`.
+    #[test]
+    fn a_closing_listener_waits_for_descriptors_and_then_serves_its_queue() {
+        const FAILS: usize = 12;
+        let serves = async |mut stream: TcpStream| {
+            while let Some(chunk) = stream.read_chunk().await? {
+                stream.write_all(&chunk).await?;
+            }
+            Ok(())
+        };
+        for (fails, waits) in [(FAILS, true), (usize::MAX, false)] {
+            for seed in 0..20 {
+                let mut simulation = Simulation::new(seed).shards(1);
+                simulation.failing_accepts = fails;
+                simulation.config.drain_timeout = Duration::from_secs(2);
+                let app = async move |shard: Shard| {
+                    let addr = shard.serve_tcp("127.0.0.1:0", serves)?.local_addr();
+                    shard.call_when_running(move |shard| {
+                        drop(shard.spawn(async move {
+                            let mut client = TcpStream::connect(addr).await.unwrap();
+                            client.set_ends_on_drain(false);
+                            client.write_all(b"wait").await.unwrap();
+                            Shard::current().stop().unwrap();
+                            let mut answer = [0; 4];
+                            let read = client.read_exact(&mut answer).await;
+                            assert_eq!(read.is_ok(), waits, "seed {seed}: {read:?}");
+                            let end = client.read_chunk().await;
+                            assert_eq!(end.is_ok(), waits, "seed {seed}");
+                        }));
+                    });
+                    Ok(())
+                };
+                let outcome = simulation.run(app);
+                // The client's end is what is left at the deadline, if it comes to that.
+                assert_eq!(outcome.is_ok(), waits, "seed {seed}: {outcome:?}");
+            }
+        }
     }
 
     #[test]

@@ -232,7 +232,10 @@ fn a_name_that_is_not_found_or_none_is_an_outcome() {
         assert!(matches!(error, ConnectError::Resolve(ResolveError::NotFound { .. })), "{error:?}");
         assert_eq!(error.to_string(), "cannot connect: `nobody.test` has no address");
         let error = env.shard().connect_tcp("a..b:80", || Echo).await.unwrap_err();
-        assert_eq!(error.to_string(), "cannot connect: `a..b:80` names no host: it has an empty label");
+        assert_eq!(
+            error.to_string(),
+            "cannot connect: `a..b:80` is not a target: `a..b` is not a host name: it has an empty label"
+        );
         let log = Log::new();
         let noted = log.clone();
         env.shard().connect_tcp("nobody.test:80", || Echo).on_failure(move |_, error| {

@@ -53,10 +53,9 @@ fn between_shards(load: Load, burst: StartBurst) -> Result<Sample> {
 pub(super) fn posts(load: Load) -> Result<Sample> {
     between_shards(load, |shard, load, slice, done| {
         let counter = Counter::start(load.in_flight, slice);
-        let handle = shard.handle();
-        ASKING.set(Some(Asking { counter, in_flight: load.in_flight, handle: handle.clone(), done }));
+        ASKING.set(Some(Asking { counter, in_flight: load.in_flight, done }));
         for _ in 0..load.in_flight {
-            post(&handle);
+            post(shard);
         }
     })
 }
@@ -65,30 +64,30 @@ pub(super) fn posts(load: Load) -> Result<Sample> {
 struct Asking {
     counter: Counter,
     in_flight: usize,
-    handle: Handle,
     done: Sender<Result<Burst>>,
 }
 
-fn post(handle: &Handle) {
-    let back = handle.clone();
-    let asked = handle.call_from_thread(TARGET, move |_: &Shard| {
-        let answered = back.call_from_thread(ORIGIN, |_: &Shard| answered());
+fn post(shard: &Shard) {
+    let asked = shard.call_from_thread(TARGET, |shard: &Shard| {
+        let answered = shard.call_from_thread(ORIGIN, answered);
         assert!(answered.is_ok(), "the asking shard runs");
     });
     assert!(asked.is_ok(), "the answering shard runs");
 }
 
-fn answered() {
-    let finished = ASKING.with_borrow_mut(|asking| {
+fn answered(shard: &Shard) {
+    // Nothing larger than a bool is handed out per trip: moving the histogram would cost more than a message.
+    let is_over = ASKING.with_borrow_mut(|asking| {
         let state = asking.as_mut().expect("an answer follows a question");
         if state.counter.trip() {
-            post(&state.handle);
-            return None;
+            post(shard);
+            return false;
         }
         state.in_flight -= 1;
-        if state.in_flight == 0 { asking.take() } else { None }
+        state.in_flight == 0
     });
-    if let Some(asking) = finished {
+    if is_over {
+        let asking = ASKING.take().expect("it was there a moment ago");
         asking.done.send(Ok(asking.counter.finish())).expect("the measuring thread waits");
     }
 }

@@ -42,10 +42,14 @@ pub(crate) struct TimersArgs {
 enum Row {
     /// `tokio::time::Sleep`: cancelled ones polled once and dropped, fired ones each in a spawned task.
     TokioSleep,
+    /// A call in the future as tokio has it: a task that sleeps first, cancelled by `abort`. Fires as `tokio-sleep`.
+    TokioTask,
     /// tokio-util's DelayQueue, drained by one task.
     TokioDelayQueue,
     /// `Shard::call_later`.
     ShardwiseCallLater,
+    /// `Shard::sleep`, used as `tokio-sleep` uses its own.
+    ShardwiseSleep,
 }
 
 impl Row {
@@ -54,17 +58,20 @@ impl Row {
     }
 
     fn is_built(self) -> bool {
-        cfg!(feature = "ours") || self != Row::ShardwiseCallLater
+        cfg!(feature = "ours") || !matches!(self, Row::ShardwiseCallLater | Row::ShardwiseSleep)
     }
 
     fn measure(self, load: &Arc<Load>) -> Result<Sample> {
         match self {
             Row::TokioSleep => on_pinned_thread(load, tokio::sleeps),
+            Row::TokioTask => on_pinned_thread(load, tokio::tasks),
             Row::TokioDelayQueue => on_pinned_thread(load, tokio::delay_queue),
             #[cfg(feature = "ours")]
             Row::ShardwiseCallLater => on_pinned_thread(load, shardwise::delayed_calls),
+            #[cfg(feature = "ours")]
+            Row::ShardwiseSleep => on_pinned_thread(load, shardwise::sleeps),
             #[cfg(not(feature = "ours"))]
-            Row::ShardwiseCallLater => Err(NOT_BUILT.into()),
+            Row::ShardwiseCallLater | Row::ShardwiseSleep => Err(NOT_BUILT.into()),
         }
     }
 }

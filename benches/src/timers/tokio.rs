@@ -33,38 +33,85 @@ pub(super) fn sleeps(load: &Arc<Load>) -> Result<Sample> {
         }
         drop(scheduled);
         let cancel_later_ns = meter.lap_ns();
+        fire(load, cancel_at_once_ns, cancel_later_ns).await
+    })
+}
 
-        let (all_fired, fired) = oneshot::channel();
-        LATENESS.set(Some(Lateness::expect(load.near.len())));
-        ALL_FIRED.set(Some(all_fired));
-        SCHEDULED.set(0);
-        let base = Instant::now() + load.lead;
-        for &delay in &load.near {
-            let deadline = base + delay;
+pub(super) fn tasks(load: &Arc<Load>) -> Result<Sample> {
+    Builder::new_current_thread().enable_time().build()?.block_on(async {
+        let later = |delay| {
             tokio::spawn(async move {
-                SCHEDULED.set(SCHEDULED.get() + 1);
-                sleep_until(deadline.into()).await;
-                take_down(deadline);
-            });
+                sleep(delay).await;
+                unreachable!("a cancelled task ran on");
+            })
+        };
+        let mut meter = Meter::start(load);
+        // Each batch is polled, and so scheduled, then cancelled, and dropped: a turn of the loop for each would be
+        // all that is measured.
+        for batch in load.far.chunks(BATCH) {
+            let tasks: Vec<_> = batch.iter().map(|&delay| later(delay)).collect();
+            yield_now().await;
+            tasks.iter().for_each(|task| task.abort());
+            yield_now().await;
+            assert!(
+                tasks.iter().all(|task| task.is_finished()),
+                "a turn of the loop polls more tasks than a batch"
+            );
         }
-        while SCHEDULED.get() < load.near.len() {
+        let cancel_at_once_ns = meter.lap_ns();
+        let tasks: Vec<_> = load.far.iter().map(|&delay| later(delay)).collect();
+        for _ in 0..=tasks.len() / BATCH {
             yield_now().await;
         }
-        let schedule_ns = meter.lap_ns();
-        all_scheduled_in_time(base)?;
-        fired.await?;
-        let fire_ns = meter.lap_ns();
-        let lateness = LATENESS.take().expect("set above");
-        let [late_p50_ms, late_p99_ms, late_max_ms] = lateness.milliseconds();
-        Ok(Sample {
-            cancel_at_once_ns,
-            cancel_later_ns,
-            schedule_ns,
-            fire_ns,
-            late_p50_ms,
-            late_p99_ms,
-            late_max_ms,
-        })
+        tasks.iter().for_each(|task| task.abort());
+        for _ in 0..=tasks.len() / BATCH {
+            yield_now().await;
+        }
+        assert!(
+            tasks.iter().all(|task| task.is_finished()),
+            "a turn of the loop polls more tasks than a batch"
+        );
+        drop(tasks);
+        let cancel_later_ns = meter.lap_ns();
+        fire(load, cancel_at_once_ns, cancel_later_ns).await
+    })
+}
+
+/// Fewer tasks than a turn of tokio's loop polls (61 by default).
+const BATCH: usize = 32;
+
+async fn fire(load: &Load, cancel_at_once_ns: f64, cancel_later_ns: f64) -> Result<Sample> {
+    let mut meter = Meter::start(load);
+    let (all_fired, fired) = oneshot::channel();
+    LATENESS.set(Some(Lateness::expect(load.near.len())));
+    ALL_FIRED.set(Some(all_fired));
+    SCHEDULED.set(0);
+    let base = Instant::now() + load.lead;
+    for &delay in &load.near {
+        let deadline = base + delay;
+        tokio::spawn(async move {
+            SCHEDULED.set(SCHEDULED.get() + 1);
+            sleep_until(deadline.into()).await;
+            take_down(deadline);
+        });
+    }
+    while SCHEDULED.get() < load.near.len() {
+        yield_now().await;
+    }
+    let schedule_ns = meter.lap_ns();
+    all_scheduled_in_time(base)?;
+    fired.await?;
+    let fire_ns = meter.lap_ns();
+    let lateness = LATENESS.take().expect("set above");
+    let [late_p50_ms, late_p99_ms, late_max_ms] = lateness.milliseconds();
+    Ok(Sample {
+        cancel_at_once_ns,
+        cancel_later_ns,
+        schedule_ns,
+        fire_ns,
+        late_p50_ms,
+        late_p99_ms,
+        late_max_ms,
     })
 }
 

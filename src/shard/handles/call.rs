@@ -1,56 +1,44 @@
-//! A call to a shard, as a future: sent when it is first polled, by the way that is nearest.
+//! A call from a shard, as a future that stays there; and what all calls have in common. Those that may go anywhere are
+//! in `handle_call`.
 
 use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
 
 use crate::ShardId;
-use crate::cross_shard::{Acquire, Call as HomeCall, CallError, Credit, ForeignCall, Panic, Reply, Route};
+use crate::cross_shard::{
+    Acquire, Answer, Call as HomeCall, CallError, Credit, ForeignCall, Panic, Reply, Route,
+};
+use crate::error::log_contained;
 use crate::shard::Shard;
-use crate::shard::handles::handle::Handle;
 use crate::shard::interfaces::time::Sleep;
 use crate::shard::shared::Shared;
 
-/// A call to a shard: a lazy future of the closure's result. Made by [`Shard::call`] and its relatives.
+/// A call from one shard to another: a lazy future of the closure's result. Made by [`Shard::call`] and its relatives.
 ///
 /// # Cancel safety
 /// Dropped before it has started on the target, the call is withdrawn; after that its result is discarded.
+///
+/// # Threads
+/// Stays on the shard that calls, as all that it brings home does; [`HandleCall`](crate::HandleCall) may go anywhere.
+///
+/// ```compile_fail
+/// fn needs_send<T: Send>(_: T) {}
+/// fn calls(shard: shardwise::Shard, target: shardwise::ShardId) {
+///     needs_send(shard.call(target, |_: &shardwise::Shard| ()));
+/// }
+/// ```
 #[must_use = "nothing is called unless this is awaited"]
 pub struct Call<D, T> {
-    origin: Origin,
+    shard: Shard,
     route: Route,
     deadline: Option<Duration>,
     state: State<D, T>,
-}
-
-/// Where a call is made.
-pub(crate) enum Origin {
-    /// On this shard.
-    Home(Shard),
-    /// Wherever it is first polled.
-    Anywhere(Handle),
-}
-
-impl Origin {
-    fn shard(&self) -> Option<Shard> {
-        match self {
-            Origin::Home(shard) => Some(shard.clone()),
-            Origin::Anywhere(handle) => handle.home(),
-        }
-    }
-
-    fn shared(&self) -> &Arc<Shared> {
-        match self {
-            Origin::Home(shard) => &shard.inner.shared,
-            Origin::Anywhere(handle) => handle.shared(),
-        }
-    }
 }
 
 enum State<D, T> {
@@ -58,7 +46,6 @@ enum State<D, T> {
     /// Too many calls are in flight to that shard.
     Waiting(D, Acquire, ShardId, Option<Sleep>),
     Sent(HomeCall<T>, Option<Sleep>),
-    SentFromOutside(ForeignCall<T>),
     Done,
 }
 
@@ -67,8 +54,10 @@ impl<D, T> Unpin for Call<D, T> {}
 
 /// How a closure is sent: the two kinds of calls.
 pub(crate) trait Dispatch<T>: Sized {
+    /// From a shard, by whom alone the result is fetched.
     fn send(self, shard: &Shard, target: ShardId, credit: Credit) -> HomeCall<T>;
-    fn send_from_outside(self, shared: &Arc<Shared>, target: ShardId) -> ForeignCall<T>;
+    /// From wherever this is, which `home` says if it is a shard of this runtime; the result is fetched anywhere.
+    fn send_from_anywhere(self, shared: &Shared, home: Option<&Shard>, target: ShardId) -> ForeignCall<T>;
 }
 
 /// A closure that is called.
@@ -104,8 +93,11 @@ where
         shard.inner.endpoint.call(target, self.f).holding(credit)
     }
 
-    fn send_from_outside(self, shared: &Arc<Shared>, target: ShardId) -> ForeignCall<T> {
-        shared.mesh.call_from_thread(target, self.f)
+    fn send_from_anywhere(self, shared: &Shared, home: Option<&Shard>, target: ShardId) -> ForeignCall<T> {
+        match home {
+            Some(shard) => shard.inner.endpoint.call_for_anybody(target, self.f),
+            None => shared.mesh.call_from_thread(target, self.f),
+        }
     }
 }
 
@@ -119,8 +111,12 @@ where
         shard.inner.endpoint.call_async(target, start).holding(credit)
     }
 
-    fn send_from_outside(self, shared: &Arc<Shared>, target: ShardId) -> ForeignCall<T> {
-        call_async_from_outside(shared, target, self.f)
+    fn send_from_anywhere(self, shared: &Shared, home: Option<&Shard>, target: ShardId) -> ForeignCall<T> {
+        let start = move |shard: &Shard, answer| run_and_answer(shard, self.f, answer);
+        match home {
+            Some(shard) => shard.inner.endpoint.call_async_for_anybody(target, start),
+            None => shared.mesh.call_async_from_thread(target, start),
+        }
     }
 }
 
@@ -138,19 +134,18 @@ where
     }));
 }
 
-fn call_async_from_outside<T, F>(shared: &Arc<Shared>, target: ShardId, f: F) -> ForeignCall<T>
+/// As `run_and_reply`, for whoever waits anywhere.
+fn run_and_answer<T, F>(shard: &Shard, f: F, answer: Answer<T>)
 where
-    F: AsyncFnOnce(Shard) -> T + Send + 'static,
+    F: AsyncFnOnce(Shard) -> T + 'static,
     T: Send + 'static,
 {
-    shared.mesh.call_async_from_thread(target, move |shard: &Shard, answer| {
-        let home = shard.clone();
-        drop(shard.spawn(async move {
-            let outcome = Contained { future: f(home.clone()) }.await;
-            home.note_call_panic(&outcome);
-            answer.send(outcome.map_err(CallError::Panicked));
-        }));
-    })
+    let home = shard.clone();
+    drop(shard.spawn(async move {
+        let outcome = Contained { future: f(home.clone()) }.await;
+        home.note_call_panic(&outcome);
+        answer.send(outcome.map_err(CallError::Panicked));
+    }));
 }
 
 impl Shard {
@@ -158,18 +153,10 @@ impl Shard {
     fn note_call_panic<T>(&self, outcome: &Result<T, Panic>) {
         if let Err(panic) = outcome {
             self.inner.stats.panics.add(1);
-            tracing::error!(shard = self.inner.id.index(), panic = panic.message(), "an async call panicked");
+            let shard = self.inner.id.index();
+            log_contained(|| tracing::error!(shard, panic = panic.message(), "an async call panicked"));
         }
     }
-}
-
-/// Sends an async closure from a thread that is no shard.
-pub(crate) fn call_async_from_thread<T, F>(shared: &Arc<Shared>, route: Route, f: F) -> ForeignCall<T>
-where
-    F: AsyncFnOnce(Shard) -> T + Send + 'static,
-    T: Send + 'static,
-{
-    call_async_from_outside(shared, shared.mesh.resolve(route), f)
 }
 
 pin_project! {
@@ -193,14 +180,12 @@ impl<F: Future> Future for Contained<F> {
 }
 
 impl<D, T> Call<D, T> {
-    pub(crate) fn new(origin: Origin, route: Route, dispatch: D) -> Self {
-        Call { origin, route, deadline: None, state: State::Unsent(dispatch) }
+    pub(crate) fn new(shard: Shard, route: Route, dispatch: D) -> Self {
+        Call { shard, route, deadline: None, state: State::Unsent(dispatch) }
     }
 
     /// Gives up with [`CallError::DeadlineExceeded`] when there is no result `after` the first poll. A closure that has
-    /// not started by then does not run.
-    ///
-    /// Kept by a timer of the shard the call is awaited on; awaited elsewhere, the call has no deadline.
+    /// not started by then does not run. Kept by a timer of the shard that calls.
     pub fn deadline(mut self, after: Duration) -> Self {
         self.deadline = Some(after);
         self
@@ -210,16 +195,11 @@ impl<D, T> Call<D, T> {
 #[expect(private_bounds, reason = "how a closure is sent is nobody else's business")]
 impl<D: Dispatch<T>, T> Call<D, T> {
     fn begin(&mut self, dispatch: D) {
-        let Some(shard) = self.origin.shard() else {
-            let shared = self.origin.shared();
-            let target = shared.mesh.resolve(self.route);
-            self.state = State::SentFromOutside(dispatch.send_from_outside(shared, target));
-            return;
-        };
+        let shard = &self.shard;
         let sleep = self.deadline.map(|after| shard.sleep(after));
         let target = shard.inner.endpoint.resolve(self.route);
         self.state = match shard.inner.endpoint.try_credit(target) {
-            Some(credit) => State::Sent(dispatch.send(&shard, target, credit), sleep),
+            Some(credit) => State::Sent(dispatch.send(shard, target, credit), sleep),
             None => State::Waiting(dispatch, shard.inner.endpoint.credit(target), target, sleep),
         };
     }
@@ -251,10 +231,7 @@ impl<D: Dispatch<T>, T> Future for Call<D, T> {
                             Ok(credit) => credit,
                             Err(error) => return Poll::Ready(Err(error)),
                         };
-                        let Some(shard) = this.origin.shard() else {
-                            return Poll::Ready(Err(CallError::Stopped));
-                        };
-                        this.state = State::Sent(dispatch.send(&shard, target, credit), sleep);
+                        this.state = State::Sent(dispatch.send(&this.shard, target, credit), sleep);
                         continue;
                     }
                     let State::Waiting(_, _, _, sleep) = &mut this.state else {
@@ -268,11 +245,6 @@ impl<D: Dispatch<T>, T> Future for Call<D, T> {
                         return Poll::Ready(outcome);
                     }
                     sleep
-                }
-                State::SentFromOutside(call) => {
-                    let outcome = std::task::ready!(Pin::new(call).poll(context));
-                    this.state = State::Done;
-                    return Poll::Ready(outcome);
                 }
                 State::Done => panic!("a call was polled after it had given its result"),
             };
@@ -293,7 +265,10 @@ impl<D, T> fmt::Debug for Call<D, T> {
 }
 
 /// Polls all calls, so that all are sent, until each has given its result.
-pub(crate) async fn join_all<D: Dispatch<T>, T>(calls: Vec<Call<D, T>>) -> Vec<Result<T, CallError>> {
+pub(crate) async fn join_all<C, T>(calls: Vec<C>) -> Vec<Result<T, CallError>>
+where
+    C: Future<Output = Result<T, CallError>> + Unpin,
+{
     let mut pending: Vec<_> = calls.into_iter().map(|call| (Some(call), None)).collect();
     std::future::poll_fn(|context| {
         let mut waits = false;

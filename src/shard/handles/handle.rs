@@ -8,7 +8,8 @@ use crate::ShardId;
 use crate::cross_shard::{CallError, Route, Stopped};
 use crate::error::NotRunning;
 use crate::shard::Shard;
-use crate::shard::handles::call::{AsyncClosure, Call, Closure, Origin};
+use crate::shard::handles::call::{AsyncClosure, Closure, Dispatch, join_all};
+use crate::shard::handles::handle_call::HandleCall;
 use crate::shard::lifecycle::RuntimeState;
 use crate::shard::shared::Shared;
 
@@ -42,10 +43,23 @@ impl Handle {
     /// Stops the runtime in order: listeners close without losing their queues, connections are told to come to an end,
     /// and have [`Config::drain_timeout`](crate::Config::drain_timeout) for it. Returns at once.
     ///
+    /// A runtime that is stopped before every shard has started never accepts: who waits in a listener's queue then is
+    /// reset, as when the start had failed.
+    ///
     /// # Errors
     /// [`NotRunning`] when it was stopped before.
     pub fn stop(&self) -> Result<(), NotRunning> {
         self.shared.stop()
+    }
+
+    /// As [`Handle::stop`], from a signal handler: async-signal-safe (signal-safety(7)). It neither allocates nor locks nor
+    /// waits, and leaves errno alone; a shard that is awake, or is woken, begins the stop with its next turn. Does nothing
+    /// when the runtime is being stopped already; asked for before the shards run, it stops them when they do.
+    ///
+    /// [`Runtime::run`](crate::Runtime::run) needs no help with SIGINT and SIGTERM: this is for handlers of one's own,
+    /// which find the handle in a `static`, since making or dropping one there is not safe.
+    pub fn stop_from_signal(&self) {
+        self.shared.ask_for_stop();
     }
 
     /// Stops the runtime now: connections that are open are reset, and counted.
@@ -68,20 +82,18 @@ impl Handle {
         F: FnOnce(&Shard) + Send + 'static,
     {
         let route = route.into();
-        let sent = match self.home() {
-            Some(shard) => {
-                let endpoint = &shard.inner.endpoint;
-                endpoint.post(endpoint.resolve(route), f)
-            }
-            None => self.shared.mesh.post(self.shared.mesh.resolve(route), f),
-        };
-        sent.map_err(Stopped::new)
+        match self.home() {
+            Some(shard) => shard.call_from_thread(route, f),
+            None => self.shared.mesh.post(self.shared.mesh.resolve(route), f).map_err(Stopped::new),
+        }
     }
 
     /// Runs `f` on the routed shard and waits for its result.
     ///
     /// # Errors
     /// [`CallError::OnShardThread`] on a thread that runs a shard, of this runtime or another: waiting would stop it.
+    /// [`CallError::NotStarted`] in [`App::prepare`](crate::App::prepare), which the shards wait for; other threads may
+    /// call by then, and are answered once the shards run.
     /// [`CallError::Stopped`] when the shard stops first; [`CallError::Panicked`] when `f` does.
     /// # Panics
     /// When the runtime has no such shard.
@@ -90,11 +102,7 @@ impl Handle {
         F: FnOnce(&Shard) -> T + Send + 'static,
         T: Send + 'static,
     {
-        if Shard::try_current().is_some() {
-            return Err(CallError::OnShardThread);
-        }
-        let mesh = &self.shared.mesh;
-        mesh.call_from_thread(mesh.resolve(route.into()), f).wait_blocking()
+        self.send_and_wait(route.into(), Closure::new(f))
     }
 
     /// Runs the async closure `f` as a task of the routed shard and waits for its result.
@@ -108,34 +116,57 @@ impl Handle {
         F: AsyncFnOnce(Shard) -> T + Send + 'static,
         T: Send + 'static,
     {
+        self.send_and_wait(route.into(), AsyncClosure::new(f))
+    }
+
+    fn send_and_wait<T>(&self, route: Route, dispatch: impl Dispatch<T>) -> Result<T, CallError> {
+        self.may_wait()?;
+        let target = self.shared.mesh.resolve(route);
+        dispatch.send_from_anywhere(&self.shared, None, target).wait_blocking()
+    }
+
+    /// Whether this thread may wait for a shard.
+    fn may_wait(&self) -> Result<(), CallError> {
         if Shard::try_current().is_some() {
             return Err(CallError::OnShardThread);
         }
-        crate::shard::handles::call::call_async_from_thread(&self.shared, route.into(), f).wait_blocking()
+        if self.shared.is_prepared_here() {
+            return Err(CallError::NotStarted);
+        }
+        Ok(())
     }
 
-    /// Runs `f` on the routed shard and gives its result; in any async context, on a shard or not. Otherwise as
-    /// [`Shard::call`].
-    pub fn call<T, F>(&self, route: impl Into<Route>, f: F) -> Call<Closure<F>, T>
+    /// Runs `f` on the routed shard and gives its result: a future for any async context, on a shard or not, of this
+    /// runtime or any other. Nothing is sent before it is first polled. On a shard of this runtime it is sent with all
+    /// else that the shard sends, in the same order; there [`Shard::call`] is the cheaper one.
+    ///
+    /// # Errors
+    /// [`CallError::NotStarted`] in [`App::prepare`](crate::App::prepare); otherwise as [`Shard::call`].
+    /// # Panics
+    /// When polled, if the runtime has no such shard.
+    /// # Cancel safety
+    /// Dropped before it has started on the target, the call is withdrawn, and the closure dropped there; after that its
+    /// result is discarded.
+    pub fn call<T, F>(&self, route: impl Into<Route>, f: F) -> HandleCall<Closure<F>, T>
     where
         F: FnOnce(&Shard) -> T + Send + 'static,
         T: Send + 'static,
     {
-        Call::new(Origin::Anywhere(self.clone()), route.into(), Closure::new(f))
+        HandleCall::new(self.clone(), route.into(), Closure::new(f))
     }
 
-    /// Runs the async closure `f` as a task of the routed shard and gives its result; in any async context. Otherwise as
-    /// [`Shard::call_async`].
-    pub fn call_async<T, F>(&self, route: impl Into<Route>, f: F) -> Call<AsyncClosure<F>, T>
+    /// Runs the async closure `f` as a task of the routed shard and gives its result; in any async context. The closure
+    /// travels, so it is `Send`; the future it makes need not be. Otherwise as [`Handle::call`].
+    pub fn call_async<T, F>(&self, route: impl Into<Route>, f: F) -> HandleCall<AsyncClosure<F>, T>
     where
         F: AsyncFnOnce(Shard) -> T + Send + 'static,
         T: Send + 'static,
     {
-        Call::new(Origin::Anywhere(self.clone()), route.into(), AsyncClosure::new(f))
+        HandleCall::new(self.clone(), route.into(), AsyncClosure::new(f))
     }
 
     /// Runs `f` on every shard and gives the results in the order of the shards. All calls are sent before the first
-    /// result is waited for.
+    /// result is waited for. In any async context, as [`Handle::call`].
     pub async fn call_all<T, F>(&self, f: F) -> Vec<Result<T, CallError>>
     where
         F: Fn(&Shard) -> T + Send + Sync + 'static,
@@ -146,28 +177,26 @@ impl Handle {
             let f = Arc::clone(&f);
             self.call(id, move |shard: &Shard| f(shard))
         };
-        crate::shard::handles::call::join_all(self.shard_ids().map(call).collect()).await
+        join_all(self.shard_ids().map(call).collect()).await
     }
 
     /// As [`Handle::call_all`], for a thread that waits.
     ///
     /// # Errors
-    /// One per shard; on a shard's thread all are [`CallError::OnShardThread`].
+    /// One per shard; where [`Handle::blocking_call_from_thread`] may not wait, all say why.
     pub fn call_all_from_thread<T, F>(&self, f: F) -> Vec<Result<T, CallError>>
     where
         F: Fn(&Shard) -> T + Send + Sync + 'static,
         T: Send + 'static,
     {
-        if Shard::try_current().is_some() {
-            return self.shard_ids().map(|_| Err(CallError::OnShardThread)).collect();
-        }
         let f = Arc::new(f);
         let call = |id| {
+            self.may_wait()?;
             let f = Arc::clone(&f);
-            self.shared.mesh.call_from_thread(id, move |shard: &Shard| f(shard))
+            Ok(self.shared.mesh.call_from_thread(id, move |shard: &Shard| f(shard)))
         };
         let calls: Vec<_> = self.shard_ids().map(call).collect();
-        calls.into_iter().map(|call| call.wait_blocking()).collect()
+        calls.into_iter().map(|call| call?.wait_blocking()).collect()
     }
 
     /// What the shards have done so far.
@@ -220,6 +249,12 @@ pub struct ShardReport {
     pub panics: u64,
     /// Times accepting failed, for want of descriptors or memory.
     pub accept_failures: u64,
+    /// Connections that were cut off, since they were still open at the drain deadline, or at a second signal,
+    /// [`Handle::abort`] or a failed start.
+    pub aborted: u64,
+    /// Bytes that were written and never reached the kernel: of connections that were aborted or broke, and of protocols
+    /// that panicked.
+    pub unsent_bytes_dropped: u64,
     /// Messages and calls from elsewhere that it has run.
     pub messages: u64,
     /// Times the shard was woken from its sleep by a system call of a sender.
@@ -245,6 +280,8 @@ impl ShardReport {
             parks: stats.parks.get(),
             panics: stats.panics.get() + inbox.panics,
             accept_failures: stats.accept_failures.get(),
+            aborted: stats.aborted.get(),
+            unsent_bytes_dropped: stats.unsent_bytes_dropped.get(),
             messages: inbox.messages,
             wakes_written: inbox.wakes_written,
             wakes_elided: inbox.wakes_elided,

@@ -4,6 +4,7 @@ pub(crate) mod call;
 pub(crate) mod connecting;
 pub(crate) mod delayed_call;
 pub(crate) mod handle;
+pub(crate) mod handle_call;
 pub(crate) mod listener;
 pub(crate) mod resolving;
 pub(crate) mod stream_core;

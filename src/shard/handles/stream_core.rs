@@ -32,7 +32,8 @@ struct StreamState {
     flushing: bool,
     broken: Option<Box<Broken>>,
     reader: Option<Waker>,
-    writer: Option<Waker>,
+    /// Boxed, since few ever wait to write and many to read.
+    writer: Option<Box<Waker>>,
 }
 
 /// What reads and writes say once the connection has broken.
@@ -99,6 +100,26 @@ impl StreamCore {
         self.state.borrow_mut().queued.push(bytes);
     }
 
+    /// Whether a task waits for bytes that are here: they came while reading was held.
+    pub(crate) fn owes_reader(&self) -> bool {
+        let state = self.state.borrow();
+        state.reader.is_some() && !state.queued.is_empty()
+    }
+
+    /// Reading goes on.
+    pub(crate) fn on_resumed(&self, shard: &Shard) {
+        if self.owes_reader() {
+            self.wake_reader(shard);
+        }
+    }
+
+    fn wake_reader(&self, shard: &Shard) {
+        let reader = self.state.borrow_mut().reader.take();
+        if let Some(reader) = reader {
+            shard.inner.executor.run_woken(|| wake_contained(reader));
+        }
+    }
+
     pub(crate) fn on_draining(&self, shard: &Shard) {
         let ends = {
             let mut state = self.state.borrow_mut();
@@ -111,14 +132,8 @@ impl StreamCore {
     }
 
     pub(crate) fn on_finished(&self, shard: &Shard) {
-        let reader = {
-            let mut state = self.state.borrow_mut();
-            state.finished = true;
-            state.reader.take()
-        };
-        if let Some(reader) = reader {
-            shard.inner.executor.run_woken(|| wake_contained(reader));
-        }
+        self.state.borrow_mut().finished = true;
+        self.wake_reader(shard);
     }
 
     /// Output went out; `queued_bytes` are left, and `has_room` says whether that is at or below the low watermark.
@@ -129,7 +144,7 @@ impl StreamCore {
             if satisfied { state.writer.take() } else { None }
         };
         if let Some(writer) = writer {
-            wake_contained(writer);
+            wake_contained(*writer);
         }
     }
 
@@ -148,7 +163,7 @@ impl StreamCore {
                 Some(kind) => state.broken = Some(Box::new(Broken { kind, message: reason.to_string() })),
                 None => state.finished = true,
             }
-            [state.reader.take(), state.writer.take()]
+            [state.reader.take(), state.writer.take().map(|writer| *writer)]
         };
         for waker in wakers.into_iter().flatten() {
             wake_contained(waker);
@@ -189,7 +204,8 @@ impl StreamCore {
         }
     }
 
-    /// Ready at the end of input.
+    /// Ready at the end of input. Dropping the waker of who asked before may run foreign code, which must not happen
+    /// under a borrow.
     #[inline]
     pub(super) fn poll_end(&self, context: &Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.state.borrow_mut();
@@ -200,7 +216,10 @@ impl StreamCore {
         if state.finished {
             return Poll::Ready(Ok(()));
         }
-        let replaced = keep(&mut state.reader, context);
+        let replaced = match &state.reader {
+            Some(kept) if kept.will_wake(context.waker()) => None,
+            _ => state.reader.replace(context.waker().clone()),
+        };
         drop(state);
         drop(replaced);
         Poll::Pending
@@ -210,7 +229,10 @@ impl StreamCore {
     pub(super) fn wait_to_write(&self, context: &Context<'_>, flushing: bool) {
         let mut state = self.state.borrow_mut();
         state.flushing = flushing;
-        let replaced = keep(&mut state.writer, context);
+        let replaced = match &state.writer {
+            Some(kept) if kept.will_wake(context.waker()) => None,
+            _ => state.writer.replace(Box::new(context.waker().clone())),
+        };
         drop(state);
         drop(replaced);
     }
@@ -235,16 +257,6 @@ impl StreamCore {
         let mut state = self.state.borrow_mut();
         state.queued.set(unread);
         state.finished = finished;
-    }
-}
-
-/// Keeps the waker of whoever asks. Gives the one it replaces: dropping that may run foreign code, which must not happen
-/// under a borrow.
-#[inline]
-fn keep(place: &mut Option<Waker>, context: &Context<'_>) -> Option<Waker> {
-    match place {
-        Some(kept) if kept.will_wake(context.waker()) => None,
-        place => place.replace(context.waker().clone()),
     }
 }
 
@@ -273,6 +285,6 @@ mod tests {
     #[test]
     fn an_idle_stream_is_small() {
         let bytes = size_of::<StreamCore>();
-        assert!(bytes <= 64, "{bytes} bytes");
+        assert!(bytes <= 56, "{bytes} bytes");
     }
 }

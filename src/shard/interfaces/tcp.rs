@@ -84,7 +84,8 @@ impl ConnectOptions {
 impl Shard {
     /// Listens on `addr`, and makes a protocol for each connection that comes in here.
     ///
-    /// The socket is bound, and listens, when this returns; connections are accepted once every shard has started.
+    /// The socket is bound, and listens, when this returns; connections are accepted once every shard has started, never
+    /// before: see [`Handle::stop`](crate::Handle::stop) for what a stop does until then.
     /// Shards that listen on the same address share it: the kernel spreads connections over them (`SO_REUSEPORT`). The
     /// first one binds alone, so a server that runs already is noticed. With port 0 the kernel chooses once: the n-th
     /// such call of each shard is the same listener.
@@ -195,7 +196,8 @@ impl Serving {
 
     fn end(self, outcome: Result<()>) {
         if let Err(error) = outcome {
-            tracing::debug!(shard = self.shard.inner.id.index(), %error, "a connection's handler failed");
+            self.shard.log_failure(&*error, "a connection's handler failed");
+            self.shard.drop_contained(error);
         }
     }
 }

@@ -10,7 +10,7 @@ use pin_project_lite::pin_project;
 
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
 use crate::shard::handles::delayed_call::DelayedCall;
-use crate::shard::{Shard, Timer};
+use crate::shard::{Shard, Timer, wake_contained};
 
 impl Shard {
     /// The time as of the beginning of this turn. Costs nothing. Monotonic; virtual in a simulation.
@@ -39,7 +39,7 @@ impl Shard {
     /// ```
     pub fn call_later(&self, delay: Duration, call: impl FnOnce(&Shard) + 'static) -> DelayedCall {
         let deadline = deadline_after(self.read_clock(), delay);
-        let key = self.inner.timers.borrow_mut().insert(deadline, Timer::Call(Box::new(call)));
+        let key = self.inner.timers.borrow_mut().insert(deadline, Timer::new(call));
         DelayedCall::new(self.clone(), key)
     }
 
@@ -140,9 +140,10 @@ impl Future for Sleep {
         } else if self.deadline <= self.shard.now() {
             return Poll::Ready(());
         }
-        let waker = Timer::Wake(context.waker().clone());
+        let waker = context.waker().clone();
+        let wake = Timer::new(move |_: &Shard| wake_contained(waker));
         let deadline = self.deadline;
-        let key = self.shard.inner.timers.borrow_mut().insert(deadline, waker);
+        let key = self.shard.inner.timers.borrow_mut().insert(deadline, wake);
         self.key = Some(key);
         Poll::Pending
     }
