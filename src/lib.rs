@@ -22,6 +22,7 @@ pub use error::{
     WriteError,
 };
 pub use net::addr::ToAddr;
+pub use net::framing;
 pub use net::input::Input;
 pub use runtime::app::App;
 pub use runtime::running::Running;

@@ -2,5 +2,6 @@
 
 pub(crate) mod addr;
 pub(crate) mod connection;
+pub mod framing;
 pub(crate) mod input;
 pub(crate) mod kept;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::error::ConnectError;
 use crate::net::addr::ToAddr;
 use crate::net::connection::{Connection, ReadHalf, WriteHalf};
+use crate::net::framing::{ReadChunks, WriteBytes};
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
@@ -297,6 +298,22 @@ impl TcpStream {
         unread.append(&mut slot.connection.input.take());
         let peer_addr = slot.connection.peer_addr();
         Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, finished })
+    }
+}
+
+impl ReadChunks for TcpStream {
+    type Chunk = Chunk;
+
+    #[inline]
+    fn poll_read_chunk(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Chunk>>> {
+        TcpStream::poll_read_chunk(self, context)
+    }
+}
+
+impl WriteBytes for TcpStream {
+    #[inline]
+    fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        TcpStream::poll_write(self, context, bytes)
     }
 }
 
