@@ -22,8 +22,8 @@ pub use error::{
     WriteError,
 };
 pub use net::addr::ToAddr;
-pub use net::framing;
 pub use net::input::Input;
+pub use net::{framing, proxy_protocol};
 pub use runtime::app::App;
 pub use runtime::running::Running;
 pub use runtime::{DriverKind, Runtime};

@@ -5,3 +5,4 @@ pub(crate) mod connection;
 pub mod framing;
 pub(crate) mod input;
 pub(crate) mod kept;
+pub mod proxy_protocol;
