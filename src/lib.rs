@@ -22,8 +22,9 @@ pub use error::{
     WriteError,
 };
 pub use net::addr::ToAddr;
+pub use net::endpoint::{ClientEndpoint, ServerEndpoint};
 pub use net::input::Input;
-pub use net::{framing, proxy_protocol};
+pub use net::{endpoint, framing, proxy_protocol};
 pub use runtime::app::App;
 pub use runtime::running::Running;
 pub use runtime::{DriverKind, Runtime};

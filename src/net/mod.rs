@@ -2,6 +2,7 @@
 
 pub(crate) mod addr;
 pub(crate) mod connection;
+pub mod endpoint;
 pub mod framing;
 pub(crate) mod input;
 pub(crate) mod kept;
