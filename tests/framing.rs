@@ -1,12 +1,16 @@
 //! Frames over connections, in both styles, over every driver.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::io;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use shardwise::framing::{Decoder, Encoder, Framed, LengthPrefixed, Lines, ReceiveError};
+use shardwise::framing::{
+    Decoder, Encoder, Framed, LengthPrefixed, Lines, ReadChunks, ReceiveError, WriteBytes,
+};
 use shardwise::testing::on_every_driver;
-use shardwise::{CloseReason, Input, Protocol, Result, Shard, TcpStream, Transport};
+use shardwise::{Chunk, CloseReason, Input, Protocol, Result, Shard, TcpStream, Transport};
 
 /// Upper-cases lines. `RAW n` announces n raw bytes, which come back as they are; `WAIT` pauses for a while.
 #[derive(Default)]
@@ -169,6 +173,63 @@ fn a_peer_that_leaves_within_a_frame_is_told_apart_from_one_that_is_done() {
         let error = client.next().await.unwrap_err();
         assert!(matches!(error, ReceiveError::Incomplete { unread_bytes: 4 }), "{error}");
         assert_eq!(client.unread(), b"half");
+        Ok(())
+    });
+}
+
+/// A stream that says how much was read from it.
+struct Counted {
+    stream: TcpStream,
+    received: Rc<Cell<usize>>,
+}
+
+impl ReadChunks for Counted {
+    type Chunk = Chunk;
+
+    fn poll_read_chunk(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Chunk>>> {
+        let chunk = self.stream.poll_read_chunk(context);
+        if let Poll::Ready(Ok(Some(chunk))) = &chunk {
+            self.received.set(self.received.get() + chunk.len());
+        }
+        chunk
+    }
+
+    fn set_within_frame(&mut self, within: bool) {
+        self.stream.set_within_frame(within);
+    }
+}
+
+impl WriteBytes for Counted {
+    fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.stream.poll_write(context, bytes)
+    }
+}
+
+#[test]
+fn a_drain_lets_half_a_frame_come_whole_and_then_ends_the_input() {
+    on_every_driver(async |env| {
+        let shard = env.shard();
+        let received = Rc::new(Cell::new(0));
+        let shared = Rc::clone(&received);
+        let listener = shard.serve_tcp("127.0.0.1:0", async move |stream: TcpStream| {
+            let stream = Counted { stream, received: Rc::clone(&shared) };
+            let mut lines = Framed::new(stream, Lines::default());
+            while let Some(line) = lines.next().await? {
+                let answer = line.to_ascii_uppercase();
+                lines.send(&answer).await?;
+            }
+            Ok(())
+        })?;
+        let mut client = TcpStream::connect(listener.local_addr()).await?;
+        client.set_ends_on_drain(false);
+        client.write_all(b"half a").await?;
+        while received.get() < 6 {
+            shard.sleep(Duration::from_millis(1)).await;
+        }
+        shard.stop()?;
+        shard.sleep(Duration::from_millis(5)).await;
+        client.write_all(b" frame\r\n").await?;
+        assert_eq!(read_to_end(&mut client).await?, b"HALF A FRAME\r\n");
         Ok(())
     });
 }

@@ -15,8 +15,8 @@ use super::{Decoder, Encoder, ReadChunks, ReceiveError, SendError, WriteBytes};
 ///
 /// [`Framed::next`] and [`Framed::send`] may be used in turns in a `select`, as neither loses anything when dropped.
 ///
-/// When a shard drains, a stream that waits reports the end of its input: between frames that is `Ok(None)`, within
-/// one [`ReceiveError::Incomplete`].
+/// When a shard drains, a stream that waits between frames reports the end of its input, and [`Framed::next`] is
+/// `Ok(None)`; within a frame it goes on until the rest has come, or the drain deadline.
 ///
 /// ```
 /// use shardwise::framing::{Framed, LengthPrefixed};
@@ -113,6 +113,7 @@ impl<S: ReadChunks, C> Framed<S, C> {
     /// The stream, the codec, and the bytes on their way.
     pub fn into_parts(mut self) -> FramedParts<S, C> {
         self.unsent.drain(..self.sent);
+        self.stream.set_within_frame(false);
         let unread = self.unread.bytes().to_vec();
         FramedParts { stream: self.stream, codec: self.codec, unread, unsent: self.unsent }
     }
@@ -150,6 +151,7 @@ impl<S: ReadChunks, C> Framed<S, C> {
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
         // A lent buffer of the shard is not kept while a task waits.
         self.unread.keep();
+        self.stream.set_within_frame(!self.unread.bytes().is_empty());
         let chunk = ready!(self.stream.poll_read_chunk(context))?;
         Poll::Ready(Ok(match chunk {
             Some(chunk) => {

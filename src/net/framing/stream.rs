@@ -14,6 +14,12 @@ pub trait ReadChunks {
     /// # Errors
     /// The stream broke.
     fn poll_read_chunk(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Self::Chunk>>>;
+
+    /// Whether bytes that it gave wait for the rest of their frame: then a stream that would report the end of its input
+    /// because its shard drains goes on until the rest has come.
+    fn set_within_frame(&mut self, within: bool) {
+        let _ = within;
+    }
 }
 
 /// A stream that takes bytes.

@@ -308,6 +308,10 @@ impl ReadChunks for TcpStream {
     fn poll_read_chunk(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Chunk>>> {
         TcpStream::poll_read_chunk(self, context)
     }
+
+    fn set_within_frame(&mut self, within: bool) {
+        self.core.set_within_frame(within);
+    }
 }
 
 impl WriteBytes for TcpStream {
