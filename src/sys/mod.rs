@@ -2,6 +2,8 @@
 
 #[allow(unsafe_code, reason = "setsockopt with options that no library wraps")]
 pub(crate) mod linux;
+#[allow(unsafe_code, reason = "the return predictor is filled by calls that do not return")]
+pub(crate) mod return_stack;
 #[allow(unsafe_code, reason = "sigaction and its handler; no library restores dispositions")]
 pub(crate) mod signals;
 pub(crate) mod socket;

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, SocketAddrAny, SocketFlags};
 use socket2::{Domain, Protocol, SockFilter, SockRef, TcpKeepalive, Type};
 
-use super::linux;
+use super::{linux, return_stack};
 
 /// An open socket: a descriptor and nothing else. Dropping it closes it.
 ///
@@ -217,7 +217,9 @@ fn internet_addr(addr: SocketAddrAny) -> io::Result<SocketAddr> {
 #[inline]
 fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     loop {
-        match call() {
+        let result = call();
+        return_stack::refill();
+        match result {
             Err(Errno::INTR) => {}
             result => return result,
         }

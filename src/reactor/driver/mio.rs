@@ -48,6 +48,7 @@ use crate::reactor::lease::LeasePool;
 use crate::reactor::registry::Registry;
 use crate::reactor::token::Token;
 use crate::reactor::waker::{DriverWaker, Wake};
+use crate::sys::return_stack;
 use crate::sys::socket::{ListenerRole, Socket};
 
 /// A [`Driver`] over `mio::Poll`. See the head of this file for its rules.
@@ -74,6 +75,7 @@ impl MioDriver {
     /// When a size in `config` is 0.
     pub(crate) fn new(config: DriverConfig) -> io::Result<Self> {
         assert!(config.events_per_wait > 0, "a wait must be able to tell something");
+        return_stack::detect();
         let poll = Poll::new()?;
         let waker = Arc::new(MioWaker(mio::Waker::new(poll.registry(), WAKER)?));
         Ok(MioDriver {
