@@ -28,10 +28,12 @@ pub use error::{
     ResolveError, Result, RunError, WriteError,
 };
 pub use net::addr::ToAddr;
+pub use net::endpoint::{ClientEndpoint, ServerEndpoint};
 pub use net::host_name::HostName;
 pub use net::input::Input;
 pub use net::resolver::{Lookup, Resolver};
 pub use net::target::{ConnectTarget, ToTarget};
+pub use net::{endpoint, framing, proxy_protocol};
 pub use runtime::app::App;
 pub use runtime::running::Running;
 pub use runtime::{DriverKind, Runtime};

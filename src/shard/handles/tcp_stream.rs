@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::ConnectError;
 use crate::net::connection::{Connection, ReadHalf, WriteHalf};
+use crate::net::framing::{ReadChunks, WriteBytes};
 use crate::net::target::ToTarget;
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
@@ -320,6 +321,26 @@ impl TcpStream {
         unread.append(&mut slot.connection.input.take());
         let peer_addr = slot.connection.peer_addr();
         Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, finished, deadline, in_transit })
+    }
+}
+
+impl ReadChunks for TcpStream {
+    type Chunk = Chunk;
+
+    #[inline]
+    fn poll_read_chunk(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Chunk>>> {
+        TcpStream::poll_read_chunk(self, context)
+    }
+
+    fn set_within_frame(&mut self, within: bool) {
+        self.core.set_within_frame(within);
+    }
+}
+
+impl WriteBytes for TcpStream {
+    #[inline]
+    fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        TcpStream::poll_write(self, context, bytes)
     }
 }
 
