@@ -352,7 +352,8 @@ fn a_service_started_while_it_disconnects_connects_again_after_the_end() {
         let again = service.when_connected(None);
         log.note("let go");
         stopping.await;
-        again.await?;
+        // Far longer than it takes, and far shorter than the wait there would be.
+        env.shard().timeout(Duration::from_secs(10), again).await??;
         log.until(|state| state.seen.iter().filter(|name| **name == "began").count() == 2).await;
         assert_eq!(log.seen(), ["began", "let go", "ended", "began"], "never two at a time, and no wait");
         service.stop().await;
