@@ -233,3 +233,103 @@ fn a_drain_lets_half_a_frame_come_whole_and_then_ends_the_input() {
         Ok(())
     });
 }
+
+#[test]
+fn a_drain_ends_the_wait_for_a_raw_body_unless_that_is_switched_off() {
+    on_every_driver(async |env| {
+        let shard = env.shard();
+        let received = Rc::new(Cell::new(0));
+        let begun = Rc::clone(&received);
+        let listener = shard.serve_tcp("127.0.0.1:0", async move |stream: TcpStream| {
+            let mut lines = Framed::new(stream, Lines::default());
+            let whole = lines.next().await? == Some(&b"WHOLE"[..]);
+            lines.stream_mut().set_ends_on_drain(!whole);
+            let mut body = Vec::new();
+            while let Some(raw) = lines.next_raw(8 - body.len()).await? {
+                body.extend_from_slice(raw);
+                begun.set(begun.get() + raw.len());
+            }
+            body.push(b'.');
+            lines.stream_mut().write_all(&body).await?;
+            Ok(())
+        })?;
+        let mut clients = Vec::new();
+        for command in ["WHOLE\r\nhalf", "HALF\r\nhalf"] {
+            let mut client = TcpStream::connect(listener.local_addr()).await?;
+            client.set_ends_on_drain(false);
+            client.write_all(command.as_bytes()).await?;
+            clients.push(client);
+        }
+        while received.get() < 8 {
+            shard.sleep(Duration::from_millis(1)).await;
+        }
+        shard.stop()?;
+        let [mut whole, mut half] = clients.try_into().unwrap();
+        assert_eq!(read_to_end(&mut half).await?, b"half.", "the wait has ended");
+        whole.write_all(b"rest").await?;
+        assert_eq!(read_to_end(&mut whole).await?, b"halfrest.");
+        Ok(())
+    });
+}
+
+/// Gives lines back. Whether a drain lets half a line come whole, `finishes` says.
+#[derive(Default)]
+struct Returner {
+    lines: Lines,
+    finishes: bool,
+    within_frame: bool,
+    draining: bool,
+    seen: Rc<Cell<usize>>,
+}
+
+impl Protocol for Returner {
+    fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+        while let Some(line) = self.lines.next(input)? {
+            transport.write(line)?;
+        }
+        self.within_frame = !input.bytes().is_empty();
+        self.seen.set(self.seen.get().max(input.bytes().len()));
+        if self.draining && !self.within_frame {
+            transport.close();
+        }
+        Ok(())
+    }
+
+    fn draining(&mut self, transport: &Transport) -> Result<()> {
+        self.draining = true;
+        if !(self.finishes && self.within_frame) {
+            transport.close();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_protocol_loses_half_a_frame_at_the_drain_unless_it_stays_open_for_the_rest() {
+    on_every_driver(async |env| {
+        let shard = env.shard();
+        let mut clients = Vec::new();
+        for finishes in [false, true] {
+            let seen = Rc::new(Cell::new(0));
+            let shown = Rc::clone(&seen);
+            let listener = shard.listen_tcp("127.0.0.1:0", move || Returner {
+                finishes,
+                seen: Rc::clone(&shown),
+                ..Returner::default()
+            })?;
+            let mut client = TcpStream::connect(listener.local_addr()).await?;
+            client.set_ends_on_drain(false);
+            client.write_all(b"whole\r\nhalf").await?;
+            while seen.get() < 4 {
+                shard.sleep(Duration::from_millis(1)).await;
+            }
+            clients.push(client);
+        }
+        shard.stop()?;
+        let [mut loses, mut keeps] = clients.try_into().unwrap();
+        assert_eq!(read_to_end(&mut loses).await?, b"whole");
+        keeps.write_all(b" a line\r\n").await?;
+        assert_eq!(read_to_end(&mut keeps).await?, b"wholehalf a line");
+        Ok(())
+    });
+}

@@ -121,6 +121,26 @@ impl<S: ReadChunks, C> Framed<S, C> {
     /// The next bytes as they are, at least one and at most `at_most`; `None` is the end of input, or that none are
     /// wanted. Frames go on behind them.
     ///
+    /// A drain ends this wait, also in the middle of a body: how much of one is still to come, only the caller knows. So
+    /// whoever has begun to read one, and is to have it whole, switches
+    /// [`TcpStream::set_ends_on_drain`](crate::TcpStream::set_ends_on_drain) off before it, and on again behind it:
+    ///
+    /// ```
+    /// # use shardwise::framing::{Framed, Lines};
+    /// # use shardwise::{Result, TcpStream};
+    /// async fn read_body(lines: &mut Framed<TcpStream, Lines>, mut left: usize) -> Result<Vec<u8>> {
+    ///     let mut body = Vec::new();
+    ///     lines.stream_mut().set_ends_on_drain(false);
+    ///     while left > 0 {
+    ///         let Some(raw) = lines.next_raw(left).await? else { return Err("half a body".into()) };
+    ///         body.extend_from_slice(raw);
+    ///         left -= raw.len();
+    ///     }
+    ///     lines.stream_mut().set_ends_on_drain(true);
+    ///     Ok(body)
+    /// }
+    /// ```
+    ///
     /// # Errors
     /// The stream broke.
     /// # Cancel safety

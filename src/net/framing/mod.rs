@@ -27,6 +27,47 @@
 //! A protocol that pauses reading or closes in the middle of a buffer gets no further frame, since its input runs dry;
 //! once it resumes, the rest comes as if it had just been received.
 //!
+//! # Drain
+//! When the shard drains, a [`Framed`] that has half a frame waits for the rest, until the drain deadline at the most; it
+//! does not wait for raw bytes, see [`Framed::next_raw`].
+//!
+//! A protocol is closed by [`Protocol::draining`](crate::Protocol::draining) unless it overrides that: whole frames that
+//! had come are served, and half a frame at the end is thrown away. One that is to serve it stays open until it has:
+//! ```
+//! use shardwise::framing::{Decoder, Lines};
+//! use shardwise::{Input, Protocol, Result, Transport};
+//!
+//! #[derive(Default)]
+//! struct Finishing {
+//!     lines: Lines,
+//!     /// Half a line has come.
+//!     within_frame: bool,
+//!     draining: bool,
+//! }
+//!
+//! impl Protocol for Finishing {
+//!     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+//!         while let Some(line) = self.lines.next(input)? {
+//!             transport.write(line)?;
+//!         }
+//!         self.within_frame = !input.bytes().is_empty();
+//!         if self.draining && !self.within_frame {
+//!             transport.close();
+//!         }
+//!         Ok(())
+//!     }
+//!
+//!     fn draining(&mut self, transport: &Transport) -> Result<()> {
+//!         self.draining = true;
+//!         if !self.within_frame {
+//!             transport.close();
+//!         }
+//!         Ok(())
+//!     }
+//! }
+//! ```
+//! An input that was paused shows nothing, so a protocol that pauses in the middle counts that as within a frame, too.
+//!
 //! # Examples
 //! A line protocol:
 //! ```
