@@ -12,3 +12,4 @@ pub(crate) mod lookup_threads;
 pub mod proxy_protocol;
 pub(crate) mod resolver;
 pub(crate) mod target;
+pub(crate) mod udp;
