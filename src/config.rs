@@ -53,8 +53,24 @@ pub struct Config {
     pub linger_timeout: Duration,
     /// How many bytes are thrown away for it at the most; 64 KiB.
     pub linger_bytes_max: usize,
-    /// How long an outgoing connection may take to be established; 5 s.
+    /// How long an outgoing connection may take to be established, the lookup of its name included; 5 s.
     pub connect_timeout: Duration,
+    /// How long an address of a name is tried alone before the next one is tried beside it; 250 ms, as RFC 8305 §5
+    /// recommends. At least 10 ms, as it demands, so that a name with many addresses does not become a burst.
+    pub connect_attempt_delay: Duration,
+    /// How many addresses of a name are tried for one connection, at the most; 32. A name's owner decides how many it has;
+    /// in [`Config::connect_timeout`] silent ones use up 20.
+    pub connect_addresses_max: usize,
+    /// How long a name's addresses are looked for; 10 s: the C library gives each name server 5 s, twice
+    /// (`resolv.conf(5)`).
+    pub resolve_timeout: Duration,
+    /// Threads on which the system's resolver looks up names, for all shards; 8. They start when needed. Each may hang for
+    /// as long as a name server does.
+    pub resolver_threads_max: usize,
+    /// Lookups that may wait for one of these threads; 1,024, then [`ResolveError::Busy`](crate::ResolveError::Busy).
+    pub resolver_queue_max: usize,
+    /// How long such a thread stays without work; 10 s.
+    pub resolver_thread_idle: Duration,
     /// From `stop` until the connections that are still open are aborted; 30 s. Also how long a listener that closes waits
     /// for descriptors for its queue.
     pub drain_timeout: Duration,
@@ -85,6 +101,12 @@ impl Default for Config {
             linger_timeout: Duration::from_secs(5),
             linger_bytes_max: 64 * 1024,
             connect_timeout: Duration::from_secs(5),
+            connect_attempt_delay: Duration::from_millis(250),
+            connect_addresses_max: 32,
+            resolve_timeout: Duration::from_secs(10),
+            resolver_threads_max: 8,
+            resolver_queue_max: 1024,
+            resolver_thread_idle: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(30),
             handshake_grace: Duration::from_millis(100),
             poll_before_park: Duration::from_micros(50),
@@ -103,6 +125,9 @@ impl Config {
             ("events_per_turn", self.events_per_turn),
             ("timers_per_turn", self.timers_per_turn),
             ("tasks_per_turn", self.tasks_per_turn),
+            ("connect_addresses_max", self.connect_addresses_max),
+            ("resolver_threads_max", self.resolver_threads_max),
+            ("resolver_queue_max", self.resolver_queue_max),
             ("datagrams_per_turn", self.datagrams_per_turn),
             ("datagram_bytes_per_turn", self.datagram_bytes_per_turn),
         ];
@@ -117,11 +142,14 @@ impl Config {
         if self.backlog == 0 || self.backlog > i32::MAX as u32 {
             return Err(ConfigError { setting: "backlog", range: "1 to 2147483647" });
         }
+        if self.connect_attempt_delay < Duration::from_millis(10) {
+            return Err(ConfigError { setting: "connect_attempt_delay", range: "at least 10 ms" });
+        }
         self.watermarks.check()
     }
 
     /// All limits, for the start-up block: a line for each subject, none longer than a screen is wide.
-    pub(crate) fn lines(&self) -> [String; 4] {
+    pub(crate) fn lines(&self) -> [String; 5] {
         let Config {
             read_buffer_bytes,
             input_bytes_max,
@@ -139,6 +167,12 @@ impl Config {
             linger_timeout,
             linger_bytes_max,
             connect_timeout,
+            connect_attempt_delay,
+            connect_addresses_max,
+            resolve_timeout,
+            resolver_threads_max,
+            resolver_queue_max,
+            resolver_thread_idle,
             drain_timeout,
             handshake_grace,
             poll_before_park,
@@ -162,6 +196,11 @@ impl Config {
             format!(
                 "a shard: read buffer {read_buffer}, backlog {backlog}, poll {poll_before_park:?}; a datagram socket and \
                  turn: {datagrams_per_turn} or {datagrams}"
+            ),
+            format!(
+                "a name: lookup {resolve_timeout:?}, {connect_addresses_max} addresses, one each \
+                 {connect_attempt_delay:?}; all names: {resolver_threads_max} threads, idle {resolver_thread_idle:?}, \
+                 queue {resolver_queue_max}"
             ),
         ]
     }
@@ -223,6 +262,7 @@ mod tests {
                 "time: connect 5s, linger 5s or 64 KiB, drain 30s, handshakes 100ms",
                 "a turn: 32 accepts, 1024 messages, 1024 events, 256 timers, 128 tasks or 500µs",
                 "a shard: read buffer 64 KiB, backlog 4096, poll 50µs; a datagram socket and turn: 64 or 256 KiB",
+                "a name: lookup 10s, 32 addresses, one each 250ms; all names: 8 threads, idle 10s, queue 1024",
             ]
         );
         let odd = Config { read_buffer_bytes: 1000, linger_bytes_max: 0, ..Config::default() };

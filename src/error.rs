@@ -4,13 +4,17 @@
 //! tells all. `source` is then the cause's own cause, so that a printed chain says nothing twice. The cause itself is a
 //! field of the variant.
 
+mod names;
+
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+pub(crate) use self::names::{AddressFault, NameFault, Wanted};
+pub use self::names::{InvalidAddress, InvalidName, ResolveError};
 use crate::ShardId;
 
 /// What applications and their callbacks return: any error will do, and `?` works.
@@ -130,42 +134,6 @@ impl fmt::Display for NotRunning {
 
 impl Error for NotRunning {}
 
-/// Text that is no `ADDRESS:PORT`. Says which part is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InvalidAddress {
-    pub(crate) text: String,
-}
-
-impl InvalidAddress {
-    fn problem(&self) -> String {
-        let text = self.text.as_str();
-        if text.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) {
-            return format!("an IPv6 address stands in brackets before its port, as in [{text}]:7000");
-        }
-        let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
-            return "there is no port, as in 127.0.0.1:7000 or [::1]:7000".to_string();
-        };
-        if port.parse::<u16>().is_err() {
-            return format!("the port `{port}` is not a number from 0 to 65535");
-        }
-        if host.is_empty() {
-            return "there is no address before the port; 0.0.0.0 and [::] are all of this host".to_string();
-        }
-        if host.parse::<Ipv6Addr>().is_ok() {
-            return format!("an IPv6 address stands in brackets before its port, as in [{host}]:{port}");
-        }
-        format!("`{host}` is not an IP address, and names are not resolved")
-    }
-}
-
-impl fmt::Display for InvalidAddress {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "`{}` is not an address: {}", self.text, self.problem())
-    }
-}
-
-impl Error for InvalidAddress {}
-
 /// Why an address cannot be listened on.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -221,8 +189,18 @@ impl From<InvalidAddress> for ListenError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The address is not one.
+    /// The target is not one.
     InvalidAddress(InvalidAddress),
+    /// The host's addresses are not known.
+    Resolve(ResolveError),
+    /// The host has addresses, and none of them could be connected to.
+    AllFailed {
+        /// What was aimed at: host and port.
+        target: String,
+        /// What became of each address that was tried, in the order of the failures. Those that had not answered by the
+        /// deadline come last, as [`ConnectError::TimedOut`].
+        causes: Vec<ConnectError>,
+    },
     /// The address to connect from cannot be used.
     Bind {
         /// The address to connect from.
@@ -263,6 +241,15 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConnectError::InvalidAddress(error) => write!(formatter, "cannot connect: {error}"),
+            ConnectError::Resolve(error) => write!(formatter, "cannot connect: {error}"),
+            ConnectError::AllFailed { target, causes } => {
+                write!(formatter, "cannot connect to {target}")?;
+                for (number, cause) in causes.iter().enumerate() {
+                    let separator = if number == 0 { ": " } else { "; " };
+                    write!(formatter, "{separator}{cause}")?;
+                }
+                Ok(())
+            }
             ConnectError::Bind { addr, source } => write!(formatter, "cannot connect from {addr}: {source}"),
             ConnectError::Refused { addr, source } => write!(formatter, "cannot connect to {addr}: {source}"),
             ConnectError::TimedOut { addr, after } => {
@@ -280,11 +267,19 @@ impl Error for ConnectError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             ConnectError::InvalidAddress(error) => error.source(),
+            ConnectError::Resolve(error) => error.source(),
+            ConnectError::AllFailed { causes, .. } => causes.last().and_then(Error::source),
             ConnectError::Bind { source, .. }
             | ConnectError::Refused { source, .. }
             | ConnectError::Os { source, .. } => source.source(),
             _ => None,
         }
+    }
+}
+
+impl From<ResolveError> for ConnectError {
+    fn from(error: ResolveError) -> Self {
+        ConnectError::Resolve(error)
     }
 }
 
@@ -578,7 +573,17 @@ mod tests {
     fn a_printed_chain_says_nothing_twice_and_the_first_line_tells_the_cause() {
         let shard = ShardId::new(3);
         let addr: SocketAddr = ([127, 0, 0, 1], 80).into();
-        let with_two: [Box<dyn Error>; 4] = [
+        let failed =
+            || ResolveError::Failed { name: "a.example".to_string(), source: io::Error::other(outer()) };
+        let os = |source| ConnectError::Os { addr, source };
+        let all = ConnectError::AllFailed {
+            target: "a.example:80".to_string(),
+            causes: vec![ConnectError::Cancelled, os(io::Error::other(outer()))],
+        };
+        let with_two: [Box<dyn Error>; 7] = [
+            Box::new(failed()),
+            Box::new(ConnectError::Resolve(failed())),
+            Box::new(all),
             Box::new(RunError::Placement(outer())),
             Box::new(RunError::Prepare(outer())),
             Box::new(RunError::Start { shard, source: outer() }),
@@ -590,8 +595,15 @@ mod tests {
             assert!(lines[0].ends_with("the outer one"), "{lines:?}");
             assert_eq!(lines[1], "the inner one");
         }
-        let text = || InvalidAddress { text: "nowhere".to_string() };
-        let with_one: [(Box<dyn Error>, &str); 11] = [
+        let text = || InvalidAddress {
+            text: "nowhere".to_string(),
+            wanted: Wanted::Address,
+            fault: AddressFault::NoPort,
+        };
+        let name = || InvalidName { name: String::new(), fault: NameFault::Empty };
+        let with_one: [(Box<dyn Error>, &str); 13] = [
+            (Box::new(ResolveError::InvalidName(name())), "it is empty"),
+            (Box::new(ConnectError::Resolve(name().into())), "it is empty"),
             (Box::new(RunError::Config(ConfigError { setting: "a", range: "b" })), "it must be b"),
             (Box::new(RunError::Os { shard, action: "x", source: inner() }), "the inner one"),
             (Box::new(RunError::Signals(inner())), "the inner one"),
@@ -608,31 +620,6 @@ mod tests {
             let lines = chain(&*error);
             assert_eq!(lines.len(), 1, "{lines:?}");
             assert!(lines[0].ends_with(end) && !lines[0].contains('\n'), "{lines:?}");
-        }
-    }
-
-    #[test]
-    fn text_that_is_no_address_is_told_which_part_is_wrong() {
-        for (text, expected) in [
-            ("127.0.0.1", "there is no port, as in 127.0.0.1:7000 or [::1]:7000"),
-            ("", "there is no port, as in 127.0.0.1:7000 or [::1]:7000"),
-            ("[::1]", "there is no port, as in 127.0.0.1:7000 or [::1]:7000"),
-            ("127.0.0.1:65536", "the port `65536` is not a number from 0 to 65535"),
-            ("127.0.0.1:http", "the port `http` is not a number from 0 to 65535"),
-            ("127.0.0.1:", "the port `` is not a number from 0 to 65535"),
-            (":80", "there is no address before the port; 0.0.0.0 and [::] are all of this host"),
-            ("localhost:80", "`localhost` is not an IP address, and names are not resolved"),
-            ("127.0.0.256:80", "`127.0.0.256` is not an IP address, and names are not resolved"),
-            ("[::g]:80", "`[::g]` is not an IP address, and names are not resolved"),
-            ("::1", "an IPv6 address stands in brackets before its port, as in [::1]:7000"),
-            (
-                "::ffff:1.2.3.4:80",
-                "an IPv6 address stands in brackets before its port, as in [::ffff:1.2.3.4]:80",
-            ),
-        ] {
-            assert!(text.parse::<SocketAddr>().is_err(), "{text}");
-            let message = InvalidAddress { text: text.to_string() }.to_string();
-            assert_eq!(message, format!("`{text}` is not an address: {expected}"));
         }
     }
 }

@@ -12,6 +12,7 @@ mod inline;
 mod net;
 mod reactor;
 mod runtime;
+mod service;
 mod shard;
 mod shard_id;
 mod sync;
@@ -23,17 +24,27 @@ pub mod testing;
 pub use config::{Config, Watermarks};
 pub use cross_shard::{CallError, Panic, Route, Stopped};
 pub use error::{
-    CloseReason, ConfigError, ConnectError, InvalidAddress, ListenError, MulticastError, NotRunning, Result,
-    RunError, SendError, WriteError,
+    CloseReason, ConfigError, ConnectError, InvalidAddress, InvalidName, ListenError, MulticastError,
+    NotRunning, ResolveError, Result, RunError, SendError, WriteError,
 };
 pub use net::addr::ToAddr;
+pub use net::endpoint::{ClientEndpoint, ServerEndpoint};
+pub use net::host_name::HostName;
 pub use net::input::Input;
+pub use net::resolver::{Lookup, Resolver};
+pub use net::target::{ConnectTarget, ToTarget};
 pub use net::udp::AmplificationLimit;
+pub use net::{endpoint, framing, proxy_protocol};
 pub use reactor::driver::datagrams::MulticastInterface;
 pub use runtime::app::App;
 pub use runtime::running::Running;
 pub use runtime::{DriverKind, Runtime};
+pub use service::{
+    Backoff, ClientBuilder, ClientError, ClientEvents, ClientFailure, ClientService, ClientState,
+    ClientStopping, ClientStreams, ClientUnset, WhenConnected,
+};
 pub use shard::Shard;
+pub use shard::blocking_resolver::BlockingResolver;
 pub use shard::handles::async_fd::AsyncFd;
 pub use shard::handles::call::Call;
 pub use shard::handles::connecting::Connecting;
@@ -42,6 +53,7 @@ pub use shard::handles::fd::{Fd, FdGuard};
 pub use shard::handles::handle::{Handle, ShardReport};
 pub use shard::handles::handle_call::HandleCall;
 pub use shard::handles::listener::{Closing, Listener};
+pub use shard::handles::resolving::Resolving;
 pub use shard::handles::tcp_stream::{Chunk, DetachedTcpStream, Read, ReadChunk, TcpStream, WriteAll};
 pub use shard::handles::transport::{Flow, ReadHold, Transport};
 pub use shard::handles::udp_socket::{ReceiveDatagram, Received, UdpSocket};

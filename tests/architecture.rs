@@ -17,7 +17,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["runtime", "service", "interop", "shard", "cross_shard", "tasks", "net", "reactor", "sys", LEAVES],
     ),
     ("runtime", &["service", "interop", "shard", "cross_shard", "tasks", "net", "reactor", "sys", LEAVES]),
-    ("service", &["shard", LEAVES]),
+    // It names what is connected to: `net::target`.
+    ("service", &["shard", "net", LEAVES]),
     ("interop", &["shard", "tasks", "net", "reactor", LEAVES]),
     ("shard", &["cross_shard", "tasks", "net", "reactor", "sys", LEAVES]),
     ("cross_shard", &["reactor", "sys", LEAVES]),

@@ -2,6 +2,9 @@
 
 mod common;
 
+#[path = "conformance_tcp_connecting/by_name.rs"]
+mod by_name;
+
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;

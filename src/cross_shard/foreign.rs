@@ -43,7 +43,7 @@ enum Phase<T> {
 }
 
 /// The two ends of one call.
-pub(super) fn pair<T>() -> (Answer<T>, ForeignCall<T>) {
+pub(crate) fn pair<T>() -> (Answer<T>, ForeignCall<T>) {
     let waiting = Phase::Waiting { caller: None, watcher: None };
     let cell = Arc::new(Cell { phase: Mutex::new(waiting), answered: Condvar::new() });
     (Answer { cell: Some(Arc::clone(&cell)) }, ForeignCall { cell })
@@ -86,7 +86,8 @@ impl<T> Cell<T> {
 }
 
 impl<T> Answer<T> {
-    pub(super) fn is_wanted(&self) -> bool {
+    /// Whether anybody still waits for it.
+    pub(crate) fn is_wanted(&self) -> bool {
         self.cell.as_ref().is_some_and(|cell| matches!(*lock(&cell.phase), Phase::Waiting { .. }))
     }
 

@@ -51,7 +51,7 @@ pub(crate) use calls::Call;
 pub(crate) use credit::{Acquire, Credit};
 pub(crate) use endpoint::Endpoint;
 pub use error::{CallError, Panic, Stopped};
-pub(crate) use foreign::{Answer, ForeignCall, Overdue};
+pub(crate) use foreign::{Answer, ForeignCall, Overdue, pair as answer_pair};
 pub(crate) use mesh::Mesh;
 pub(crate) use reply::Reply;
 pub use route::Route;

@@ -2,11 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-use crate::error::InvalidAddress;
+use crate::error::{AddressFault, InvalidAddress, Wanted};
 
-/// What [`Shard::listen_tcp`](crate::Shard::listen_tcp) and
-/// [`Shard::connect_tcp`](crate::Shard::connect_tcp) take as an address: a [`SocketAddr`], an `(IP address, port)`
-/// pair, or text such as `127.0.0.1:7000` and `[::1]:7000`.
+/// What [`Shard::listen_tcp`](crate::Shard::listen_tcp) takes as an address: a [`SocketAddr`], an `(IP address, port)`
+/// pair, or text such as `127.0.0.1:7000` and `[::1]:7000`. Names are for [`ToTarget`](crate::ToTarget).
 pub trait ToAddr {
     /// The address.
     ///
@@ -48,14 +47,19 @@ host_and_port!(IpAddr, Ipv4Addr, Ipv6Addr, [u8; 4]);
 impl ToAddr for (&str, u16) {
     fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
         let (host, port) = *self;
-        let ip: IpAddr = host.parse().map_err(|_| InvalidAddress { text: format!("{host}:{port}") })?;
-        Ok(SocketAddr::new(ip, port))
+        match host.parse::<IpAddr>() {
+            Ok(ip) => Ok(SocketAddr::new(ip, port)),
+            Err(_) => Err(no_address(format!("{host}:{port}"), AddressFault::NotIp)),
+        }
     }
 }
 
 impl ToAddr for str {
     fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
-        self.parse().map_err(|_| InvalidAddress { text: self.to_string() })
+        self.parse().map_err(|_| {
+            let fault = split(self).err().unwrap_or(AddressFault::NotIp);
+            no_address(self.to_string(), fault)
+        })
     }
 }
 
@@ -69,6 +73,29 @@ impl<T: ToAddr + ?Sized> ToAddr for &T {
     fn to_addr(&self) -> Result<SocketAddr, InvalidAddress> {
         (**self).to_addr()
     }
+}
+
+fn no_address(text: String, fault: AddressFault) -> InvalidAddress {
+    InvalidAddress { text, wanted: Wanted::Address, fault }
+}
+
+/// The host and the port of `text`, or what keeps it from having both.
+pub(super) fn split(text: &str) -> Result<(&str, u16), AddressFault> {
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return Err(AddressFault::Bare);
+    }
+    let whole = text.rsplit_once(':').filter(|_| !text.ends_with(']'));
+    let (host, port) = whole.ok_or(AddressFault::NoPort)?;
+    // A port is digits alone: `parse` would take a sign as well.
+    let digits = port.bytes().all(|digit| digit.is_ascii_digit());
+    let port = port.parse().ok().filter(|_| digits).ok_or(AddressFault::Port)?;
+    if host.is_empty() {
+        return Err(AddressFault::NoHost);
+    }
+    if host.parse::<Ipv6Addr>().is_ok() {
+        return Err(AddressFault::Bare);
+    }
+    Ok((host, port))
 }
 
 /// A peer's address as ten thousand connections keep it: half of a [`SocketAddr`], which has room for IPv6.
@@ -109,11 +136,32 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_no_address_comes_back_in_the_error() {
+    fn text_that_is_no_address_is_told_which_part_is_wrong() {
+        for (text, expected) in [
+            ("127.0.0.1", "there is no port, as in 127.0.0.1:7000 or [::1]:7000"),
+            ("", "there is no port, as in 127.0.0.1:7000 or [::1]:7000"),
+            ("[::1]", "there is no port, as in 127.0.0.1:7000 or [::1]:7000"),
+            ("127.0.0.1:65536", "the port `65536` is not a number from 0 to 65535"),
+            ("127.0.0.1:http", "the port `http` is not a number from 0 to 65535"),
+            ("127.0.0.1:+80", "the port `+80` is not a number from 0 to 65535"),
+            ("127.0.0.1:", "the port `` is not a number from 0 to 65535"),
+            (":80", "there is no address before the port; 0.0.0.0 and [::] are all of this host"),
+            ("localhost:80", "`localhost` is not an IP address, and names are not resolved here"),
+            ("127.0.0.256:80", "`127.0.0.256` is not an IP address, and names are not resolved here"),
+            ("[::g]:80", "`[::g]` is not an IP address, and names are not resolved here"),
+            ("::1", "an IPv6 address stands in brackets before its port, as in [::1]:7000"),
+            (
+                "::ffff:1.2.3.4:80",
+                "an IPv6 address stands in brackets before its port, as in [::ffff:1.2.3.4]:80",
+            ),
+        ] {
+            let message = text.to_addr().unwrap_err().to_string();
+            assert_eq!(message, format!("`{text}` is not an address: {expected}"));
+        }
         let message = ("localhost", 80).to_addr().unwrap_err().to_string();
-        assert_eq!(
-            message,
-            "`localhost:80` is not an address: `localhost` is not an IP address, and names are not resolved"
-        );
+        let expected = "`localhost` is not an IP address, and names are not resolved here";
+        assert_eq!(message, format!("`localhost:80` is not an address: {expected}"));
+        let message = "two\nlines:80".to_addr().unwrap_err().to_string();
+        assert!(message.starts_with("`two\\nlines:80` is not an address: `two\\nlines` is"), "{message}");
     }
 }

@@ -2,6 +2,14 @@
 
 pub(crate) mod addr;
 pub(crate) mod connection;
+pub(crate) mod connector;
+pub mod endpoint;
+pub mod framing;
+pub(crate) mod host_name;
 pub(crate) mod input;
 pub(crate) mod kept;
+pub(crate) mod lookup_threads;
+pub mod proxy_protocol;
+pub(crate) mod resolver;
+pub(crate) mod target;
 pub(crate) mod udp;

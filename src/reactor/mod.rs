@@ -5,6 +5,7 @@ pub(crate) mod buffer;
 pub(crate) mod datagrams;
 pub(crate) mod driver;
 pub(crate) mod lease;
+pub(crate) mod random;
 pub(crate) mod registry;
 pub(crate) mod timer_wheel;
 pub(crate) mod token;

@@ -4,6 +4,7 @@ pub(crate) mod app;
 pub(crate) mod running;
 pub(crate) mod thread;
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,8 +14,10 @@ use crate::ShardId;
 use crate::config::Config;
 use crate::cross_shard::Mesh;
 use crate::error::RunError;
+use crate::net::resolver::Resolver;
 use crate::reactor::waker::DriverWaker;
 use crate::shard::Shard;
+use crate::shard::blocking_resolver::BlockingResolver;
 use crate::shard::groups::Groups;
 use crate::shard::lifecycle::Lifecycle;
 use crate::shard::placement::{self, Host, Pin, Placement, PlacementRequest};
@@ -50,6 +53,17 @@ pub struct Runtime {
     request: PlacementRequest,
     driver: DriverKind,
     config: Config,
+    resolver: Installed,
+}
+
+/// The resolver that was installed, if one was.
+#[derive(Clone, Default)]
+pub(crate) struct Installed(pub(crate) Option<Arc<dyn Resolver>>);
+
+impl fmt::Debug for Installed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(if self.0.is_some() { "installed" } else { "the default" })
+    }
 }
 
 /// Which kernel interface the shards use.
@@ -76,6 +90,7 @@ impl Runtime {
             request: PlacementRequest { shards: None, cpus: None, pin: Pin::Auto },
             driver: DriverKind::Auto,
             config: Config::default(),
+            resolver: Installed::default(),
         }
     }
 
@@ -107,6 +122,12 @@ impl Runtime {
     /// Limits and times.
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
+        self
+    }
+
+    /// Who looks up names; the system's resolver unless said: [`BlockingResolver::system`].
+    pub fn resolver(mut self, resolver: impl Resolver) -> Self {
+        self.resolver = Installed(Some(Arc::new(resolver)));
         self
     }
 
@@ -222,7 +243,10 @@ impl Runtime {
         let wakers: Option<Vec<_>> = wakers.into_iter().collect();
         let wakers = wakers.expect("every thread reports once");
         let alone = cpus.iter().all(Option::is_some) && !placement.oversubscribed;
-        Ok(new_shared(self.config.clone(), wakers, cpus, alone))
+        // Made here, not on a shard: its threads run where this one may.
+        let system = || Arc::new(BlockingResolver::system(&self.config)) as Arc<dyn Resolver>;
+        let resolver = self.resolver.0.clone().unwrap_or_else(system);
+        Ok(new_shared(self.config.clone(), wakers, cpus, alone, resolver))
     }
 
     /// The start-up block.
@@ -270,12 +294,14 @@ pub(crate) fn new_shared(
     wakers: Vec<DriverWaker>,
     cpus: Vec<Option<usize>>,
     may_poll: bool,
+    resolver: Arc<dyn Resolver>,
 ) -> Arc<Shared> {
     let count = wakers.len();
     Arc::new(Shared {
         config,
         mesh: Mesh::new(wakers),
         groups: Groups::default(),
+        resolver,
         lifecycle: Lifecycle::new(count),
         stats: (0..count).map(|_| Arc::new(ShardStats::default())).collect(),
         cpus: cpus.into(),

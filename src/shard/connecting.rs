@@ -1,4 +1,8 @@
 //! Outgoing connections on their way: one outcome each, never before the call that asked for it has returned.
+//!
+//! An attempt first finds the addresses of its target, if that is a name, then races them: the next one is begun when the
+//! last one has been silent for a while, or at once when it has failed (RFC 8305 §5). The first that stands is the
+//! connection.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -11,8 +15,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::error::{ConnectError, InvalidAddress};
+use crate::error::{ConnectError, InvalidAddress, ResolveError};
 use crate::net::connection::Connection;
+use crate::net::connector::{Race, Runner, interleave};
+use crate::net::host_name::HostName;
+use crate::net::target::ConnectTarget;
 use crate::reactor::driver::{CloseKind, ConnectSpec};
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
 use crate::reactor::token::Token;
@@ -22,27 +29,63 @@ use crate::shard::lifecycle::ShardPhase;
 use crate::shard::listening::ProtocolMaker;
 use crate::shard::protocol::Incoming;
 use crate::shard::{Shard, Timer, wake_contained};
+use crate::tasks::JoinHandle;
 
 /// The attempts under way.
 #[derive(Default)]
 pub(crate) struct Attempts {
-    table: RefCell<BTreeMap<Token, Attempt>>,
+    table: RefCell<BTreeMap<AttemptId, Attempt>>,
+    /// Whose the sockets are that connect.
+    sockets: RefCell<BTreeMap<Token, AttemptId>>,
+    last: Cell<u64>,
 }
+
+/// Names one attempt; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct AttemptId(u64);
 
 /// One attempt, as the shard sees it.
 struct Attempt {
-    addr: SocketAddr,
+    goal: ConnectTarget,
     target: Target,
+    how: ConnectHow,
     timer: TimerKey,
     timeout: Duration,
+    stage: Stage,
     outcome: Rc<OutcomeCell>,
 }
 
-/// How a connection is made.
+/// How far an attempt has come.
+enum Stage {
+    /// Its task asks for the addresses.
+    Resolving(JoinHandle<()>),
+    Racing {
+        race: Race,
+        /// When the next address is tried although the last one has not failed.
+        next: Option<TimerKey>,
+    },
+}
+
+/// How to connect, where the defaults do not do.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ConnectHow {
-    pub(crate) bind_addr: Option<SocketAddr>,
+    pub(crate) bind_v4: Option<SocketAddr>,
+    pub(crate) bind_v6: Option<SocketAddr>,
     pub(crate) timeout: Option<Duration>,
+}
+
+impl ConnectHow {
+    /// Where to connect from. The other family's address when there is no own one: the kernel says why that cannot be.
+    fn bind_addr(&self, addr: SocketAddr) -> Option<SocketAddr> {
+        let (own, other) =
+            if addr.is_ipv6() { (self.bind_v6, self.bind_v4) } else { (self.bind_v4, self.bind_v6) };
+        own.or(other)
+    }
+
+    /// Whether `addr` can be connected to from where it is wanted.
+    fn suits(&self, addr: SocketAddr) -> bool {
+        self.bind_addr(addr).is_none_or(|bind| bind.is_ipv6() == addr.is_ipv6())
+    }
 }
 
 /// What becomes of an established connection.
@@ -57,7 +100,7 @@ pub(crate) struct OutcomeCell {
     outcome: RefCell<Option<Result<Transport, ConnectError>>>,
     waker: RefCell<Option<Waker>>,
     on_failure: RefCell<Option<Box<FailureCall>>>,
-    token: Cell<Option<Token>>,
+    attempt: Cell<Option<AttemptId>>,
 }
 
 type FailureCall = dyn FnOnce(&Shard, ConnectError);
@@ -66,6 +109,8 @@ type FailureCall = dyn FnOnce(&Shard, ConnectError);
 pub(crate) struct PendingAttempt {
     shard: Shard,
     cell: Rc<OutcomeCell>,
+    /// What is aimed at, if it is anything.
+    goal: Option<ConnectTarget>,
     /// Whether dropping this gives the attempt up.
     owned: bool,
     /// Whether nobody but the asker has the connection: then it ends with this.
@@ -76,51 +121,121 @@ impl Shard {
     /// Begins an attempt. Whatever goes wrong, also right here, is the attempt's outcome.
     pub(crate) fn connect_to(
         &self,
-        addr: Result<SocketAddr, InvalidAddress>,
+        goal: Result<ConnectTarget, InvalidAddress>,
         how: ConnectHow,
         target: Target,
     ) -> PendingAttempt {
         let inner = &self.inner;
         let cell = Rc::new(OutcomeCell::default());
         let sole_owner = matches!(target, Target::Handler(_));
-        let pending = PendingAttempt { shard: self.clone(), cell: Rc::clone(&cell), owned: true, sole_owner };
-        let bind_addr = how.bind_addr;
-        let timeout = how.timeout.unwrap_or(inner.shared.config.connect_timeout);
-        let addr = match addr {
-            Ok(addr) => addr,
+        let mut pending = PendingAttempt {
+            shard: self.clone(),
+            cell: Rc::clone(&cell),
+            goal: None,
+            owned: true,
+            sole_owner,
+        };
+        let goal = match goal {
+            Ok(goal) => goal,
             Err(error) => {
+                self.drop_contained(target);
                 self.resolve_attempt(&cell, Err(error.into()));
                 return pending;
             }
         };
+        pending.goal = Some(goal.clone());
         if !matches!(inner.phase.get(), ShardPhase::Starting | ShardPhase::Running | ShardPhase::Draining) {
+            self.drop_contained(target);
             self.resolve_attempt(&cell, Err(ConnectError::Stopping));
             return pending;
         }
-        let begun = inner.driver.borrow_mut().connect(&ConnectSpec { addr, bind_addr });
-        match begun {
-            Err(source) => {
-                let error = connect_error(addr, bind_addr, source);
-                self.resolve_attempt(&cell, Err(error));
-            }
-            Ok(token) => {
-                let deadline = deadline_after(self.read_clock(), timeout);
-                let timer = inner
-                    .timers
-                    .borrow_mut()
-                    .insert(deadline, Timer::new(move |shard: &Shard| shard.on_connect_timeout(token)));
-                cell.token.set(Some(token));
-                let attempt = Attempt { addr, target, timer, timeout, outcome: cell };
-                inner.attempts.table.borrow_mut().insert(token, attempt);
-            }
-        }
+        let id = AttemptId(inner.attempts.last.get() + 1);
+        inner.attempts.last.set(id.0);
+        cell.attempt.set(Some(id));
+        let timeout = how.timeout.unwrap_or(inner.shared.config.connect_timeout);
+        let deadline = deadline_after(self.read_clock(), timeout);
+        let timer = Timer::new(move |shard: &Shard| shard.on_connect_timeout(id));
+        let timer = inner.timers.borrow_mut().insert(deadline, timer);
+        let stage = match &goal {
+            ConnectTarget::Addr(addr) => Stage::Racing { race: Race::new(vec![*addr]), next: None },
+            ConnectTarget::Name { host, port } => Stage::Resolving(self.look_up_for(id, host.clone(), *port)),
+        };
+        let attempt = Attempt { goal, target, how, timer, timeout, stage, outcome: cell };
+        inner.attempts.table.borrow_mut().insert(id, attempt);
+        self.try_next_address(id);
         pending
     }
 
-    /// The connection stands.
+    fn look_up_for(&self, id: AttemptId, host: HostName, port: u16) -> JoinHandle<()> {
+        let shard = self.clone();
+        let lookup = self.resolve_name(host, port);
+        self.spawn(async move {
+            let found = lookup.await;
+            shard.on_resolved(id, found);
+        })
+    }
+
+    fn on_resolved(&self, id: AttemptId, found: Result<Vec<SocketAddr>, ResolveError>) {
+        let addrs = match found {
+            Ok(addrs) => addrs,
+            Err(error) => return self.fail_attempt(id, error.into()),
+        };
+        let mut table = self.inner.attempts.table.borrow_mut();
+        let Some(attempt) = table.get_mut(&id) else { return };
+        let mut addrs = interleave(addrs);
+        // From an address of one family only that family can be reached. With none left, the kernel says why.
+        if addrs.iter().any(|addr| attempt.how.suits(*addr)) {
+            addrs.retain(|addr| attempt.how.suits(*addr));
+        }
+        addrs.truncate(self.inner.shared.config.connect_addresses_max);
+        attempt.stage = Stage::Racing { race: Race::new(addrs), next: None };
+        drop(table);
+        self.try_next_address(id);
+    }
+
+    /// Begins to connect to the next address, when the last one has failed or been silent for a while; if that fails at once, to the one after it. With none left, and none under
+    /// way, the attempt has failed.
+    fn try_next_address(&self, id: AttemptId) {
+        let inner = &self.inner;
+        let mut table = inner.attempts.table.borrow_mut();
+        let Some(attempt) = table.get_mut(&id) else { return };
+        let Stage::Racing { race, next } = &mut attempt.stage else { return };
+        if let Some(key) = next.take() {
+            inner.timers.borrow_mut().cancel(key);
+        }
+        while let Some(addr) = race.next() {
+            let bind_addr = attempt.how.bind_addr(addr);
+            let mut driver = inner.driver.borrow_mut();
+            match driver.connect(&ConnectSpec { addr, bind_addr }) {
+                Ok(token) => {
+                    let begun = driver.read_clock();
+                    race.started(Runner { token, addr, begun });
+                    inner.attempts.sockets.borrow_mut().insert(token, id);
+                    if race.has_waiting() {
+                        let at = deadline_after(begun, inner.shared.config.connect_attempt_delay);
+                        let timer = Timer::new(move |shard: &Shard| shard.try_next_address(id));
+                        *next = Some(inner.timers.borrow_mut().insert(at, timer));
+                    }
+                    return;
+                }
+                Err(source) => race.failed(connect_error(addr, bind_addr, source)),
+            }
+        }
+        if race.has_running() {
+            return;
+        }
+        let causes = race.take_causes();
+        let error = all_failed(&attempt.goal, causes);
+        drop(table);
+        self.fail_attempt(id, error);
+    }
+
+    /// A connection stands.
     pub(crate) fn on_connected(&self, token: Token) {
         let inner = &self.inner;
-        let Some(attempt) = self.take_attempt(token) else {
+        let won =
+            self.take_runner(token).and_then(|(id, runner)| Some((runner.addr, self.take_attempt(id)?)));
+        let Some((addr, attempt)) = won else {
             inner.driver.borrow_mut().close(token, CloseKind::Orderly);
             return;
         };
@@ -128,9 +243,9 @@ impl Shard {
         let handler = match attempt.target {
             Target::Handler(handler) => Some(handler),
             Target::Protocol(mut make) => {
-                let local_addr = inner.driver.borrow().local_addr(token).unwrap_or(attempt.addr);
+                let local_addr = inner.driver.borrow().local_addr(token).unwrap_or(addr);
                 let incoming = Incoming {
-                    peer_addr: attempt.addr,
+                    peer_addr: addr,
                     local_addr,
                     shard: inner.id,
                     marker: std::marker::PhantomData,
@@ -152,43 +267,93 @@ impl Shard {
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::NoProtocol));
             return;
         };
-        self.open_connection(token, Connection::new(attempt.addr), handler);
+        self.open_connection(token, Connection::new(addr), handler);
         self.resolve_attempt(&attempt.outcome, Ok(Transport::new(self.clone(), token)));
     }
 
-    /// Whether the failure was an attempt's; if so it is its outcome.
+    /// Whether the failure was an attempt's; if so the attempt goes on with its next address, at once.
     pub(crate) fn attempt_failed(&self, token: Token, source: io::Error) -> Option<io::Error> {
-        let Some(attempt) = self.take_attempt(token) else { return Some(source) };
+        let Some((id, runner)) = self.take_runner(token) else { return Some(source) };
         self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-        let error = connect_error(attempt.addr, None, source);
-        self.resolve_attempt(&attempt.outcome, Err(error));
-        self.drop_contained(attempt);
+        if let Some(attempt) = self.inner.attempts.table.borrow_mut().get_mut(&id)
+            && let Stage::Racing { race, .. } = &mut attempt.stage
+        {
+            race.failed(connect_error(runner.addr, None, source));
+        }
+        self.try_next_address(id);
         None
     }
 
-    pub(crate) fn on_connect_timeout(&self, token: Token) {
-        let Some(attempt) = self.take_attempt(token) else { return };
-        self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-        let error = ConnectError::TimedOut { addr: attempt.addr, after: attempt.timeout };
-        self.resolve_attempt(&attempt.outcome, Err(error));
-        self.drop_contained(attempt);
+    pub(crate) fn on_connect_timeout(&self, id: AttemptId) {
+        let now = self.read_clock();
+        let error = {
+            let mut table = self.inner.attempts.table.borrow_mut();
+            let Some(attempt) = table.get_mut(&id) else { return };
+            let after = attempt.timeout;
+            match (&mut attempt.stage, &attempt.goal) {
+                (Stage::Resolving(_), goal) => {
+                    let name = match goal {
+                        ConnectTarget::Name { host, .. } => host.to_string(),
+                        ConnectTarget::Addr(addr) => addr.to_string(),
+                    };
+                    ConnectError::Resolve(ResolveError::TimedOut { name, after })
+                }
+                (Stage::Racing { .. }, &ConnectTarget::Addr(addr)) => ConnectError::TimedOut { addr, after },
+                (Stage::Racing { race, .. }, goal) => {
+                    let mut causes = race.take_causes();
+                    let silent = race.running().iter().map(|runner| ConnectError::TimedOut {
+                        addr: runner.addr,
+                        after: now.saturating_duration_since(runner.begun),
+                    });
+                    causes.extend(silent);
+                    all_failed(goal, causes)
+                }
+            }
+        };
+        self.fail_attempt(id, error);
     }
 
     /// The shard is stopping: what is not connected yet will not be.
     pub(crate) fn fail_attempts(&self) {
-        let tokens: Vec<_> = self.inner.attempts.table.borrow().keys().copied().collect();
-        for token in tokens {
-            let Some(attempt) = self.take_attempt(token) else { continue };
-            self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-            self.resolve_attempt(&attempt.outcome, Err(ConnectError::Stopping));
-            self.drop_contained(attempt);
+        let ids: Vec<_> = self.inner.attempts.table.borrow().keys().copied().collect();
+        for id in ids {
+            self.fail_attempt(id, ConnectError::Stopping);
         }
     }
 
-    fn take_attempt(&self, token: Token) -> Option<Attempt> {
-        let attempt = self.inner.attempts.table.borrow_mut().remove(&token)?;
-        attempt.outcome.token.set(None);
-        drop(self.inner.timers.borrow_mut().cancel(attempt.timer));
+    fn fail_attempt(&self, id: AttemptId, error: ConnectError) {
+        let Some(attempt) = self.take_attempt(id) else { return };
+        self.drop_contained(attempt.target);
+        self.resolve_attempt(&attempt.outcome, Err(error));
+    }
+
+    /// Whose socket this is; it no longer races then.
+    fn take_runner(&self, token: Token) -> Option<(AttemptId, Runner)> {
+        let attempts = &self.inner.attempts;
+        let id = attempts.sockets.borrow_mut().remove(&token)?;
+        let mut table = attempts.table.borrow_mut();
+        let Stage::Racing { race, .. } = &mut table.get_mut(&id)?.stage else { return None };
+        Some((id, race.take(token)?))
+    }
+
+    /// Ends an attempt, wherever it is: its timers, its lookup, its sockets.
+    fn take_attempt(&self, id: AttemptId) -> Option<Attempt> {
+        let inner = &self.inner;
+        let mut attempt = inner.attempts.table.borrow_mut().remove(&id)?;
+        attempt.outcome.attempt.set(None);
+        inner.timers.borrow_mut().cancel(attempt.timer);
+        match &mut attempt.stage {
+            Stage::Resolving(lookup) => lookup.cancel(),
+            Stage::Racing { race, next } => {
+                if let Some(key) = next.take() {
+                    inner.timers.borrow_mut().cancel(key);
+                }
+                for runner in race.stop() {
+                    inner.attempts.sockets.borrow_mut().remove(&runner.token);
+                    inner.driver.borrow_mut().close(runner.token, CloseKind::Orderly);
+                }
+            }
+        }
         Some(attempt)
     }
 
@@ -209,6 +374,14 @@ impl Shard {
     }
 }
 
+/// What an attempt comes to when no address is left. Of a single address its own failure tells all.
+fn all_failed(goal: &ConnectTarget, mut causes: Vec<ConnectError>) -> ConnectError {
+    match goal {
+        ConnectTarget::Addr(_) => causes.pop().expect("the only address has failed"),
+        ConnectTarget::Name { .. } => ConnectError::AllFailed { target: goal.to_string(), causes },
+    }
+}
+
 fn connect_error(addr: SocketAddr, bind_addr: Option<SocketAddr>, source: io::Error) -> ConnectError {
     match (source.kind(), bind_addr) {
         (io::ErrorKind::ConnectionRefused, _) => ConnectError::Refused { addr, source },
@@ -221,11 +394,12 @@ fn connect_error(addr: SocketAddr, bind_addr: Option<SocketAddr>, source: io::Er
 
 impl PendingAttempt {
     pub(crate) fn cancel(&self) {
-        let Some(token) = self.cell.token.get() else { return };
-        let Some(attempt) = self.shard.take_attempt(token) else { return };
-        self.shard.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-        self.shard.drop_contained(attempt.target);
-        self.shard.resolve_attempt(&attempt.outcome, Err(ConnectError::Cancelled));
+        let Some(id) = self.cell.attempt.get() else { return };
+        self.shard.fail_attempt(id, ConnectError::Cancelled);
+    }
+
+    pub(crate) fn goal(&self) -> Option<&ConnectTarget> {
+        self.goal.as_ref()
     }
 
     pub(crate) fn on_failure(mut self, call: Box<FailureCall>) {

@@ -303,6 +303,10 @@ impl Shared {
 }
 
 impl Shard {
+    pub(crate) fn is_stopping(&self) -> bool {
+        !matches!(self.inner.phase.get(), ShardPhase::Starting | ShardPhase::Running)
+    }
+
     fn on_all_started(&self) {
         if self.inner.phase.get() != ShardPhase::Starting {
             return;
@@ -340,6 +344,7 @@ impl Shard {
     }
 
     fn begin_drain(&self) {
+        self.call_drain_calls();
         self.fail_attempts();
         // Input that has come by now is served first: connections are told in the next turn, after its events.
         self.call_later(Duration::ZERO, Shard::tell_old_draining);
@@ -359,6 +364,7 @@ impl Shard {
             return;
         }
         self.inner.phase.set(ShardPhase::Draining);
+        self.call_drain_calls();
         self.fail_attempts();
         self.drop_listeners();
         self.drop_datagrams(true);

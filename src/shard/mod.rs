@@ -1,8 +1,10 @@
 //! What: one shard. Its turn, its connections, and the interface set that applications see.
 
+pub(crate) mod blocking_resolver;
 pub(crate) mod connecting;
 pub(crate) mod connections;
 pub(crate) mod datagrams;
+pub(crate) mod draining;
 pub(crate) mod flushing;
 pub(crate) mod groups;
 pub(crate) mod handles;
@@ -38,6 +40,7 @@ use crate::tasks::{Executor, Remote, RemoteTask};
 use connecting::Attempts;
 use connections::Slot;
 use datagrams::Datagrams;
+use draining::DrainCalls;
 use handles::delayed_call::DelayedCall;
 use lifecycle::ShardPhase;
 use listening::Listeners;
@@ -103,6 +106,8 @@ pub(crate) struct Inner {
     pub(crate) serving: Cell<usize>,
     /// Calls to be made once the runtime runs.
     pub(crate) when_running: RefCell<Vec<RunningCall>>,
+    /// Calls to be made when it begins to stop.
+    pub(crate) drain_calls: DrainCalls,
     pub(crate) drain_deadline: RefCell<Option<DelayedCall>>,
     /// Set while connections that came in late have their time to be served.
     pub(crate) late_drain: RefCell<Option<DelayedCall>>,
@@ -198,6 +203,7 @@ impl Shard {
             kernel_asked: Cell::new(now),
             phase: Cell::new(ShardPhase::Starting),
             when_running: RefCell::default(),
+            drain_calls: DrainCalls::default(),
             drain_deadline: RefCell::default(),
             late_drain: RefCell::default(),
             serving: Cell::new(0),

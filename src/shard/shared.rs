@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::ShardId;
 use crate::config::Config;
 use crate::cross_shard::Mesh;
+use crate::net::resolver::Resolver;
 use crate::shard::Shard;
 use crate::shard::groups::Groups;
 use crate::shard::lifecycle::{Lifecycle, RuntimeState};
@@ -17,6 +18,7 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) mesh: Arc<Mesh<Shard>>,
     pub(crate) groups: Groups,
+    pub(crate) resolver: Arc<dyn Resolver>,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) stats: Box<[Arc<ShardStats>]>,
     /// The CPU each shard is pinned to, if it is.

@@ -70,3 +70,26 @@ const BPF_LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
 const BPF_AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
 const BPF_JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const BPF_RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+
+/// A seed from the kernel's random bits (`getrandom(2)`).
+pub(crate) fn random_seed() -> io::Result<u64> {
+    let mut bytes = [0; size_of::<u64>()];
+    // Up to 256 bytes come whole, unless a signal ends the wait for the kernel's pool early in its boot.
+    rustix::io::retry_on_intr(|| rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()))?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// The CPUs that a thread may run on (`sched_setaffinity(2)`).
+pub(crate) struct CpuMask {
+    cpus: rustix::thread::CpuSet,
+}
+
+impl CpuMask {
+    pub(crate) fn of_this_thread() -> io::Result<CpuMask> {
+        Ok(CpuMask { cpus: rustix::thread::sched_getaffinity(None)? })
+    }
+
+    pub(crate) fn apply_to_this_thread(&self) -> io::Result<()> {
+        Ok(rustix::thread::sched_setaffinity(None, &self.cpus)?)
+    }
+}

@@ -10,6 +10,7 @@ use crate::runtime::Runtime;
 use crate::runtime::app::App;
 use crate::shard::Shard;
 use crate::shard::handles::handle::Handle;
+use crate::testing::names::Names;
 use crate::testing::simulation::Simulation;
 
 /// Where a test body runs.
@@ -18,6 +19,7 @@ pub struct Env {
     shard: Shard,
     driver: &'static str,
     seed: u64,
+    names: Names,
 }
 
 impl Env {
@@ -39,6 +41,11 @@ impl Env {
     /// Whether time and network are simulated.
     pub fn is_simulated(&self) -> bool {
         self.driver == "sim"
+    }
+
+    /// The hosts that can be looked up in this run.
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 
     /// The seed of this run: for random choices of the test that are to be repeated with the simulation's.
@@ -84,12 +91,14 @@ where
     };
     let test = Test::new("mio", seeds[0], &body);
     // Tests run side by side: pinned, all their shards would share the first CPUs.
-    let runtime = Runtime::new().shards(shards).pin(false).config(config.clone());
+    let runtime =
+        Runtime::new().shards(shards).pin(false).config(config.clone()).resolver(test.names.clone());
     let outcome = runtime.start(test.clone()).and_then(|running| running.join());
     test.check(outcome);
     for seed in seeds {
         let test = Test::new("sim", seed, &body);
-        let outcome = Simulation::new(seed).shards(shards).config(config.clone()).run(test.clone());
+        let simulation = Simulation::new(seed).shards(shards).config(config.clone());
+        let outcome = simulation.resolver(test.names.clone()).run(test.clone());
         test.check(outcome);
     }
 }
@@ -98,6 +107,7 @@ struct Test<F> {
     driver: &'static str,
     seed: u64,
     body: Arc<F>,
+    names: Names,
     found: Arc<Mutex<Found>>,
 }
 
@@ -114,6 +124,7 @@ impl<F> Clone for Test<F> {
             driver: self.driver,
             seed: self.seed,
             body: Arc::clone(&self.body),
+            names: self.names.clone(),
             found: Arc::clone(&self.found),
         }
     }
@@ -121,7 +132,7 @@ impl<F> Clone for Test<F> {
 
 impl<F> Test<F> {
     fn new(driver: &'static str, seed: u64, body: &Arc<F>) -> Self {
-        Test { driver, seed, body: Arc::clone(body), found: Arc::default() }
+        Test { driver, seed, body: Arc::clone(body), names: Names::new(), found: Arc::default() }
     }
 
     fn note(found: &Mutex<Found>, outcome: std::result::Result<(), String>) {
@@ -159,7 +170,8 @@ where
         if shard.id().index() != 0 {
             return Ok(());
         }
-        let env = Env { shard: shard.clone(), driver: self.driver, seed: self.seed };
+        let names = self.names.clone();
+        let env = Env { shard: shard.clone(), driver: self.driver, seed: self.seed, names };
         let body = Arc::clone(&self.body);
         let found = Arc::clone(&self.found);
         shard.call_when_running(move |shard| {

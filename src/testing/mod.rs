@@ -21,7 +21,9 @@
 //! ```
 
 mod every_driver;
+mod names;
 mod simulation;
 
 pub use every_driver::{Env, on_every_driver, on_every_driver_with};
+pub use names::Names;
 pub use simulation::Simulation;

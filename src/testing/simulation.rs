@@ -6,16 +6,21 @@ use std::time::{Duration, Instant};
 use crate::ShardId;
 use crate::config::Config;
 use crate::error::RunError;
+use crate::net::resolver::Resolver;
 use crate::reactor::driver::Driver;
 use crate::reactor::driver::sim::{SimOptions, World};
 use crate::runtime::app::App;
-use crate::runtime::{new_shared, prepare};
+use crate::runtime::{Installed, new_shared, prepare};
 use crate::shard::Shard;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::turn::Rest;
+use crate::testing::names::Names;
 
 /// A runtime whose kernel, network and clock are simulated. The same seed gives the same run, step by step, as long as
 /// the application takes nothing from outside: wall clock, threads, random numbers, the order of a `HashMap`.
+///
+/// Every address is local, and refuses where nobody listens; only those that documents use in examples (`192.0.2.0/24` and
+/// its like, `2001:db8::/32`) answer nothing.
 ///
 /// `thread_local!` values are shared by all shards, since all run on one thread: keep what belongs to a shard in what
 /// belongs to the shard.
@@ -38,6 +43,7 @@ pub struct Simulation {
     shards: usize,
     config: Config,
     kind_network: bool,
+    resolver: Installed,
     #[cfg(test)]
     failing_accepts: usize,
 }
@@ -57,6 +63,7 @@ impl Simulation {
             shards: 2,
             config: Config::default(),
             kind_network: false,
+            resolver: Installed::default(),
             #[cfg(test)]
             failing_accepts: 0,
         }
@@ -80,6 +87,12 @@ impl Simulation {
         self
     }
 
+    /// Who looks up names: [`Names`] that know `localhost` alone, unless said.
+    pub fn resolver(mut self, resolver: impl Resolver) -> Self {
+        self.resolver = Installed(Some(Arc::new(resolver)));
+        self
+    }
+
     /// Runs `app` until it is stopped.
     ///
     /// # Errors
@@ -97,7 +110,8 @@ impl Simulation {
         world.withhold_descriptors(self.failing_accepts);
         let drivers: Vec<_> = (0..self.shards).map(|number| world.driver(number)).collect();
         let wakers = drivers.iter().map(|driver| driver.waker()).collect();
-        let shared = new_shared(self.config.clone(), wakers, vec![None; self.shards], false);
+        let resolver = self.resolver.0.clone().unwrap_or_else(|| Arc::new(Names::new()));
+        let shared = new_shared(self.config.clone(), wakers, vec![None; self.shards], false, resolver);
         let app = Arc::new(app);
         prepare(&*app, &shared)?;
         let mut shards: Vec<Option<Shard>> = Vec::new();

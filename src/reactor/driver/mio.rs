@@ -50,9 +50,11 @@ use super::{
 use crate::reactor::buffer::Output;
 use crate::reactor::datagrams::BatchPool;
 use crate::reactor::lease::LeasePool;
+use crate::reactor::random::Random;
 use crate::reactor::registry::Registry;
 use crate::reactor::token::Token;
 use crate::reactor::waker::{DriverWaker, Wake};
+use crate::sys::linux;
 use crate::sys::return_stack;
 use crate::sys::socket::{ListenerRole, Socket};
 
@@ -69,6 +71,7 @@ pub(crate) struct MioDriver {
     shortage: Shortage,
     pool: Rc<LeasePool>,
     batches: Rc<BatchPool>,
+    random: Random,
     now: Instant,
 }
 
@@ -76,7 +79,7 @@ impl MioDriver {
     /// A driver without sources.
     ///
     /// # Errors
-    /// When the kernel has no descriptors left for the poll or the waker.
+    /// When the kernel has no descriptors left for the poll or the waker, or no random bits for a seed.
     /// # Panics
     /// When a size in `config` is 0.
     pub(crate) fn new(config: DriverConfig) -> io::Result<Self> {
@@ -100,6 +103,7 @@ impl MioDriver {
             shortage: Shortage::none(),
             pool: LeasePool::new(config.read_buffer_bytes),
             batches: BatchPool::new(),
+            random: Random::new(linux::random_seed()?),
             now: Instant::now(),
         })
     }
@@ -344,6 +348,10 @@ impl Driver for MioDriver {
 
     /// A sleep is rounded up to whole milliseconds. It may end early, without news, to look whether
     /// descriptors are to be had again.
+    fn random(&mut self) -> u64 {
+        self.random.bits()
+    }
+
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.turn.begin();
         // A shard that serves less than what comes still has all of the last batch: more would only pile up.

@@ -79,6 +79,9 @@ pub(crate) trait Driver: DatagramDriver + WatchDriver {
     fn local_addr(&self, token: Token) -> io::Result<SocketAddr>;
     fn set_option(&mut self, token: Token, option: SocketOption) -> io::Result<()>;
 
+    /// Random bits: from a seed of the kernel's, or of the simulation's, whose runs they repeat with. Not for secrets.
+    fn random(&mut self) -> u64;
+
     /// Waits until an event, a wake or `timeout` (`None`: for ever). Zero never sleeps. Also returns early, and at
     /// once, while sources that stopped on their budget have more. Reads the clock at its end.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;

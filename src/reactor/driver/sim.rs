@@ -161,6 +161,10 @@ impl Driver for SimDriver {
         })
     }
 
+    fn random(&mut self) -> u64 {
+        self.world.with(|network| network.application.bits())
+    }
+
     fn wait(&mut self, _timeout: Option<Duration>) -> io::Result<()> {
         // Never sleeps: when this shard is due again is the runner's knowledge.
         self.waker.take();

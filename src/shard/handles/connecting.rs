@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use crate::error::ConnectError;
+use crate::net::target::ConnectTarget;
 use crate::shard::Shard;
 use crate::shard::connecting::PendingAttempt;
 use crate::shard::handles::transport::Transport;
@@ -25,7 +26,12 @@ impl Connecting {
         Connecting { attempt }
     }
 
-    /// Gives the attempt up: it fails with [`ConnectError::Cancelled`]. Without effect once there is an outcome.
+    /// What is aimed at, as it was asked for; `None` when that was no target.
+    pub fn destination(&self) -> Option<&ConnectTarget> {
+        self.attempt.goal()
+    }
+
+    /// Gives the attempt up, however far it is: it fails with [`ConnectError::Cancelled`]. Without effect once there is an outcome.
     pub fn cancel(&self) {
         self.attempt.cancel();
     }
@@ -46,6 +52,6 @@ impl Future for Connecting {
 
 impl fmt::Debug for Connecting {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Connecting")
+        formatter.debug_struct("Connecting").field("destination", &self.destination()).finish()
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod fd;
 pub(crate) mod handle;
 pub(crate) mod handle_call;
 pub(crate) mod listener;
+pub(crate) mod resolving;
 pub(crate) mod stream_core;
 pub(crate) mod tcp_stream;
 pub(crate) mod transport;

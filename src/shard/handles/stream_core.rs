@@ -25,6 +25,8 @@ struct StreamState {
     /// No more input: the peer has finished, or the shard drains.
     finished: bool,
     ends_on_drain: bool,
+    /// Half a frame has been read: a drain lets the rest come.
+    within_frame: bool,
     told_draining: bool,
     /// The stream has stopped receiving, since nobody reads.
     full: bool,
@@ -59,6 +61,7 @@ impl StreamCore {
                 queued: Kept::new(),
                 finished: false,
                 ends_on_drain: true,
+                within_frame: false,
                 told_draining: false,
                 full: false,
                 flushing: false,
@@ -124,7 +127,7 @@ impl StreamCore {
         let ends = {
             let mut state = self.state.borrow_mut();
             state.told_draining = true;
-            state.ends_on_drain
+            state.ends_on_drain && !state.within_frame
         };
         if ends {
             self.on_finished(shard);
@@ -247,9 +250,13 @@ impl StreamCore {
     pub(super) fn set_ends_on_drain(&self, on: bool) {
         let mut state = self.state.borrow_mut();
         state.ends_on_drain = on;
-        if on && state.told_draining {
-            state.finished = true;
-        }
+        state.finish_if_drained();
+    }
+
+    pub(super) fn set_within_frame(&self, within: bool) {
+        let mut state = self.state.borrow_mut();
+        state.within_frame = within;
+        state.finish_if_drained();
     }
 
     /// For a stream that begins with bytes, and perhaps an end, it brought along.
@@ -257,6 +264,15 @@ impl StreamCore {
         let mut state = self.state.borrow_mut();
         state.queued.set(unread);
         state.finished = finished;
+    }
+}
+
+impl StreamState {
+    /// A drain that had to wait ends the input now.
+    fn finish_if_drained(&mut self) {
+        if self.told_draining && self.ends_on_drain && !self.within_frame {
+            self.finished = true;
+        }
     }
 }
 

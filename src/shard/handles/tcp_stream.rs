@@ -11,16 +11,18 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::error::ConnectError;
-use crate::net::addr::ToAddr;
 use crate::net::connection::{Connection, ReadHalf, WriteHalf};
+use crate::net::framing::{ReadChunks, WriteBytes};
+use crate::net::target::ToTarget;
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
-use crate::shard::connecting::{ConnectHow, Target};
+use crate::shard::connecting::Target;
 use crate::shard::connections::Handler;
 use crate::shard::handles::stream_core::{Found, StreamCore};
 use crate::shard::handles::transport::Transport;
+use crate::shard::interfaces::tcp::ConnectOptions;
 use crate::shard::shared::InTransit;
 
 /// Read buffers that tasks of one shard may hold at a time. Beyond it they are given copies.
@@ -50,19 +52,34 @@ impl TcpStream {
         TcpStream { core, transport: Transport::new(shard, token) }
     }
 
-    /// Connects to `addr`, from the shard this is called on.
+    /// Connects to `target`, from the shard this is called on; see [`Shard::connect_tcp`].
     ///
     /// # Errors
-    /// [`ConnectError`]; after [`Config::connect_timeout`](crate::Config::connect_timeout) it is `TimedOut`.
+    /// [`ConnectError`]; after [`Config::connect_timeout`](crate::Config::connect_timeout) it says who has not answered.
     /// # Cancel safety
     /// Dropping the future gives the attempt up.
     /// # Panics
     /// When no shard is current on this thread.
-    pub async fn connect(addr: impl ToAddr) -> Result<TcpStream, ConnectError> {
+    pub async fn connect(target: impl ToTarget) -> Result<TcpStream, ConnectError> {
+        TcpStream::connect_with(target, &ConnectOptions::default()).await
+    }
+
+    /// As [`TcpStream::connect`], with options.
+    ///
+    /// # Errors
+    /// As [`TcpStream::connect`].
+    /// # Cancel safety
+    /// As [`TcpStream::connect`].
+    /// # Panics
+    /// As [`TcpStream::connect`].
+    pub async fn connect_with(
+        target: impl ToTarget,
+        options: &ConnectOptions,
+    ) -> Result<TcpStream, ConnectError> {
         let shard = Shard::current();
         let core = StreamCore::new();
-        let target = Target::Handler(Handler::Stream(Rc::clone(&core)));
-        let attempt = shard.connect_to(addr.to_addr(), ConnectHow::default(), target);
+        let becomes = Target::Handler(Handler::Stream(Rc::clone(&core)));
+        let attempt = shard.connect_to(target.to_target(), options.how(), becomes);
         let transport = attempt.await?;
         Ok(TcpStream { core, transport })
     }
@@ -304,6 +321,26 @@ impl TcpStream {
         unread.append(&mut slot.connection.input.take());
         let peer_addr = slot.connection.peer_addr();
         Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, finished, deadline, in_transit })
+    }
+}
+
+impl ReadChunks for TcpStream {
+    type Chunk = Chunk;
+
+    #[inline]
+    fn poll_read_chunk(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Chunk>>> {
+        TcpStream::poll_read_chunk(self, context)
+    }
+
+    fn set_within_frame(&mut self, within: bool) {
+        self.core.set_within_frame(within);
+    }
+}
+
+impl WriteBytes for TcpStream {
+    #[inline]
+    fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        TcpStream::poll_write(self, context, bytes)
     }
 }
 

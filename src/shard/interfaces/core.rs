@@ -3,8 +3,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::NotRunning;
+use crate::net::host_name::HostName;
 use crate::shard::Shard;
 use crate::shard::handles::handle::Handle;
+use crate::shard::handles::resolving::Resolving;
 use crate::shard::lifecycle::ShardPhase;
 use crate::tasks::JoinHandle;
 
@@ -35,6 +37,30 @@ impl Shard {
         } else {
             self.call_later(std::time::Duration::ZERO, call);
         }
+    }
+
+    /// Looks up the addresses of `host`, of every family, each with `port`; the better ones first, as the resolver has them
+    /// (for the system's: RFC 6724). An IP address is its own answer, and asks nobody.
+    ///
+    /// The runtime's [`Resolver`](crate::Resolver) is asked when the future is first polled. Nothing is remembered: a cache
+    /// is the resolver's business.
+    ///
+    /// # Errors
+    /// [`ResolveError`](crate::ResolveError) names the host: it is no name, has no address, or there was no answer within
+    /// [`Config::resolve_timeout`](crate::Config::resolve_timeout).
+    /// # Cancel safety
+    /// Dropping the future gives the lookup up; an answer that comes later is discarded.
+    pub fn resolve(&self, host: &str, port: u16) -> Resolving {
+        Resolving::new(self, host, port)
+    }
+
+    pub(crate) fn resolve_name(&self, name: HostName, port: u16) -> Resolving {
+        Resolving::of_name(self, name, port)
+    }
+
+    /// Random bits, for spreading things out: retries, samples. Not for secrets. In a simulation they repeat with its seed.
+    pub fn random(&self) -> u64 {
+        self.inner.driver.borrow_mut().random()
     }
 
     /// Runs `future` as a task of this shard. The handle gives its result; dropping the handle lets it go on.

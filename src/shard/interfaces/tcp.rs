@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::error::{ListenError, Result};
 use crate::net::addr::ToAddr;
 use crate::net::connection::Connection;
+use crate::net::target::ToTarget;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
 use crate::shard::connecting::{ConnectHow, Target};
@@ -57,15 +58,26 @@ impl ConnectOptions {
     }
 
     /// Connects from this address; port 0 lets the kernel choose.
+    ///
+    /// One for each family may be given. With one alone, only addresses of its family are tried: `0.0.0.0:0` stands for
+    /// "over IPv4, from anywhere".
     pub fn bind(mut self, addr: SocketAddr) -> Self {
-        self.how.bind_addr = Some(addr);
+        match addr {
+            SocketAddr::V4(_) => self.how.bind_v4 = Some(addr),
+            SocketAddr::V6(_) => self.how.bind_v6 = Some(addr),
+        }
         self
     }
 
-    /// Gives up after this long, instead of [`Config::connect_timeout`](crate::Config::connect_timeout).
+    /// Gives up after this long, the lookup of a name included, instead of
+    /// [`Config::connect_timeout`](crate::Config::connect_timeout).
     pub fn timeout(mut self, after: Duration) -> Self {
         self.how.timeout = Some(after);
         self
+    }
+
+    pub(crate) fn how(&self) -> ConnectHow {
+        self.how
     }
 }
 
@@ -146,23 +158,28 @@ impl Shard {
         Ok(Listener::new(self.clone(), group))
     }
 
-    /// Connects to `addr`, and makes the connection's protocol when it stands.
+    /// Connects to `target`, and makes the connection's protocol when it stands.
+    ///
+    /// A name is looked up by the runtime's [`Resolver`](crate::Resolver), and its addresses are tried as RFC 8305 says:
+    /// families take turns, IPv6 first; the next address is begun when the last one has been silent for
+    /// [`Config::connect_attempt_delay`](crate::Config::connect_attempt_delay), or at once when it has failed. The first
+    /// one that stands is the connection, and the others are given up.
     ///
     /// # Errors
     /// None here: whatever goes wrong is the outcome of the attempt.
-    pub fn connect_tcp<M>(&self, addr: impl ToAddr, factory: impl Factory<M>) -> Connecting {
-        self.connect_tcp_with(addr, &ConnectOptions::default(), factory)
+    pub fn connect_tcp<M>(&self, target: impl ToTarget, factory: impl Factory<M>) -> Connecting {
+        self.connect_tcp_with(target, &ConnectOptions::default(), factory)
     }
 
     /// As [`Shard::connect_tcp`], with options.
     pub fn connect_tcp_with<M>(
         &self,
-        addr: impl ToAddr,
+        target: impl ToTarget,
         options: &ConnectOptions,
         mut factory: impl Factory<M>,
     ) -> Connecting {
-        let target = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        Connecting::new(self.connect_to(addr.to_addr(), options.how, target))
+        let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
+        Connecting::new(self.connect_to(target.to_target(), options.how, becomes))
     }
 }
 

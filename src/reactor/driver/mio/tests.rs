@@ -611,3 +611,11 @@ fn leases_are_counted_until_they_are_dropped() {
 fn a_connection_is_small() {
     assert!(size_of::<Source>() <= 16, "{}", size_of::<Source>());
 }
+
+#[test]
+fn two_drivers_draw_other_random_bits() {
+    let mut drivers = [0; 2].map(|_| MioDriver::new(DriverConfig::default()).unwrap());
+    let [first, second] = drivers.each_mut().map(|driver| [driver.random(), driver.random()]);
+    assert_ne!(first, second);
+    assert_ne!(first[0], first[1]);
+}

@@ -1,20 +1,21 @@
-//! Seeded random choices: SplitMix64 (Steele, Lea & Flood 2014), small and the same on every machine.
+//! What a simulation leaves to chance: numbers in a range and rates, from independent streams of one seed.
+
+use crate::reactor::random::{Random, mix};
 
 /// One stream of random bits. Streams of one seed are independent of each other, so that what one part of a
 /// simulation draws does not change what another part sees.
 #[derive(Clone, Debug)]
 pub(super) struct Chance {
-    state: u64,
+    random: Random,
 }
 
 impl Chance {
     pub(super) fn new(seed: u64, stream: u64) -> Self {
-        Chance { state: mix(seed ^ mix(stream)) }
+        Chance { random: Random::new(mix(seed ^ mix(stream))) }
     }
 
     pub(super) fn bits(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(STEP);
-        mix(self.state)
+        self.random.bits()
     }
 
     /// A number below `limit`.
@@ -38,17 +39,6 @@ impl Chance {
         rate > 0.0 && ((self.bits() >> 11) as f64) < rate * (1u64 << 53) as f64
     }
 }
-
-/// Scatters the bits of `value`: a bijection without visible pattern.
-pub(super) fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(STEP);
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
-}
-
-/// 2^64 divided by the golden ratio, made odd.
-const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[cfg(test)]
 mod tests {

@@ -32,6 +32,8 @@ pub(super) struct Network {
     pub(super) chance: Chance,
     /// What the runner decides.
     pub(super) schedule: Chance,
+    /// What the shards draw.
+    pub(super) application: Chance,
     /// Virtual time since the world began.
     pub(super) clock: Duration,
     pub(super) shards: Vec<ShardSide>,
@@ -115,6 +117,7 @@ impl Network {
             options,
             chance,
             schedule: Chance::new(seed, SCHEDULE_STREAM),
+            application: Chance::new(seed, APPLICATION_STREAM),
             clock: Duration::ZERO,
             shards: Vec::new(),
             ends: BTreeMap::new(),
@@ -511,3 +514,4 @@ const SLICES: usize = 16;
 
 const NETWORK_STREAM: u64 = 1;
 const SCHEDULE_STREAM: u64 = 2;
+const APPLICATION_STREAM: u64 = 3;

@@ -662,3 +662,31 @@ proptest! {
         bench.finish();
     }
 }
+
+#[test]
+fn random_bits_repeat_with_the_seed_and_leave_the_network_as_it_was() {
+    let run = |seed, draws| {
+        let mut bench = Bench::new(seed, SimOptions::default());
+        let drawn: Vec<_> = (0..draws).map(|_| bench.drivers[CLIENT].random()).collect();
+        let (_, addr) = bench.listen(SERVER, "127.0.0.1:0");
+        bench.connect(CLIENT, addr);
+        bench.run();
+        (drawn, bench.told.len(), bench.world.elapsed())
+    };
+    let (drawn, told, elapsed) = run(7, 3);
+    assert_eq!(run(7, 3).0, drawn);
+    assert_ne!(run(8, 3).0, drawn);
+    let undisturbed = run(7, 0);
+    assert_eq!((undisturbed.1, undisturbed.2), (told, elapsed));
+}
+
+#[test]
+fn an_address_of_documents_answers_nothing() {
+    for addr in ["192.0.2.1:9", "[2001:db8::1]:9"] {
+        let mut bench = Bench::calm();
+        let token = bench.connect(CLIENT, addr.parse().unwrap());
+        bench.run_for(Duration::from_secs(200));
+        assert_eq!(bench.told, [(CLIENT, Told::Failed(token, io::ErrorKind::TimedOut))]);
+        assert!(bench.world.elapsed() > Duration::from_secs(60), "{:?}", bench.world.elapsed());
+    }
+}

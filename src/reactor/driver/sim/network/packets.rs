@@ -8,8 +8,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::{EndId, Group, Network, Owner, Phase};
-use crate::reactor::driver::sim::chance::mix;
 use crate::reactor::driver::sim::sources::Room;
+use crate::reactor::random::mix;
 use crate::reactor::token::Token;
 
 pub(super) struct Delivery {
@@ -159,12 +159,16 @@ impl Network {
     fn deliver_syn(&mut self, client: EndId, attempt: u32) {
         let Some(end) = self.ends.get(&client) else { return };
         let (client_addr, addr) = (end.local, end.remote);
-        let Some((shard, token)) = self.choose_listener(client_addr, addr) else {
+        let member = self.choose_listener(client_addr, addr);
+        if member.is_none() && !is_nowhere(addr.ip()) {
             self.post(Some(client), Packet::Refusal { client, cause: Errno::CONNREFUSED });
             return;
-        };
-        let listener = self.shards[shard].listener(token).expect("groups hold living listeners");
-        if listener.refusing || listener.waiting() >= listener.backlog {
+        }
+        let member = member.filter(|&(shard, token)| {
+            let listener = self.shards[shard].listener(token).expect("groups hold living listeners");
+            !listener.refusing && listener.waiting() < listener.backlog
+        });
+        let Some((shard, token)) = member else {
             // Dropped. The client's kernel tries again after 1, 2, 4, ... seconds, and gives up after six times
             // (net.ipv4.tcp_syn_retries).
             let again = self.clock + SYN_RETRY_FIRST * 2u32.pow(attempt);
@@ -175,7 +179,7 @@ impl Network {
             };
             self.post_at(again, packet);
             return;
-        }
+        };
         let server = self.insert_end(addr, client_addr, Phase::Open, Owner::Listener { shard, token });
         self.ends.get_mut(&server).expect("just inserted").peer = Some(client);
         self.ends.get_mut(&client).expect("seen above").peer = Some(server);
@@ -328,6 +332,15 @@ impl PartialOrd for Delivery {
 impl Ord for Delivery {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (self.due, self.sequence).cmp(&(other.due, other.sequence))
+    }
+}
+
+/// Whether no host has this address: those that documents use in examples (RFC 5737, RFC 3849). Every other one is local
+/// here, and refuses where nobody listens; these answer nothing.
+fn is_nowhere(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_documentation(),
+        IpAddr::V6(ip) => ip.segments()[..2] == [0x2001, 0xdb8],
     }
 }
 
