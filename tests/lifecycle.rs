@@ -576,7 +576,11 @@ struct Role {
 
 impl Role {
     fn spawn(test: &str) -> Role {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        // A script that runs these tests in its background has SIGINT ignored, children inherit that, and the runtime
+        // respects it.
+        let mut child = Command::new("env")
+            .arg("--default-signal=INT")
+            .arg(std::env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture", "--test-threads=1"])
             .env(ROLE, "child")
             .stdin(Stdio::null())
