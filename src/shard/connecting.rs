@@ -124,6 +124,9 @@ impl Shard {
             inner.driver.borrow_mut().close(token, CloseKind::Orderly);
             return;
         };
+        if matches!(inner.phase.get(), ShardPhase::Drained | ShardPhase::Stopped) {
+            return self.give_up(token, attempt, ConnectError::Stopping);
+        }
         inner.stats.connected.add(1);
         let handler = match attempt.target {
             Target::Handler(handler) => Some(handler),
@@ -146,8 +149,7 @@ impl Shard {
                 }
             }
         };
-        let ended = matches!(inner.phase.get(), ShardPhase::Drained | ShardPhase::Stopped);
-        let Some(handler) = handler.filter(|_| !ended) else {
+        let Some(handler) = handler else {
             inner.driver.borrow_mut().close(token, CloseKind::Orderly);
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::NoProtocol));
             return;
@@ -159,19 +161,15 @@ impl Shard {
     /// Whether the failure was an attempt's; if so it is its outcome.
     pub(crate) fn attempt_failed(&self, token: Token, source: io::Error) -> Option<io::Error> {
         let Some(attempt) = self.take_attempt(token) else { return Some(source) };
-        self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
         let error = connect_error(attempt.addr, None, source);
-        self.resolve_attempt(&attempt.outcome, Err(error));
-        self.drop_contained(attempt);
+        self.give_up(token, attempt, error);
         None
     }
 
     pub(crate) fn on_connect_timeout(&self, token: Token) {
         let Some(attempt) = self.take_attempt(token) else { return };
-        self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
         let error = ConnectError::TimedOut { addr: attempt.addr, after: attempt.timeout };
-        self.resolve_attempt(&attempt.outcome, Err(error));
-        self.drop_contained(attempt);
+        self.give_up(token, attempt, error);
     }
 
     /// The shard is stopping: what is not connected yet will not be.
@@ -179,10 +177,15 @@ impl Shard {
         let tokens: Vec<_> = self.inner.attempts.table.borrow().keys().copied().collect();
         for token in tokens {
             let Some(attempt) = self.take_attempt(token) else { continue };
-            self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-            self.resolve_attempt(&attempt.outcome, Err(ConnectError::Stopping));
-            self.drop_contained(attempt);
+            self.give_up(token, attempt, ConnectError::Stopping);
         }
+    }
+
+    /// Ends an attempt that was taken from the table.
+    fn give_up(&self, token: Token, attempt: Attempt, error: ConnectError) {
+        self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+        self.resolve_attempt(&attempt.outcome, Err(error));
+        self.drop_contained(attempt);
     }
 
     fn take_attempt(&self, token: Token) -> Option<Attempt> {
@@ -196,7 +199,11 @@ impl Shard {
         let on_failure = cell.on_failure.borrow_mut().take();
         match (outcome, on_failure) {
             (Err(error), Some(call)) => self.fail_later(call, error),
-            (outcome, _) => *cell.outcome.borrow_mut() = Some(outcome),
+            (outcome, unneeded) => {
+                *cell.outcome.borrow_mut() = Some(outcome);
+                // It is the application's.
+                self.drop_contained(unneeded);
+            }
         }
         let waker = cell.waker.borrow_mut().take();
         if let Some(waker) = waker {
@@ -223,9 +230,7 @@ impl PendingAttempt {
     pub(crate) fn cancel(&self) {
         let Some(token) = self.cell.token.get() else { return };
         let Some(attempt) = self.shard.take_attempt(token) else { return };
-        self.shard.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-        self.shard.drop_contained(attempt.target);
-        self.shard.resolve_attempt(&attempt.outcome, Err(ConnectError::Cancelled));
+        self.shard.give_up(token, attempt, ConnectError::Cancelled);
     }
 
     pub(crate) fn on_failure(mut self, call: Box<FailureCall>) {
