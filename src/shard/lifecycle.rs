@@ -310,6 +310,7 @@ impl Shard {
         }
         self.inner.phase.set(ShardPhase::Running);
         self.begin_accepting();
+        self.begin_receiving_datagrams();
         let calls = std::mem::take(&mut *self.inner.when_running.borrow_mut());
         for call in calls {
             self.call_contained("a call_when_running", call);
@@ -366,6 +367,7 @@ impl Shard {
         self.inner.phase.set(ShardPhase::Draining);
         self.fail_attempts();
         self.drop_listeners();
+        self.drop_datagrams(true);
         let count_them = !self.inner.shared.lifecycle.has_failed();
         self.abort_connections(count_them);
     }
@@ -389,6 +391,7 @@ impl Shard {
         if !self.inner.listeners.is_empty() {
             self.drop_listeners();
         }
+        self.drop_datagrams(true);
         self.check_drained();
     }
 
@@ -417,6 +420,7 @@ impl Shard {
                 self.tell_draining(token);
             }
         }
+        self.drain_datagrams();
         self.check_drained();
     }
 
@@ -432,7 +436,7 @@ impl Shard {
     pub(crate) fn check_drained(&self) {
         let inner = &self.inner;
         let open = inner.connections.borrow().len() + inner.serving.get();
-        let is_over = open == 0 && !inner.shared.detached.are_awaited();
+        let is_over = open == 0 && !inner.shared.detached.are_awaited() && !self.listens_for_datagrams();
         if inner.phase.get() == ShardPhase::Draining && inner.listeners.is_empty() && is_over {
             inner.phase.set(ShardPhase::Drained);
             let timer = inner.late_drain.borrow_mut().take();
@@ -504,6 +508,8 @@ impl Shard {
             self.end(token, CloseReason::Stopped, EndKind::Close(CloseKind::Reset));
         }
         self.retire_ended();
+        self.drop_datagrams(false);
+        self.drop_watches();
         self.note_leaks();
         // Attempts begun while draining; what they hold may hold this shard, and would keep it for ever.
         self.fail_attempts();
