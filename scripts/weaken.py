@@ -87,6 +87,8 @@ STEPS = [
     ("credit: does not come back", "calls.rs", "for waker in (0..count)", "for waker in (0..count * 0)"),
     ("foreign answer: nobody is woken", "foreign.rs", "                self.answered.notify_one();\n", ""),
     ("foreign answer: no task is woken", "foreign.rs", "                    waker.wake();\n", "                    drop(waker);\n"),
+    ("foreign answer: no watcher is woken", "foreign.rs", "for waker in [watcher, caller]", "for waker in [watcher.filter(|_| false), caller]"),
+    ("foreign call: dropped without a word to its watcher", "foreign.rs", "                watcher.wake();\n", "                drop(watcher);\n"),
     ("foreign answer: dropped without a word", "foreign.rs", "        self.finish(Err(CallError::Stopped));\n", ""),
 ]
 

@@ -48,7 +48,8 @@ fn start(shard: Shard, carry: Carry, kept: Kept, reads: Arc<Mutex<Vec<u8>>>) -> 
     if shard.id() == ELSEWHERE {
         return Ok(());
     }
-    let listener = shard.serve_tcp("127.0.0.1:0", async move |stream: TcpStream| {
+    let listener = shard.serve_tcp("127.0.0.1:0", async move |mut stream: TcpStream| {
+        stream.set_ends_on_drain(false);
         let home = stream.transport().shard().clone();
         let detached = stream.detach().await?;
         let _ = home.stop();
@@ -124,4 +125,82 @@ fn a_stream_that_does_not_arrive_before_the_deadline_is_given_up_and_counted() {
         };
         assert_eq!(connections, 2, "{driver}: the stream and its client");
     });
+}
+
+/// The setting was lost on the way: the stream was told of an end where it had just arrived.
+#[test]
+fn a_stream_that_does_not_end_on_a_drain_does_not_end_on_one_where_it_has_moved_to() {
+    let carry: Carry = |shard, detached, _| {
+        let home = shard.clone();
+        drop(shard.spawn(async move {
+            let serve = async move |there: Shard| -> Result<()> {
+                let mut stream = detached.attach(&there)?;
+                let end = there.timeout(1000 * MS, stream.read_chunk()).await;
+                stream.write_all(if end.is_err() { b"went on" } else { b"was ended" }).await?;
+                Ok(())
+            };
+            home.call_async(ELSEWHERE, serve).await
+        }));
+    };
+    each_driver(Duration::from_secs(50), carry, |driver, read, outcome| {
+        assert_eq!(read, b"went on", "{driver}");
+        assert!(outcome.is_ok(), "{driver}: {outcome:?}");
+    });
+}
+
+/// A shard that had drained, and whose deadline had passed, drained again for such a stream, this time without end. Not
+/// simulated: there no shard begins its drain later than another.
+#[test]
+fn a_stream_from_a_shard_that_is_late_does_not_outlive_the_deadline_of_the_one_it_comes_to() {
+    const DRAIN: Duration = Duration::from_millis(100);
+    let mut config = Config::default();
+    config.drain_timeout = DRAIN;
+    let (addr_found, addr) = std::sync::mpsc::channel();
+    let (detaches, detached) = std::sync::mpsc::channel();
+    let app = async move |shard: Shard| {
+        if shard.id() != ELSEWHERE {
+            return Ok(());
+        }
+        let detaches = detaches.clone();
+        let listener = shard.serve_tcp("127.0.0.1:0", async move |mut stream: TcpStream| {
+            stream.read_exact(&mut [0; 4]).await?;
+            let home = stream.transport().shard().clone();
+            let moved = stream.detach().await?;
+            detaches.send(())?;
+            let serve = async move |there: Shard| -> Result<()> {
+                let mut stream = moved.attach(&there)?;
+                stream.set_ends_on_drain(false);
+                while stream.read_chunk().await?.is_some() {}
+                Ok(())
+            };
+            home.call_async(ShardId::new(0), serve).await?
+        })?;
+        addr_found.send(listener.local_addr())?;
+        Ok(())
+    };
+    let running = Runtime::new().shards(2).pin(false).config(config).start(app).unwrap();
+    let handle = running.handle();
+    let mut client = std::net::TcpStream::connect(addr.recv().unwrap()).unwrap();
+
+    // The other shard is kept from noticing the stop until the deadline of this one has passed.
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    handle.call_from_thread(ELSEWHERE, move |_| assert!(released.recv().is_err())).unwrap();
+    std::io::Write::write_all(&mut client, b"move").unwrap();
+    handle.stop().unwrap();
+    let passed = handle.blocking_call_async_from_thread(ShardId::new(0), async |shard: Shard| {
+        // Set after the deadline, and for later.
+        shard.sleep(DRAIN + MS).await;
+    });
+    passed.unwrap();
+    drop(release);
+    let _ = detached.recv();
+
+    // Whatever becomes of it, the runtime ends, although the client does not.
+    let (ended, end) = std::sync::mpsc::channel();
+    let joiner = std::thread::spawn(move || ended.send(running.join()));
+    let outcome = end.recv_timeout(Duration::from_secs(20));
+    drop(client);
+    joiner.join().unwrap().ok();
+    let outcome = outcome.expect("it drains without end");
+    assert!(matches!(outcome, Err(RunError::Forced { connections: 1, .. })), "{outcome:?}");
 }

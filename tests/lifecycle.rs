@@ -782,3 +782,103 @@ fn an_idle_runtime_uses_no_cpu_and_switches_no_context() {
     let mut child = Role::spawn("an_idle_runtime_uses_no_cpu_and_switches_no_context");
     assert_eq!(child.wait_for("effort "), "0 0 true", "CPU ticks, context switches, no turn was made");
 }
+
+/// A subscriber that panics whenever it is told something.
+struct PanickingSubscriber;
+
+impl tracing::Subscriber for PanickingSubscriber {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        panic!("a log that cannot be written");
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// The deadline's own log line kept it from being enforced. Simulated, since the subscriber is that of one thread.
+#[test]
+fn a_subscriber_that_panics_does_not_keep_the_drain_deadline_from_being_enforced() {
+    let app = async |shard: Shard| {
+        if shard.id() != shard_id(0) {
+            return Ok(());
+        }
+        let listener = shard.listen_tcp("127.0.0.1:0", || Echo)?;
+        shard.call_when_running(move |shard| {
+            drop(shard.spawn(async move {
+                let mut client = TcpStream::connect(listener.local_addr()).await.unwrap();
+                client.set_ends_on_drain(false);
+                Shard::current().stop().unwrap();
+                drop(client.read_chunk().await);
+                // Stays open.
+                std::future::pending::<()>().await;
+            }));
+        });
+        Ok(())
+    };
+    let outcome = tracing::subscriber::with_default(PanickingSubscriber, || Simulation::new(3).run(app));
+    assert!(matches!(outcome, Err(RunError::Forced { .. })), "{outcome:?}");
+}
+
+/// A protocol whose destructor panics.
+struct DropsBadly;
+
+impl Protocol for DropsBadly {
+    fn data_received(&mut self, _: &Transport, _: &mut Input<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for DropsBadly {
+    fn drop(&mut self) {
+        panic!("as it should");
+    }
+}
+
+/// Its protocol was made, and dropped where a panic took the shard; the attempt said `NoProtocol`. On the real kernel,
+/// since simulated peers have no listener left by then.
+#[test]
+fn a_connection_that_stands_after_its_shard_has_drained_is_refused_without_a_protocol() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = server.local_addr().unwrap();
+    let app = async move |shard: Shard| {
+        if shard.id() == shard_id(1) {
+            // It holds the drain up.
+            let mut held = TcpStream::connect(addr).await?;
+            held.set_ends_on_drain(false);
+            drop(shard.spawn(async move { drop(held.read_chunk().await) }));
+        }
+        Ok(())
+    };
+    let running = Runtime::new().shards(2).pin(false).start(app).unwrap();
+    let handle = running.handle();
+    let (release, released) = mpsc::channel::<()>();
+    handle.call_from_thread(shard_id(0), move |_| assert!(released.recv().is_err())).unwrap();
+    handle.stop().unwrap();
+    // In the very turn in which the shard begins to drain, and has drained, for nothing is open there.
+    let (outcomes, outcome) = mpsc::channel();
+    let connects = move |shard: &Shard| {
+        let connecting = shard.connect_tcp(addr, || DropsBadly);
+        connecting.on_failure(move |_, error| outcomes.send(error).unwrap());
+    };
+    handle.call_from_thread(shard_id(0), connects).unwrap();
+    drop(release);
+    let error = outcome.recv_timeout(Duration::from_secs(20));
+    drop(server);
+    assert!(matches!(error, Ok(shardwise::ConnectError::Stopping)), "{error:?}");
+    // The held one was in the server's queue, which has closed: it is at its end.
+    let ended = running.join();
+    assert!(ended.is_ok(), "{ended:?}");
+}

@@ -345,3 +345,52 @@ fn an_error_that_panics_when_it_is_formatted_or_dropped_costs_its_connection_alo
         Ok(())
     });
 }
+
+/// A value that does not go quietly.
+struct DropsBadly;
+
+impl Drop for DropsBadly {
+    fn drop(&mut self) {
+        panic!("as it should");
+    }
+}
+
+/// The call is dropped when the attempt succeeds. That happened outside all that catches panics, and took the shard.
+#[test]
+fn a_failure_call_that_panics_when_it_is_dropped_costs_nothing_but_itself() {
+    on_every_driver(async |env| {
+        let shard = env.shard();
+        let panics = || env.handle().report().iter().map(|report| report.panics).sum::<u64>();
+        let before = panics();
+        let listener = shard.serve_tcp("127.0.0.1:0", async |mut stream: TcpStream| {
+            stream.read_chunk().await?;
+            Ok(())
+        })?;
+        let made = std::rc::Rc::new(std::cell::Cell::new(false));
+        let (noted, bad) = (std::rc::Rc::clone(&made), DropsBadly);
+        let factory = move || {
+            noted.set(true);
+            Closes
+        };
+        shard.connect_tcp(listener.local_addr(), factory).on_failure(move |_, _| drop(bad));
+        while panics() == before {
+            shard.sleep(Duration::from_millis(1)).await;
+        }
+        assert!(made.get(), "it succeeded");
+        Ok(())
+    });
+}
+
+/// Closes what it is connected to.
+struct Closes;
+
+impl Protocol for Closes {
+    fn connected(&mut self, transport: &Transport) -> Result<()> {
+        transport.close();
+        Ok(())
+    }
+
+    fn data_received(&mut self, _: &Transport, _: &mut Input<'_>) -> Result<()> {
+        Ok(())
+    }
+}

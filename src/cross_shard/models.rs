@@ -557,3 +557,60 @@ fn a_task_that_awaits_a_foreign_call_is_woken() {
         }
     });
 }
+
+#[test]
+fn who_watches_a_foreign_call_hears_of_its_end_whether_it_was_answered_or_dropped() {
+    struct Flag(AtomicUsize);
+    impl std::task::Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Release);
+        }
+    }
+    for drops in [false, true] {
+        model(move || {
+            let setting = Setting::new(2);
+            let target = setting.beside(|shard| {
+                while shard.ran.get() < 1 {
+                    shard.turn();
+                }
+            });
+            let call = setting.mesh.call_from_thread(id(1), Shard::run);
+            let (mut overdue, flag) = (call.overdue(), Arc::new(Flag(AtomicUsize::new(0))));
+            let waker = Waker::from(Arc::clone(&flag));
+            let first = Pin::new(&mut overdue).poll(&mut Context::from_waker(&waker));
+            if drops {
+                drop(call);
+                // In its stead, for the target to end, unless it has run and the target has ended.
+                let _ = setting.mesh.post(id(1), Shard::run);
+            } else {
+                drop(call.wait_blocking());
+            }
+            target.join().unwrap();
+            if first.is_pending() {
+                assert_eq!(flag.0.load(Ordering::Acquire), 1, "heard once");
+            }
+            assert!(poll(&mut overdue).is_ready());
+        });
+    }
+}
+
+#[test]
+fn a_foreign_call_whose_time_is_over_while_it_is_answered_has_one_outcome() {
+    model(|| {
+        let setting = Setting::new(2);
+        let target = setting.beside(|shard| {
+            shard.turn();
+            shard.endpoint.close(shard);
+            shard.ran.get()
+        });
+        let call = setting.mesh.call_from_thread(id(1), Shard::run);
+        call.overdue().give_up();
+        let outcome = call.wait_blocking();
+        let ran = target.join().unwrap();
+        assert!(ran == 1 || outcome.is_err(), "answered by nobody");
+        assert!(
+            matches!(outcome, Ok(()) | Err(CallError::DeadlineExceeded | CallError::Stopped)),
+            "{outcome:?}"
+        );
+    });
+}

@@ -265,7 +265,8 @@ impl Connection {
         if self.above_high_reading == AboveHighReading::GoesOn {
             self.above_high_reading = AboveHighReading::Stops;
         }
-        if self.above_high || self.told_above {
+        // Once FIN is out there is no output that could end a hold.
+        if (self.above_high || self.told_above) && self.write != WriteHalf::Finished {
             self.hold_reading();
         }
         false

@@ -239,6 +239,12 @@ impl Shard {
             inner.driver.borrow_mut().close(token, CloseKind::Orderly);
             return;
         };
+        if matches!(inner.phase.get(), ShardPhase::Drained | ShardPhase::Stopped) {
+            inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+            self.drop_contained(attempt.target);
+            self.resolve_attempt(&attempt.outcome, Err(ConnectError::Stopping));
+            return;
+        }
         inner.stats.connected.add(1);
         let handler = match attempt.target {
             Target::Handler(handler) => Some(handler),
@@ -261,8 +267,7 @@ impl Shard {
                 }
             }
         };
-        let ended = matches!(inner.phase.get(), ShardPhase::Drained | ShardPhase::Stopped);
-        let Some(handler) = handler.filter(|_| !ended) else {
+        let Some(handler) = handler else {
             inner.driver.borrow_mut().close(token, CloseKind::Orderly);
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::NoProtocol));
             return;
@@ -361,7 +366,11 @@ impl Shard {
         let on_failure = cell.on_failure.borrow_mut().take();
         match (outcome, on_failure) {
             (Err(error), Some(call)) => self.fail_later(call, error),
-            (outcome, _) => *cell.outcome.borrow_mut() = Some(outcome),
+            (outcome, unneeded) => {
+                *cell.outcome.borrow_mut() = Some(outcome);
+                // It is the application's.
+                self.drop_contained(unneeded);
+            }
         }
         let waker = cell.waker.borrow_mut().take();
         if let Some(waker) = waker {

@@ -12,6 +12,7 @@ use crate::net::connection::{EndKind, Phase};
 use crate::reactor::driver::CloseKind;
 use crate::shard::Shard;
 use crate::shard::connections::Draining;
+use crate::shard::handles::delayed_call::DelayedCall;
 use crate::shard::shared::Shared;
 
 /// Where one shard is.
@@ -348,11 +349,16 @@ impl Shard {
         self.fail_attempts();
         // Input that has come by now is served first: connections are told in the next turn, after its events.
         self.call_later(Duration::ZERO, Shard::tell_old_draining);
-        let deadline = self.call_later(self.inner.shared.config.drain_timeout, |shard| {
+        self.set_drain_deadline(self.inner.shared.config.drain_timeout);
+    }
+
+    fn set_drain_deadline(&self, after: Duration) {
+        let deadline = self.call_later(after, |shard| {
             if shard.inner.phase.get() != ShardPhase::Draining {
                 return;
             }
-            tracing::warn!(shard = shard.inner.id.index(), "the drain deadline has passed");
+            let shard_number = shard.inner.id.index();
+            log_contained(|| tracing::warn!(shard = shard_number, "the drain deadline has passed"));
             shard.abort_connections(true);
         });
         *self.inner.drain_deadline.borrow_mut() = Some(deadline);
@@ -459,6 +465,12 @@ impl Shard {
                 let drains_again = inner.shared.drain_again();
                 if drains_again {
                     inner.phase.set(ShardPhase::Draining);
+                    let deadline_is_ahead =
+                        inner.drain_deadline.borrow().as_ref().is_some_and(DelayedCall::active);
+                    if !deadline_is_ahead {
+                        // The shard it comes from began to drain later. Here its time is over, and it is counted.
+                        self.set_drain_deadline(Duration::ZERO);
+                    }
                 }
                 drains_again
             }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::ListenError;
+use crate::error::{ListenError, log_contained};
 use crate::net::connection::Connection;
 use crate::reactor::driver::{CloseKind, Driver, Emptied, ListenSpec};
 use crate::reactor::timer_wheel::deadline_after;
@@ -207,7 +207,8 @@ impl Shard {
     pub(crate) fn on_accept_failed(&self, listener: Token, error: io::Error) {
         self.inner.stats.accept_failures.add(1);
         let addr = self.inner.listeners.find(listener).map(|listening| listening.group.addr);
-        tracing::warn!(shard = self.inner.id.index(), ?addr, %error, "accepting failed; it is tried again");
+        let shard = self.inner.id.index();
+        log_contained(|| tracing::warn!(shard, ?addr, %error, "accepting failed; it is tried again"));
     }
 
     /// Whether the failure was a listener's; if so it is told. The other shards of its group go on accepting.
@@ -215,7 +216,10 @@ impl Shard {
         let Some(listening) = self.inner.listeners.find(token) else { return Some(error) };
         self.inner.stats.accept_failures.add(1);
         let addr = listening.group.addr;
-        tracing::error!(shard = self.inner.id.index(), %addr, %error, "a listener broke; nothing is accepted here any more");
+        let shard = self.inner.id.index();
+        log_contained(
+            || tracing::error!(shard, %addr, %error, "a listener broke; nothing is accepted here any more"),
+        );
         None
     }
 
@@ -237,7 +241,8 @@ impl Shard {
         if let Some(listening) = self.inner.listeners.find_group(group)
             && let Err(error) = self.inner.driver.borrow_mut().refuse_handshakes(listening.token)
         {
-            tracing::debug!(shard = self.inner.id.index(), %error, "new handshakes cannot be turned away");
+            let shard = self.inner.id.index();
+            log_contained(|| tracing::debug!(shard, %error, "new handshakes cannot be turned away"));
         }
         self.member_fenced(group);
     }
@@ -303,7 +308,10 @@ impl Shard {
         }
         if emptied.more {
             let addr = listening.group.addr;
-            tracing::warn!(shard = self.inner.id.index(), %addr, "no descriptors for who waits at a closing listener");
+            let shard = self.inner.id.index();
+            log_contained(
+                || tracing::warn!(shard, %addr, "no descriptors for who waits at a closing listener"),
+            );
         }
         self.remove_listener(&listening);
         self.member_left(&listening.group, self.inner.id);

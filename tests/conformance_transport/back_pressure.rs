@@ -272,3 +272,30 @@ fn reading_goes_on_after_the_write_half_was_shut_above_high() {
         Ok(())
     });
 }
+
+/// Nothing goes out after FIN, so nothing would ever have released the hold.
+#[test]
+fn what_is_switched_off_after_the_write_half_was_shut_holds_nothing() {
+    on_every_driver_with(2, small_marks(), async |env| {
+        let log = Log::new();
+        let listener = listen(&env, &log, |call, transport| match call {
+            Call::Connected => {
+                transport.set_reads_above_high(true);
+                let filled = transport.write(&[1; 5000]).map(drop).map_err(Into::into);
+                transport.shutdown_write();
+                Some(filled)
+            }
+            Call::WriteFinished => {
+                transport.set_reads_above_high(false);
+                Some(Ok(()))
+            }
+            _ => None,
+        })?;
+        let mut client = TcpStream::connect(listener.local_addr()).await?;
+        assert_eq!(read_to_end(&mut client).await?.len(), 5000);
+        client.write_all(b"still heard").await?;
+        let heard = log.until(|state| state.received == b"still heard");
+        env.shard().timeout(Duration::from_secs(5), heard).await?;
+        Ok(())
+    });
+}

@@ -259,9 +259,14 @@ impl StreamCore {
         state.finish_if_drained();
     }
 
+    pub(super) fn ends_on_drain(&self) -> bool {
+        self.state.borrow().ends_on_drain
+    }
+
     /// For a stream that begins with bytes, and perhaps an end, it brought along.
-    pub(super) fn begin_with(&self, unread: Vec<u8>, finished: bool) {
+    pub(super) fn begin_with(&self, unread: Vec<u8>, finished: bool, ends_on_drain: bool) {
         let mut state = self.state.borrow_mut();
+        state.ends_on_drain = ends_on_drain;
         state.queued.set(unread);
         state.finished = finished;
     }

@@ -273,7 +273,8 @@ impl TcpStream {
         &self.transport
     }
 
-    /// Takes the connection off its shard: unread and unsent bytes and the deadline travel along.
+    /// Takes the connection off its shard: unread and unsent bytes, the deadline and [`TcpStream::set_ends_on_drain`]
+    /// travel along. Pauses and holds of its transport do not.
     ///
     /// # Errors
     /// The connection is closed, closing or broken.
@@ -320,7 +321,17 @@ impl TcpStream {
         };
         unread.append(&mut slot.connection.input.take());
         let peer_addr = slot.connection.peer_addr();
-        Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, finished, deadline, in_transit })
+        let ends_on_drain = self.core.ends_on_drain();
+        Ok(DetachedTcpStream {
+            socket,
+            peer_addr,
+            unread,
+            unsent,
+            finished,
+            ends_on_drain,
+            deadline,
+            in_transit,
+        })
     }
 }
 
@@ -418,6 +429,7 @@ pub struct DetachedTcpStream {
     unsent: Vec<u8>,
     /// The peer's FIN was seen already.
     finished: bool,
+    ends_on_drain: bool,
     deadline: Option<Instant>,
     /// Last: told when all else has gone.
     in_transit: InTransit,
@@ -441,7 +453,7 @@ impl DetachedTcpStream {
         }
         let token = shard.inner.driver.borrow_mut().adopt(self.socket)?;
         let core = StreamCore::new();
-        core.begin_with(self.unread, self.finished);
+        core.begin_with(self.unread, self.finished, self.ends_on_drain);
         let mut connection = Connection::new(self.peer_addr);
         connection.queue(&self.unsent);
         if self.finished {
