@@ -78,7 +78,8 @@ datagram_comes_back() {
     (
         exec 3<>"/dev/udp/$1/$2"
         printf 'hello, shards\n' >&3
-        IFS= read -r -t 5 -u 3 answer
+        # Not `read`, which takes one byte at a time: of a datagram the rest is lost then.
+        answer=$(timeout 5 dd bs=2048 count=1 status=none <&3)
         [[ $answer == 'hello, shards' ]]
     ) 2>/dev/null
 }

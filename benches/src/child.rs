@@ -1,7 +1,7 @@
 //! Child processes: servers and the holder of idle connections. Ends them by their own handle, never by name.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -61,7 +61,8 @@ impl Server {
 
     /// The same, as the arguments of another program (`valgrind --tool=…`); own servers only.
     pub(crate) fn start_under(&self, wrapper: &[String], options: ServerOptions) -> Result<RunningServer> {
-        let port = free_port()?;
+        let datagrams = matches!(self, Server::Own(implementation) if implementation.is_datagram());
+        let port = free_port(datagrams)?;
         let mut command = match self {
             Server::Own(implementation) => own_command(*implementation, wrapper, options, port)?,
             Server::Foreign { command, .. } => {
@@ -75,7 +76,8 @@ impl Server {
         };
         place_on(&mut command, options.cpu);
         let mut process = Process::spawn(&mut command)?;
-        wait_until_accepting(port, &mut process).map_err(|error| format!("{}: {error}", self.name()))?;
+        let serves = if datagrams { echoes_datagrams } else { accepts };
+        wait_until(serves, port, &mut process).map_err(|error| format!("{}: {error}", self.name()))?;
         Ok(RunningServer { process, port })
     }
 }
@@ -241,15 +243,18 @@ impl Drop for Process {
 }
 
 /// A port nobody holds right now. Another process may take it first: the server then fails to bind, loudly.
-fn free_port() -> io::Result<u16> {
+fn free_port(datagrams: bool) -> io::Result<u16> {
+    if datagrams {
+        return Ok(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port());
+    }
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 #[expect(clippy::disallowed_methods, reason = "polls another process, from a thread of its own")]
-fn wait_until_accepting(port: u16, process: &mut Process) -> Result<()> {
+fn wait_until(serves: fn(u16) -> bool, port: u16, process: &mut Process) -> Result<()> {
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
-        if TcpStream::connect(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)).is_ok() {
+        if serves(port) {
             return Ok(());
         }
         if let Some(status) = process.child.try_wait()? {
@@ -260,6 +265,21 @@ fn wait_until_accepting(port: u16, process: &mut Process) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+fn accepts(port: u16) -> bool {
+    TcpStream::connect(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)).is_ok()
+}
+
+fn echoes_datagrams(port: u16) -> bool {
+    let ask = || -> io::Result<bool> {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        socket.connect((Ipv4Addr::LOCALHOST, port))?;
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        socket.send(b"ready?")?;
+        Ok(socket.recv(&mut [0; 8])? == 6)
+    };
+    ask().unwrap_or(false)
 }
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);

@@ -26,6 +26,8 @@ pub(crate) struct Workload {
     depth: usize,
     /// A connection per message, closed by the client when the echo is there.
     reconnect: bool,
+    /// Datagrams instead of connections. None may get lost, so there must be few enough for the server's buffer.
+    datagrams: bool,
 }
 
 impl Workload {
@@ -41,13 +43,13 @@ impl Workload {
 
     /// The plainest one: what instruction counts are stated for.
     pub(crate) const ECHO_64: Workload =
-        Workload { connections: 64, message_bytes: 64, depth: 1, reconnect: false };
+        Workload { connections: 64, message_bytes: 64, depth: 1, reconnect: false, datagrams: false };
 }
 
 impl FromStr for Workload {
     type Err = String;
 
-    /// `CONNECTIONSxBYTES`, `pipelinedDEPTH` (64 connections, 64 bytes) or `connect`.
+    /// `CONNECTIONSxBYTES`, `udpSOCKETSxBYTES`, `pipelinedDEPTH` (64 connections, 64 bytes) or `connect`.
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let parse = |number: &str| match number.parse() {
             Ok(0) | Err(_) => Err(format!("{text:?}: expected 64x64, pipelined16, connect or the like")),
@@ -59,12 +61,17 @@ impl FromStr for Workload {
         if let Some(depth) = text.strip_prefix("pipelined") {
             return Ok(Workload { depth: parse(depth)?, ..Workload::ECHO_64 });
         }
-        let (connections, bytes) = text.split_once('x').unwrap_or((text, ""));
+        let (datagrams, sizes) = match text.strip_prefix("udp") {
+            Some(sizes) => (true, sizes),
+            None => (false, text),
+        };
+        let (connections, bytes) = sizes.split_once('x').unwrap_or((sizes, ""));
         let workload = Workload {
             connections: parse(connections)?,
             message_bytes: parse(bytes)?,
             depth: 1,
             reconnect: false,
+            datagrams,
         };
         if workload.message_bytes < STAMP_BYTES {
             return Err(format!("{text:?}: a message has room for {STAMP_BYTES} bytes of stamp at least"));
@@ -255,6 +262,14 @@ impl Crowd {
 
     fn open(&mut self, key: usize) -> Result<OwnedFd> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        if self.workload.datagrams {
+            let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?;
+            connect(&socket, &self.server)?;
+            // Asked for room, too, epoll would tell of every datagram that has left.
+            let reading = EventFlags::IN | EventFlags::ET;
+            epoll::add(&self.epoll, &socket, EventData::new_u64(key as u64), reading)?;
+            return Ok(socket);
+        }
         let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
         sockopt::set_tcp_nodelay(&socket, true)?;
         // The client closes first, so its ports linger for a minute. 28,000 of them last seconds at these
@@ -429,6 +444,7 @@ mod tests {
         assert_eq!(parse("64x64"), Ok(Workload::ECHO_64));
         assert_eq!(parse("pipelined16"), Ok(Workload { depth: 16, ..Workload::ECHO_64 }));
         assert_eq!(parse("connect"), Ok(Workload { reconnect: true, ..Workload::ECHO_64 }));
+        assert_eq!(parse("udp64x64"), Ok(Workload { datagrams: true, ..Workload::ECHO_64 }));
         for wrong in ["", "64", "0x64", "64x7", "pipelined", "x"] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }

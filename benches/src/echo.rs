@@ -17,7 +17,7 @@ use crate::{Result, report::figure};
 
 #[derive(Args)]
 pub(crate) struct EchoArgs {
-    /// CONNECTIONSxBYTES, pipelinedDEPTH or connect.
+    /// CONNECTIONSxBYTES, pipelinedDEPTH or connect; udpSOCKETSxBYTES for the servers whose names begin with udp.
     #[arg(long, value_delimiter = ',', default_values = ["64x64", "1000x64", "64x16384", "pipelined16", "connect"])]
     workloads: Vec<String>,
     #[arg(long, value_parser = crate::positive, default_value_t = 24)]

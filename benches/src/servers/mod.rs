@@ -2,6 +2,7 @@
 
 #[allow(unsafe_code, reason = "installing a signal handler is unsafe")]
 pub(crate) mod control;
+mod datagrams;
 mod raw_epoll;
 mod raw_mio;
 #[cfg(feature = "ours")]
@@ -9,7 +10,7 @@ mod shardwise;
 mod tokio;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 
 use clap::{Args, ValueEnum};
 use rustix::net::{AddressFamily, SocketType, bind, listen, socket, sockopt};
@@ -33,6 +34,17 @@ pub(crate) enum Implementation {
     ShardwiseAsync,
     /// The library, async style, reads copied into a buffer of the task.
     ShardwiseAsyncCopied,
+    /// Datagrams: level-triggered epoll, echoed one by one.
+    UdpRawEpoll,
+    /// The same again.
+    #[value(name = "udp-raw-epoll-2")]
+    UdpRawEpoll2,
+    /// Datagrams on tokio current_thread.
+    UdpTokio,
+    /// Datagrams with the library, event style.
+    UdpShardwiseProtocol,
+    /// Datagrams with the library, async style.
+    UdpShardwiseAsync,
 }
 
 impl Implementation {
@@ -42,7 +54,18 @@ impl Implementation {
 
     pub(crate) fn is_built(self) -> bool {
         use Implementation::*;
-        cfg!(feature = "ours") || !matches!(self, ShardwiseProtocol | ShardwiseAsync | ShardwiseAsyncCopied)
+        let is_ours = match self {
+            RawEpoll | RawEpoll2 | RawMio | Tokio | UdpRawEpoll | UdpRawEpoll2 | UdpTokio => false,
+            ShardwiseProtocol | ShardwiseAsync | ShardwiseAsyncCopied => true,
+            UdpShardwiseProtocol | UdpShardwiseAsync => true,
+        };
+        cfg!(feature = "ours") || !is_ours
+    }
+
+    /// Whether it echoes datagrams.
+    pub(crate) fn is_datagram(self) -> bool {
+        use Implementation::*;
+        matches!(self, UdpRawEpoll | UdpRawEpoll2 | UdpTokio | UdpShardwiseProtocol | UdpShardwiseAsync)
     }
 }
 
@@ -97,6 +120,16 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<()> {
         Implementation::ShardwiseAsyncCopied => {
             shardwise::serve_copied(args.port, args.shards, args.buffer_bytes)?;
         }
+        Implementation::UdpRawEpoll | Implementation::UdpRawEpoll2 => {
+            datagrams::serve_raw(UdpSocket::bind((Ipv4Addr::LOCALHOST, args.port))?)?;
+        }
+        Implementation::UdpTokio => {
+            datagrams::serve_tokio(UdpSocket::bind((Ipv4Addr::LOCALHOST, args.port))?)?;
+        }
+        #[cfg(feature = "ours")]
+        Implementation::UdpShardwiseProtocol => datagrams::ours::serve_protocol(args.port, args.shards)?,
+        #[cfg(feature = "ours")]
+        Implementation::UdpShardwiseAsync => datagrams::ours::serve_async(args.port, args.shards)?,
         #[cfg(not(feature = "ours"))]
         _ => {
             return Err(format!(

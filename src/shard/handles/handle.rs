@@ -237,7 +237,7 @@ pub struct ShardReport {
     pub open_connections: u64,
     /// Times bytes were received.
     pub receives: u64,
-    /// Bytes received.
+    /// Bytes received, in datagrams too.
     pub received_bytes: u64,
     /// Time spent awake.
     pub busy: Duration,
@@ -249,6 +249,17 @@ pub struct ShardReport {
     pub panics: u64,
     /// Times accepting failed, for want of descriptors or memory.
     pub accept_failures: u64,
+    /// Datagrams received.
+    pub datagrams_received: u64,
+    /// Datagrams the kernel took to send.
+    pub datagrams_sent: u64,
+    /// Datagrams the kernel dropped since the shard did not fetch them in time (`SO_RXQ_OVFL`). The kernel tells it with
+    /// the next one that is received.
+    pub datagrams_dropped: u64,
+    /// Datagrams received that were longer than their socket takes.
+    pub datagrams_truncated: u64,
+    /// Callbacks of datagram protocols that returned an error or panicked.
+    pub datagrams_failed: u64,
     /// Connections that were cut off, since they were still open at the drain deadline, or at a second signal,
     /// [`Handle::abort`] or a failed start.
     pub aborted: u64,
@@ -280,6 +291,11 @@ impl ShardReport {
             parks: stats.parks.get(),
             panics: stats.panics.get() + inbox.panics,
             accept_failures: stats.accept_failures.get(),
+            datagrams_received: stats.datagrams_received.get(),
+            datagrams_sent: stats.datagrams_sent.get(),
+            datagrams_dropped: stats.datagrams_dropped.get(),
+            datagrams_truncated: stats.datagrams_truncated.get(),
+            datagrams_failed: stats.datagrams_failed.get(),
             aborted: stats.aborted.get(),
             unsent_bytes_dropped: stats.unsent_bytes_dropped.get(),
             messages: inbox.messages,
