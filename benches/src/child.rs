@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::servers::{Implementation, control};
@@ -152,6 +152,38 @@ impl RunningServer {
         Ok(self.process.answer("a signal")?.parse()?)
     }
 
+    /// Waits until all its threads sleep, then stops it where it is: what is sent to it from here on, it finds as a
+    /// whole when it goes on.
+    pub(crate) fn pause(&self) -> Result<()> {
+        self.wait_until_asleep()?;
+        self.process.signal(Signal::STOP)?;
+        match waitpid(Some(Pid::from_child(&self.process.child)), WaitOptions::UNTRACED)? {
+            Some((_, status)) if status.stopped() => Ok(()),
+            other => Err(format!("the server did not stop, but: {other:?}").into()),
+        }
+    }
+
+    /// Lets it go on after `pause`.
+    pub(crate) fn go_on(&self) -> Result<()> {
+        Ok(self.process.signal(Signal::CONT)?)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "polls another process, from a thread of its own")]
+    fn wait_until_asleep(&self) -> Result<()> {
+        let deadline = Instant::now() + SLEEP_TIMEOUT;
+        loop {
+            // Nothing ran while the threads were looked at one after the other, so what was seen is true of one moment.
+            let before = self.cpu_time()?;
+            if machine::all_threads_sleep(self.process.child.id())? && self.cpu_time()? == before {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("the server does not sleep after {SLEEP_TIMEOUT:?}").into());
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+    }
+
     /// Tells an own server to exit and waits for it.
     pub(crate) fn exit(mut self) -> Result<()> {
         self.process.signal(control::EXIT)?;
@@ -251,3 +283,4 @@ fn echoes_datagrams(port: u16) -> bool {
 }
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+const SLEEP_TIMEOUT: Duration = Duration::from_secs(20);

@@ -31,6 +31,16 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
+    /// As many connections for each of `shards`.
+    pub(crate) fn times(self, shards: usize) -> Self {
+        Workload { connections: self.connections * shards, ..self }
+    }
+
+    /// What is in flight when every connection is busy.
+    pub(crate) fn requests_at_once(self) -> u64 {
+        (self.connections * self.depth) as u64
+    }
+
     /// The plainest one: what instruction counts are stated for.
     pub(crate) const ECHO_64: Workload =
         Workload { connections: 64, message_bytes: 64, depth: 1, reconnect: false, datagrams: false };
@@ -135,6 +145,24 @@ impl Crowd {
     /// # Errors
     /// When a connection breaks, a reply is not what was sent, or nothing moves for five seconds.
     pub(crate) fn run(&mut self, until: Until, latencies: &mut Histogram<u64>) -> Result<Done> {
+        self.run_and_tell(until, latencies, || Ok(()))
+    }
+
+    /// One batch on every connection; `when_written` is called when all are written, before any is read back.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and what `when_written` returns.
+    pub(crate) fn run_one_round(&mut self, when_written: impl FnOnce() -> Result<()>) -> Result<Done> {
+        let round = Until::Requests(self.workload.requests_at_once());
+        self.run_and_tell(round, &mut latencies(), when_written)
+    }
+
+    fn run_and_tell(
+        &mut self,
+        until: Until,
+        latencies: &mut Histogram<u64>,
+        when_started: impl FnOnce() -> Result<()>,
+    ) -> Result<Done> {
         let started = Instant::now();
         let mut run = Run { until, started, batches_started: 0, batches_done: 0, in_flight: 0, now: started };
         if self.workload.reconnect {
@@ -150,6 +178,7 @@ impl Crowd {
             }
             self.start_batch(key, &mut run)?;
         }
+        when_started()?;
         let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
         let mut events = std::mem::take(&mut self.events);
         while run.in_flight > 0 {
@@ -387,6 +416,26 @@ mod tests {
         assert_eq!((done.requests, latencies.len()), (200, 200));
         drop(crowd);
         server.join().unwrap();
+    }
+
+    #[test]
+    fn a_round_is_written_as_a_whole_before_the_first_reply_is_read() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let workload: Workload = "3x64".parse().unwrap();
+        let mut crowd = Crowd::connect(port, workload).unwrap();
+        let mut streams: Vec<_> = (0..3).map(|_| listener.accept().unwrap().0).collect();
+        for _ in 0..2 {
+            let echo_all = || {
+                for stream in &mut streams {
+                    let mut message = [0; 64];
+                    stream.read_exact(&mut message)?;
+                    stream.write_all(&message)?;
+                }
+                Ok(())
+            };
+            assert_eq!(crowd.run_one_round(echo_all).unwrap().requests, 3);
+        }
     }
 
     #[test]

@@ -109,6 +109,22 @@ pub(crate) fn cpu_time_of(pid: u32) -> io::Result<Duration> {
     Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
 }
 
+/// Whether every thread of another process is asleep, waiting for something.
+///
+/// # Errors
+/// When there is no process `pid` (any more).
+pub(crate) fn all_threads_sleep(pid: u32) -> io::Result<bool> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(thread?.path().join("stat"))?;
+        // The name, in brackets, may hold anything; the state is the letter after it. See proc(5).
+        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
+        if state != Some("S") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// How often threads of this process have gone to sleep of their own accord, ended threads included.
 pub(crate) fn sleeps() -> u64 {
     // SAFETY: all zeroes is a valid rusage.
@@ -128,5 +144,10 @@ mod tests {
         let from_outside = cpu_time_of(std::process::id()).unwrap();
         let after = process_cpu_time();
         assert!(before <= from_outside && from_outside <= after);
+    }
+
+    #[test]
+    fn a_process_whose_thread_runs_is_not_asleep() {
+        assert!(!all_threads_sleep(std::process::id()).unwrap(), "this thread is asking");
     }
 }

@@ -151,7 +151,12 @@ impl<C: 'static> Endpoint<C> {
     ///
     /// # Panics
     /// Panics when called from within a message.
+    #[inline]
     pub(crate) fn deliver(&self, context: &C, budget: usize) -> Delivered {
+        let local = &*self.local;
+        if local.inbox().is_empty() && local.carried.borrow().is_none() && !local.delivering.get() {
+            return Delivered { count: 0, more: false };
+        }
         Delivery::begin(&self.local).run(context, budget)
     }
 

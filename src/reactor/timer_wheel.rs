@@ -169,6 +169,9 @@ impl<T> TimerWheel<T> {
     /// to 64 s, 2 up to 34 min, 3 up to 18 h, 4 up to 24 days and 7 for any delay, and timers close together
     /// share them. Where more than 512 have to move at a time, passes follow one another until they have.
     pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
+        if self.slots.occupied == 0 {
+            return None;
+        }
         let near = self.first_near();
         if let Some(near) = near
             && near.rank.deadline_ns <= self.pass.deadline_ns

@@ -589,6 +589,9 @@ impl Shard {
 
     /// Delivers what was kept while reading was paused.
     pub(crate) fn deliver_resumed(&self) {
+        if self.inner.resumed.borrow().is_empty() {
+            return;
+        }
         let tokens = std::mem::take(&mut *self.inner.resumed.borrow_mut());
         for token in tokens {
             let (kept, stream) = {
@@ -632,6 +635,9 @@ impl Shard {
     pub(crate) fn settle_unsettled(&self) {
         // What a notice writes to others is settled in this same phase; what comes after that, in the next turn.
         for _ in 0..2 {
+            if self.inner.unsettled.borrow().is_empty() {
+                return;
+            }
             let tokens = std::mem::take(&mut *self.inner.unsettled.borrow_mut());
             for token in &tokens {
                 match self.inner.connections.borrow_mut().get_mut(*token) {

@@ -194,10 +194,12 @@ impl Shard {
         if slept {
             inner.endpoint.finish_sleep();
             inner.stats.parks.add(1);
-            // What came before the sleep was counted when it was decided.
+            // The time before the sleep was counted when that was decided.
+            inner.stats.turns.add(1);
             inner.now.set(now);
+        } else {
+            self.begin_turn(now);
         }
-        self.begin_turn(now);
         Ok(())
     }
 

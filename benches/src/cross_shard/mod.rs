@@ -15,6 +15,7 @@ use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use self::raw::Hearing;
 use crate::client::latencies;
 use crate::machine::{self, Facts};
 use crate::report::{self, NOT_BUILT, Table, figure};
@@ -63,6 +64,8 @@ enum Mode {
 enum Row {
     /// Two eventfds and nothing else.
     RawEventfd,
+    /// The same, heard through epoll: the floor of whoever waits for sockets as well.
+    RawEventfdEpoll,
     /// crossbeam ArrayQueues of plain words, a state byte, an eventfd.
     RawQueue,
     /// The same, but every word is a turn of its own: asks after each whether the other side sleeps.
@@ -92,7 +95,7 @@ impl Row {
     /// Whether the row says anything about this case.
     fn applies(self, mode: Mode, in_flight: usize) -> bool {
         match self {
-            Row::RawEventfd => mode == Mode::Asleep && in_flight == 1,
+            Row::RawEventfd | Row::RawEventfdEpoll => mode == Mode::Asleep && in_flight == 1,
             // tokio has no polling: its one way is shown beside both, but for the spinning caller.
             Row::TokioThread => mode == Mode::Asleep && in_flight == 1,
             Row::ShardwiseThread => in_flight == 1,
@@ -103,7 +106,8 @@ impl Row {
 
     fn measure(self, load: Load) -> Result<Sample> {
         match self {
-            Row::RawEventfd => raw::eventfds(load),
+            Row::RawEventfd => raw::eventfds(load, Hearing::Read),
+            Row::RawEventfdEpoll => raw::eventfds(load, Hearing::Epoll),
             Row::RawQueue => raw::queues(load, load.in_flight),
             Row::RawQueueEach => raw::queues(load, 1),
             Row::Tokio => tokio::between_runtimes(load),
@@ -308,7 +312,9 @@ fn summarise(samples: &[Sample], first: &[Sample]) -> Summaries {
 }
 
 fn print(mode: Mode, in_flight: usize, measured: &[Measured]) {
-    println!("\n{mode:?}, {in_flight} in flight: median (min–max) over rounds");
+    println!(
+        "\n{mode:?}, {in_flight} in flight: median (min–max) over rounds; p50 ÷ first: trimmed mean ± 2 standard errors"
+    );
     let mut table =
         Table::new(&["row", "p50 µs", "p50 ÷ first", "M/s", "rate ÷ first", "cpu ns/trip", "sleeps/trip"]);
     for row in measured {
@@ -316,11 +322,13 @@ fn print(mode: Mode, in_flight: usize, measured: &[Measured]) {
             table.absent(&row.row, row.absent.unwrap_or("no rounds"));
             continue;
         };
-        let optional = |summary: &Option<Summary>| summary.as_ref().map_or("–".to_owned(), report::spread);
+        let optional = |summary: &Option<Summary>, show: fn(&Summary) -> String| {
+            summary.as_ref().map_or("–".to_owned(), show)
+        };
         table.row(vec![
             row.row.clone(),
-            optional(&summaries.p50_us),
-            optional(&summaries.p50_ratio),
+            optional(&summaries.p50_us, report::spread),
+            optional(&summaries.p50_ratio, report::ratio),
             report::spread_fine(&summaries.million_per_second),
             report::spread(&summaries.rate_ratio),
             figure(summaries.cpu_ns_per_trip.median),
@@ -420,6 +428,8 @@ mod tests {
                 assert!(sample.trips >= in_flight as u64);
             }
         }
-        assert!(raw::eventfds(load(1, 0)).unwrap().trips > 0);
+        for hearing in [Hearing::Read, Hearing::Epoll] {
+            assert!(raw::eventfds(load(1, 0), hearing).unwrap().trips > 0);
+        }
     }
 }

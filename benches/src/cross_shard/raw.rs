@@ -1,6 +1,7 @@
 //! The floor: what two threads cost that know nothing but each other.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst, fence};
@@ -8,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{Errno, read, write};
 
@@ -152,21 +154,61 @@ fn answer_words(load: Load, words_per_turn: usize, origin: &Inbox, target: &Inbo
     }
 }
 
+/// How a side waits for its eventfd.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hearing {
+    /// A read that blocks.
+    Read,
+    /// `epoll_wait` for an edge, and no read: as a reactor does, which has more to wait for.
+    Epoll,
+}
+
+/// An eventfd and how its owner waits for it.
+struct Bell {
+    descriptor: OwnedFd,
+    epoll: Option<OwnedFd>,
+}
+
+impl Bell {
+    fn new(hearing: Hearing) -> io::Result<Self> {
+        let descriptor = eventfd(0, EventfdFlags::CLOEXEC)?;
+        let epoll = match hearing {
+            Hearing::Read => None,
+            Hearing::Epoll => {
+                let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+                epoll::add(&epoll, &descriptor, EventData::new_u64(0), EventFlags::IN | EventFlags::ET)?;
+                Some(epoll)
+            }
+        };
+        Ok(Bell { descriptor, epoll })
+    }
+
+    fn ring(&self) {
+        ring(&self.descriptor);
+    }
+
+    fn hear(&self) {
+        let Some(epoll) = &self.epoll else { return hear(&self.descriptor) };
+        let mut events = [MaybeUninit::uninit(); EVENTS_PER_WAIT];
+        while matches!(epoll::wait(epoll, &mut events, None), Err(Errno::INTR)) {}
+    }
+}
+
 /// One in flight, both asleep: nothing but the price of waking.
-pub(super) fn eventfds(load: Load) -> Result<Sample> {
-    let ask = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-    let answer = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+pub(super) fn eventfds(load: Load, hearing: Hearing) -> Result<Sample> {
+    let ask = Arc::new(Bell::new(hearing)?);
+    let answer = Arc::new(Bell::new(hearing)?);
     let answering = thread::spawn({
         let (ask, answer) = (Arc::clone(&ask), Arc::clone(&answer));
         move || -> io::Result<()> {
             machine::pin(&[load.target_cpu])?;
             // The asking side lets go of its end when it is done, after a last ring.
             loop {
-                hear(&ask);
+                ask.hear();
                 if Arc::strong_count(&answer) == 1 {
                     return Ok(());
                 }
-                ring(&answer);
+                answer.ring();
             }
         }
     });
@@ -175,15 +217,15 @@ pub(super) fn eventfds(load: Load) -> Result<Sample> {
         let sample = load.measure(|slice| {
             let mut counter = Counter::start(1, slice);
             loop {
-                ring(&ask);
-                hear(&answer);
+                ask.ring();
+                answer.hear();
                 if !counter.trip() {
                     return Ok(counter.finish());
                 }
             }
         });
         drop(answer);
-        ring(&ask);
+        ask.ring();
         sample
     });
     let sample = asking.join().expect("the asking side does not panic");
@@ -191,6 +233,8 @@ pub(super) fn eventfds(load: Load) -> Result<Sample> {
     sample
 }
 
+/// As many as a reactor takes at a time.
+const EVENTS_PER_WAIT: usize = 64;
 const AWAKE: u8 = 0;
 const SLEEPING: u8 = 1;
 const STOP: u64 = u64::MAX;
