@@ -5,7 +5,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use shardwise::testing::{on_every_driver, on_every_driver_with};
-use shardwise::{CloseReason, Config, Flow, Input, Protocol, Result, TcpStream, Transport, WriteError};
+use shardwise::{
+    CloseReason, Config, Datagram, DatagramProtocol, Flow, Input, Protocol, Result, TcpStream, Transport,
+    UdpSocket, UdpTransport, WriteError,
+};
 
 /// Answers every line with itself; what it does between two lines is the test's.
 struct Lines<F> {
@@ -342,6 +345,47 @@ fn an_error_that_panics_when_it_is_formatted_or_dropped_costs_its_connection_alo
             }
         }
         assert!(panics() >= before + 8, "each is counted");
+        Ok(())
+    });
+}
+
+/// Answers what is not `fail`.
+struct FailsNowAndThen;
+
+impl DatagramProtocol for FailsNowAndThen {
+    fn datagram_received(&mut self, transport: &UdpTransport, datagram: Datagram<'_>) -> Result<()> {
+        if datagram.bytes() == b"fail" {
+            return Err(Unspeakable { drops_badly: false }.into());
+        }
+        transport.try_send_to(datagram.bytes(), datagram.source())?;
+        Ok(())
+    }
+}
+
+/// What was mended for streams was done wrong again for datagrams.
+#[test]
+fn a_datagram_protocols_error_that_panics_when_it_is_formatted_costs_nothing() {
+    let everything =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(std::io::sink);
+    let _ = everything.try_init();
+    on_every_driver(async |env| {
+        let shard = env.shard();
+        let server = shard.listen_udp("127.0.0.1:0", FailsNowAndThen)?;
+        let client = UdpSocket::bind("127.0.0.1:0")?;
+        client.connect(server.local_addr()?)?;
+        let mut answer = [0; 8];
+        // Datagrams may be lost, on either kind of network.
+        for attempt in 0.. {
+            assert!(attempt < 100, "no answer");
+            client.send(b"fail").await?;
+            client.send(b"well").await?;
+            let received = shard.timeout(Duration::from_millis(200), client.recv_from(&mut answer)).await;
+            if received.is_ok_and(|received| received.is_ok()) {
+                break;
+            }
+        }
+        assert_eq!(&answer[..4], b"well");
+        server.close().await;
         Ok(())
     });
 }

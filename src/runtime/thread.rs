@@ -7,7 +7,7 @@ use std::sync::mpsc;
 
 use crate::ShardId;
 use crate::config::Config;
-use crate::error::{Result, RunError, panic_message};
+use crate::error::{Result, RunError, log_contained, panic_message};
 use crate::reactor::driver::mio::MioDriver;
 use crate::reactor::driver::{Driver, DriverConfig};
 use crate::reactor::waker::DriverWaker;
@@ -45,7 +45,7 @@ pub(super) fn run<A: App>(seat: Seat, app: Arc<A>) {
         Ok(()) => Some(cpu),
         Err(error) => {
             let required = seat.pin_required;
-            tracing::warn!(shard = id.index(), cpu, %error, required, "not pinned; the shard runs on any CPU");
+            log_contained(|| tracing::warn!(shard = id.index(), cpu, %error, required, "not pinned; the shard runs on any CPU"));
             None
         }
     });
@@ -80,7 +80,7 @@ pub(super) fn run<A: App>(seat: Seat, app: Arc<A>) {
         }
     }
     if catch_unwind(AssertUnwindSafe(|| shard.shut())).is_err() {
-        tracing::error!(shard = id.index(), "a shard panicked while it stopped");
+        log_contained(|| tracing::error!(shard = id.index(), "a shard panicked while it stopped"));
     }
     drop(shard);
     shared.shard_ended();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use crate::error::{CloseReason, ListenError, Result, SendError};
+use crate::error::{CloseReason, ListenError, Result, SendError, log_contained};
 use crate::net::udp::family_fits;
 use crate::reactor::datagrams::{Batch, Lent};
 use crate::reactor::driver::CloseKind;
@@ -197,7 +197,9 @@ impl Shard {
             DatagramEvent::Complaint(error) => self.on_complaint(&core, error),
             DatagramEvent::Broken(source) => {
                 let (shard, addr) = (self.inner.id.index(), core.group.addr);
-                tracing::error!(shard, %addr, error = %source, "a datagram socket broke; nothing is received here any more");
+                log_contained(
+                    || tracing::error!(shard, %addr, error = %source, "a datagram socket broke; nothing is received here any more"),
+                );
                 self.end_datagram(&core, CloseReason::Os { call: "receive", source });
             }
         }
@@ -265,14 +267,18 @@ impl Shard {
         match core.style {
             // A socket without a peer cannot know whom it is about, and does not care.
             _ if core.peer.get().is_none() => {
-                tracing::debug!(shard = self.inner.id.index(), %error, "about a datagram sent earlier");
+                log_contained(
+                    || tracing::debug!(shard = self.inner.id.index(), %error, "about a datagram sent earlier"),
+                );
             }
             Style::Protocol if refused => {
                 let transport = UdpTransport::new(self.clone(), Rc::clone(core));
                 let _ = self.call_datagram_protocol(core, |protocol| protocol.refused(&transport));
             }
             Style::Protocol => {
-                tracing::warn!(shard = self.inner.id.index(), %error, "about a datagram sent earlier");
+                log_contained(
+                    || tracing::warn!(shard = self.inner.id.index(), %error, "about a datagram sent earlier"),
+                );
             }
             Style::Tasks => {
                 *core.complaint.borrow_mut() = Some(error);
@@ -302,7 +308,7 @@ impl Shard {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
                 self.inner.stats.datagrams_failed.add(1);
-                tracing::debug!(shard = self.inner.id.index(), %error, "a datagram protocol failed");
+                self.log_failure(&*error, "a datagram protocol failed");
                 Err(CloseReason::Protocol(error))
             }
             Err(payload) => {

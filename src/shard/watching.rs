@@ -160,7 +160,7 @@ impl Shard {
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::debug!(shard = self.inner.id.index(), %error, "a descriptor's handler failed");
+                self.log_failure(&*error, "a descriptor's handler failed");
                 self.end_watch(core, CloseReason::Protocol(error));
             }
             Err(payload) => {
