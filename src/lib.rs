@@ -23,8 +23,8 @@ pub mod testing;
 pub use config::{Config, Watermarks};
 pub use cross_shard::{CallError, Panic, Route, Stopped};
 pub use error::{
-    CloseReason, ConfigError, ConnectError, InvalidAddress, ListenError, MulticastError, NotRunning, Result,
-    RunError, SendError, WriteError,
+    CloseReason, ConfigError, ConnectError, InvalidAddress, ListenError, MulticastError, NotRunning,
+    ProducerError, Result, RunError, SendError, WriteError,
 };
 pub use net::addr::ToAddr;
 pub use net::input::Input;
@@ -37,6 +37,7 @@ pub use shard::Shard;
 pub use shard::handles::async_fd::AsyncFd;
 pub use shard::handles::call::Call;
 pub use shard::handles::connecting::Connecting;
+pub use shard::handles::copy::{copy, copy_bidirectional};
 pub use shard::handles::delayed_call::{DelayedCall, DelayedCallError};
 pub use shard::handles::fd::{Fd, FdGuard};
 pub use shard::handles::handle::{Handle, ShardReport};
@@ -53,6 +54,7 @@ pub use shard::interfaces::udp::{Datagram, DatagramProtocol, UdpOptions};
 pub use shard::layer::Layer;
 pub use shard::lifecycle::RuntimeState;
 pub use shard::placement::{CpuListError, parse_cpu_list};
+pub use shard::producers::{Producer, ProducerKind};
 pub use shard::protocol::{Factory, Incoming, Protocol};
 pub use shard_id::ShardId;
 pub use tasks::{JoinError, JoinHandle, PanicPayload, yield_now};
