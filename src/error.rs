@@ -428,6 +428,24 @@ impl Error for MulticastError {
     }
 }
 
+/// A connection has a producer already, which stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProducerError {
+    /// The type of the one that is registered.
+    pub kept: &'static str,
+    /// The type of the one that was refused.
+    pub refused: &'static str,
+}
+
+impl fmt::Display for ProducerError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ProducerError { kept, refused } = self;
+        write!(formatter, "`{refused}` cannot be registered: `{kept}` produces for this connection already")
+    }
+}
+
+impl Error for ProducerError {}
+
 /// Why a connection ended.
 #[derive(Debug)]
 #[non_exhaustive]

@@ -25,7 +25,7 @@ pub use config::{Config, Watermarks};
 pub use cross_shard::{CallError, Panic, Route, Stopped};
 pub use error::{
     CloseReason, ConfigError, ConnectError, InvalidAddress, InvalidName, ListenError, MulticastError,
-    NotRunning, ResolveError, Result, RunError, SendError, WriteError,
+    NotRunning, ProducerError, ResolveError, Result, RunError, SendError, WriteError,
 };
 pub use net::addr::ToAddr;
 pub use net::endpoint::{ClientEndpoint, ServerEndpoint};
@@ -48,6 +48,7 @@ pub use shard::blocking_resolver::BlockingResolver;
 pub use shard::handles::async_fd::AsyncFd;
 pub use shard::handles::call::Call;
 pub use shard::handles::connecting::Connecting;
+pub use shard::handles::copy::{copy, copy_bidirectional};
 pub use shard::handles::delayed_call::{DelayedCall, DelayedCallError};
 pub use shard::handles::fd::{Fd, FdGuard};
 pub use shard::handles::handle::{Handle, ShardReport};
@@ -65,6 +66,7 @@ pub use shard::interfaces::udp::{Datagram, DatagramProtocol, UdpOptions};
 pub use shard::layer::Layer;
 pub use shard::lifecycle::RuntimeState;
 pub use shard::placement::{CpuListError, parse_cpu_list};
+pub use shard::producers::{Producer, ProducerKind};
 pub use shard::protocol::{Factory, Incoming, Protocol};
 pub use shard_id::ShardId;
 pub use tasks::{JoinError, JoinHandle, PanicPayload, yield_now};

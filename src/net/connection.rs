@@ -272,6 +272,11 @@ impl Connection {
         false
     }
 
+    /// Whether the writer was told that output is above high, and not yet that it is back at low.
+    pub(crate) fn is_above_high(&self) -> bool {
+        self.above_high
+    }
+
     /// Looks whether the watermark was crossed since the last look.
     #[inline]
     pub(crate) fn crossing(&mut self, marks: &Watermarks) -> Option<Crossing> {

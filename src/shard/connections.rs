@@ -20,6 +20,7 @@ use crate::shard::flushing::Notice;
 use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::transport::Transport;
 use crate::shard::lifecycle::ShardPhase;
+use crate::shard::producers::{EndsAfterProducer, Producing};
 use crate::shard::protocol::Protocol;
 use crate::shard::{Shard, Timer};
 
@@ -51,6 +52,8 @@ pub(crate) struct Marks {
     pub(crate) resumed: bool,
     pub(crate) ending: bool,
     pub(crate) draining: Draining,
+    pub(crate) producing: Producing,
+    pub(crate) ends_after_producer: EndsAfterProducer,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -403,7 +406,7 @@ impl Shard {
     }
 
     #[cold]
-    fn callback_failed(&self, token: Token, outcome: Outcome) {
+    pub(super) fn callback_failed(&self, token: Token, outcome: Outcome) {
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -412,7 +415,9 @@ impl Shard {
             Err(payload) => {
                 let message = self.panicked("a protocol", payload);
                 // A frame may be half written: nothing more of it goes out.
-                self.inner.discard_staged();
+                if self.inner.active.get() == token {
+                    self.inner.discard_staged();
+                }
                 if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token) {
                     let dropped = slot.connection.discard_output();
                     self.inner.stats.unsent_bytes_dropped.add(dropped as u64);
@@ -491,6 +496,9 @@ impl Shard {
         let mut connections = self.inner.connections.borrow_mut();
         let mut staged = self.inner.staged.borrow_mut();
         if let Some(slot) = connections.get_mut(token) {
+            if !staged.is_empty() {
+                slot.note_written();
+            }
             slot.connection.queue(&staged);
             self.inner.mark_slot_unsettled(token, slot);
         }
@@ -502,7 +510,16 @@ impl Shard {
             Notice::Paused => protocol.write_paused(transport),
             Notice::Resumed => protocol.write_resumed(transport),
             Notice::WriteFinished => protocol.write_finished(transport),
+            Notice::Pull => Ok(()),
         });
+        let producing = self.inner.connections.borrow().get(token).map(|slot| slot.marks.producing);
+        match producing {
+            None | Some(Producing::Nobody) => {}
+            Some(Producing::Push) => self.tell_producer(token, notice),
+            // Asked by `Pull` alone: the watermarks are not its business.
+            Some(_) if notice == Notice::Pull => self.tell_producer(token, notice),
+            Some(_) => {}
+        }
     }
 
     /// Tells a stream's waiting writer how far its output has come.
@@ -660,10 +677,11 @@ impl Shard {
 
     fn retire(&self, token: Token) {
         let inner = &self.inner;
-        let (handler, reason, peer) = {
+        let (handler, reason, peer, produced) = {
             let mut connections = inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return };
             slot.marks.ending = false;
+            let produced = std::mem::take(&mut slot.marks.producing) != Producing::Nobody;
             let phase = std::mem::replace(
                 &mut slot.connection.phase,
                 Phase::Lingering { discarded_bytes: 0, reading: true },
@@ -695,10 +713,13 @@ impl Shard {
                     inner.stats.open.subtract(1);
                 }
             }
-            (handler, *reason, peer)
+            (handler, *reason, peer, produced)
         };
         if !reason.is_clean() {
             self.log_end(&reason, peer);
+        }
+        if produced {
+            self.stop_producer(token);
         }
         match handler {
             Handler::Protocol(mut protocol) => {

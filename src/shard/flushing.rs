@@ -6,16 +6,20 @@ use crate::reactor::driver::CloseKind;
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
 use crate::shard::connections::{Handler, Slot};
+use crate::shard::producers::Producing;
 use crate::shard::{Inner, Shard, Timer};
 
 /// A staging buffer that had to grow beyond this gives its memory back.
 const STAGED_KEEP_BYTES: usize = 128 * 1024;
 
-/// What a handler has to be told after a flush.
+/// What a handler, or its producer, has to be told after a flush.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Notice {
     Paused,
     Resumed,
     WriteFinished,
+    /// A pull producer may write its next chunk.
+    Pull,
 }
 
 impl Inner {
@@ -84,6 +88,10 @@ impl Inner {
             }
             return self.output_is_out(token, slot);
         }
+        // What was queued before was noted when it was written.
+        if !staged.is_empty() {
+            slot.note_written();
+        }
         let mut driver = self.driver.borrow_mut();
         let flushed = slot.connection.flush(&mut **driver, token, &staged);
         drop(driver);
@@ -134,7 +142,10 @@ impl Inner {
 
     #[inline]
     fn crossing(&self, token: Token, slot: &mut Slot) -> Option<Notice> {
-        match slot.connection.crossing(&self.shared.config.watermarks)? {
+        let Some(crossing) = slot.connection.crossing(&self.shared.config.watermarks) else {
+            return if slot.marks.producing == Producing::PullOwed { self.room_to_pull(slot) } else { None };
+        };
+        match crossing {
             // A connection that is being closed is asked for nothing more.
             _ if !slot.connection.is_open() => None,
             Crossing::Paused => Some(Notice::Paused),

@@ -13,6 +13,7 @@ pub(crate) mod layer;
 pub(crate) mod lifecycle;
 pub(crate) mod listening;
 pub(crate) mod placement;
+pub(crate) mod producers;
 pub(crate) mod protocol;
 pub(crate) mod shared;
 pub(crate) mod stats;
@@ -44,6 +45,7 @@ use draining::DrainCalls;
 use handles::delayed_call::DelayedCall;
 use lifecycle::ShardPhase;
 use listening::Listeners;
+use producers::Producers;
 use shared::Shared;
 use stats::ShardStats;
 use turn::Rest;
@@ -80,6 +82,7 @@ pub(crate) struct Inner {
     pub(crate) attempts: Attempts,
     pub(crate) datagrams: Datagrams,
     pub(crate) watches: Watches,
+    pub(crate) producers: Producers,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
     /// What it has just received, while its stream's task may take it.
@@ -191,6 +194,7 @@ impl Shard {
             attempts: Attempts::default(),
             datagrams: Datagrams::default(),
             watches: Watches::default(),
+            producers: Producers::default(),
             staged: RefCell::default(),
             lent: Cell::new(None),
             staged_room: Cell::new(0),

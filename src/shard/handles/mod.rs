@@ -3,6 +3,7 @@
 pub(crate) mod async_fd;
 pub(crate) mod call;
 pub(crate) mod connecting;
+pub(crate) mod copy;
 pub(crate) mod delayed_call;
 pub(crate) mod fd;
 pub(crate) mod handle;

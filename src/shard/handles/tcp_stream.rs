@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::error::ConnectError;
-use crate::net::connection::{Connection, ReadHalf, WriteHalf};
+use crate::net::connection::{Connection, ReadHalf};
 use crate::net::framing::{ReadChunks, WriteBytes};
 use crate::net::target::ToTarget;
 use crate::reactor::driver::DetachedSocket;
@@ -23,6 +23,7 @@ use crate::shard::connections::Handler;
 use crate::shard::handles::stream_core::{Found, StreamCore};
 use crate::shard::handles::transport::Transport;
 use crate::shard::interfaces::tcp::ConnectOptions;
+use crate::shard::producers::{EndsAfterProducer, Producing};
 use crate::shard::shared::InTransit;
 
 /// Read buffers that tasks of one shard may hold at a time. Beyond it they are given copies.
@@ -296,8 +297,9 @@ impl TcpStream {
         let token = self.transport.token();
         let mut connections = inner.connections.borrow_mut();
         let not_connected = || io::Error::from(io::ErrorKind::NotConnected);
-        let connection = &connections.get(token).ok_or_else(not_connected)?.connection;
-        if !connection.is_open() || connection.write != WriteHalf::Open {
+        let slot = connections.get(token).ok_or_else(not_connected)?;
+        let ends = slot.marks.ends_after_producer != EndsAfterProducer::Nothing;
+        if !slot.connection.may_write() || ends {
             return Err(not_connected());
         }
         let socket = inner.driver.borrow_mut().release(token).ok_or_else(not_connected)?;
@@ -313,6 +315,9 @@ impl TcpStream {
             timers.cancel(key);
         }
         drop(timers);
+        if slot.marks.producing != Producing::Nobody {
+            shard.stop_producer(token);
+        }
         let unsent = slot.connection.unsent();
         let finished = slot.connection.read != ReadHalf::Open;
         let mut unread = match self.core.find(shard, token) {

@@ -5,12 +5,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::error::{CloseReason, WriteError};
-use crate::net::connection::{EndKind, STRAIGHT_BYTES, WriteHalf};
+use crate::error::{CloseReason, ProducerError, WriteError};
+use crate::net::connection::{EndKind, STRAIGHT_BYTES};
 use crate::reactor::driver::{CloseKind, SocketOption};
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
 use crate::shard::connections::Slot;
+use crate::shard::producers::{Producer, ProducerKind, Producing};
 use crate::shard::{Shard, Timer};
 
 /// A connection's writing end, and its settings. Cheap to clone; clones may be kept by tasks and timers of the same
@@ -112,9 +113,12 @@ impl Transport {
                 }
             }
         }
+        if !bytes.is_empty() {
+            slot.note_written();
+        }
         if active {
             staged.extend_from_slice(rest);
-        } else if !rest.is_empty() {
+        } else if !rest.is_empty() || slot.marks.producing == Producing::PullOwed {
             slot.connection.queue(rest);
             inner.mark_slot_unsettled(self.token, slot);
         }
@@ -157,8 +161,11 @@ impl Transport {
     /// The peer gets FIN; until it finishes too, for at most [`Config::linger_timeout`](crate::Config::linger_timeout),
     /// what it still sends is read and thrown away, since closing the socket at once would destroy the answer on its
     /// way.
+    ///
+    /// While a producer is registered the close waits for [`Transport::unregister_producer`]: nothing more is read, and
+    /// writes are still taken. A deadline, an error of a callback and a drain that takes too long do not wait.
     pub fn close(&self) {
-        self.shard.begin_close(self.token, CloseReason::Closed);
+        self.shard.close_after_producer(self.token);
     }
 
     pub(crate) fn close_because(&self, reason: CloseReason) {
@@ -172,19 +179,32 @@ impl Transport {
     }
 
     /// Sends what was written, then FIN. Bytes may still come. After
-    /// [`Protocol::write_finished`](crate::Protocol::write_finished) FIN is out.
+    /// [`Protocol::write_finished`](crate::Protocol::write_finished) FIN is out. Waits for a producer, as
+    /// [`Transport::close`] does.
     pub fn shutdown_write(&self) {
-        let inner = &self.shard.inner;
-        let mut connections = inner.connections.borrow_mut();
-        let Some(slot) = connections.get_mut(self.token) else { return };
-        if slot.connection.is_open() && slot.connection.write == WriteHalf::Open {
-            slot.connection.write = WriteHalf::Finishing;
-            if inner.active.get() == self.token {
-                inner.staged_room.set(0);
-            } else {
-                inner.mark_slot_unsettled(self.token, slot);
-            }
-        }
+        self.shard.shutdown_after_producer(self.token);
+    }
+
+    /// Registers who writes to this connection, to be paused, resumed and stopped with it: see [`Producer`] and
+    /// [`ProducerKind`]. A pull producer is asked for its first chunk before this returns; a push producer is paused before
+    /// it returns if output is above the high watermark already.
+    ///
+    /// On a connection that is lost, closing, or shut for writing, the producer is stopped at once and not kept.
+    ///
+    /// # Errors
+    /// [`ProducerError`], when one is registered already: that one stays, the new one is dropped and never called.
+    pub fn register_producer(
+        &self,
+        producer: impl Producer,
+        kind: ProducerKind,
+    ) -> Result<(), ProducerError> {
+        self.shard.register_producer(self.token, producer, kind)
+    }
+
+    /// Drops the registered producer, if there is one, without calling it. A close that waited for it goes on. May be called
+    /// by the producer itself, which is then dropped when its callback returns.
+    pub fn unregister_producer(&self) {
+        self.shard.unregister_producer(self.token);
     }
 
     /// Stops reading: no input comes until [`Transport::resume_reading`]. Idempotent. A reset by the peer is noticed
@@ -281,7 +301,7 @@ impl Transport {
 
     /// Whether the connection is open: not closed, closing or broken.
     pub fn is_open(&self) -> bool {
-        self.look(|slot| slot.connection.is_open()).unwrap_or(false)
+        self.look(Slot::is_in_use).unwrap_or(false)
     }
 
     /// TCP_NODELAY; on unless switched off.
