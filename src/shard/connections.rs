@@ -681,7 +681,6 @@ impl Shard {
             let mut connections = inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return };
             slot.marks.ending = false;
-            let produced = std::mem::take(&mut slot.marks.producing) != Producing::Nobody;
             let phase = std::mem::replace(
                 &mut slot.connection.phase,
                 Phase::Lingering { discarded_bytes: 0, reading: true },
@@ -690,6 +689,7 @@ impl Shard {
                 slot.connection.phase = phase;
                 return;
             };
+            let produced = std::mem::take(&mut slot.marks.producing) != Producing::Nobody;
             let handler = std::mem::replace(&mut slot.handler, Handler::Gone);
             let peer = slot.connection.peer_addr();
             let mut timers = inner.timers.borrow_mut();
