@@ -51,7 +51,8 @@ pub struct Config {
     pub linger_bytes_max: usize,
     /// How long an outgoing connection may take to be established; 5 s.
     pub connect_timeout: Duration,
-    /// From `stop` until the connections that are still open are aborted; 30 s.
+    /// From `stop` until the connections that are still open are aborted; 30 s. Also how long a listener that closes waits
+    /// for descriptors for its queue.
     pub drain_timeout: Duration,
     /// While a listener that is open to the network closes: how long handshakes that are under way may take;
     /// 100 ms. Loopback listeners need none.
@@ -110,6 +111,55 @@ impl Config {
         }
         self.watermarks.check()
     }
+
+    /// All limits, for the start-up block: a line for each subject, none longer than a screen is wide.
+    pub(crate) fn lines(&self) -> [String; 4] {
+        let Config {
+            read_buffer_bytes,
+            input_bytes_max,
+            watermarks: Watermarks { high_bytes, low_bytes, cap_bytes },
+            backlog,
+            accepts_per_turn,
+            messages_per_turn,
+            events_per_turn,
+            timers_per_turn,
+            tasks_per_turn,
+            task_time_per_turn,
+            write_timeout,
+            linger_timeout,
+            linger_bytes_max,
+            connect_timeout,
+            drain_timeout,
+            handshake_grace,
+            poll_before_park,
+        } = self;
+        let [read_buffer, input, high, low, cap, linger] =
+            [read_buffer_bytes, input_bytes_max, high_bytes, low_bytes, cap_bytes, linger_bytes_max]
+                .map(size);
+        [
+            format!(
+                "a connection: input {input}, output high {high}, low {low}, cap {cap}, write {write_timeout:?}"
+            ),
+            format!(
+                "time: connect {connect_timeout:?}, linger {linger_timeout:?} or {linger}, drain {drain_timeout:?}, \
+                 handshakes {handshake_grace:?}"
+            ),
+            format!(
+                "a turn: {accepts_per_turn} accepts, {messages_per_turn} messages, {events_per_turn} events, \
+                 {timers_per_turn} timers, {tasks_per_turn} tasks or {task_time_per_turn:?}"
+            ),
+            format!("a shard: read buffer {read_buffer}, backlog {backlog}, poll {poll_before_park:?}"),
+        ]
+    }
+}
+
+fn size(bytes: &usize) -> String {
+    match bytes {
+        0 => "0".to_string(),
+        bytes if bytes % (1 << 20) == 0 => format!("{} MiB", bytes >> 20),
+        bytes if bytes % (1 << 10) == 0 => format!("{} KiB", bytes >> 10),
+        bytes => format!("{bytes} bytes"),
+    }
 }
 
 /// When a connection's unsent output pauses and resumes whoever writes it, in bytes.
@@ -147,6 +197,22 @@ mod tests {
     #[test]
     fn the_defaults_are_in_range() {
         Config::default().check().unwrap();
+    }
+
+    #[test]
+    fn the_start_up_block_tells_every_limit_in_lines_that_fit_a_screen() {
+        let lines = Config::default().lines();
+        assert_eq!(
+            lines,
+            [
+                "a connection: input 1 MiB, output high 64 KiB, low 16 KiB, cap 1 MiB, write 30s",
+                "time: connect 5s, linger 5s or 64 KiB, drain 30s, handshakes 100ms",
+                "a turn: 32 accepts, 1024 messages, 1024 events, 256 timers, 128 tasks or 500µs",
+                "a shard: read buffer 64 KiB, backlog 4096, poll 50µs",
+            ]
+        );
+        let odd = Config { read_buffer_bytes: 1000, linger_bytes_max: 0, ..Config::default() };
+        assert!(odd.lines()[3].contains("1000 bytes") && odd.lines()[1].contains("5s or 0,"));
     }
 
     #[test]

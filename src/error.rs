@@ -1,9 +1,13 @@
 //! What can go wrong at each boundary. Errors say what, where and why; refusals give back what they were given.
+//!
+//! One convention for causes: an error's text is one line and ends with its cause's, so that printing the error alone
+//! tells all. `source` is then the cause's own cause, so that a printed chain says nothing twice. The cause itself is a
+//! field of the variant.
 
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::ShardId;
@@ -13,7 +17,8 @@ pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Why a runtime did not start, or did not end cleanly.
 ///
-/// Its `Debug` is its one-line `Display`, so that a `main` which returns it prints something readable.
+/// Its `Debug` is its one-line `Display`, so that a `main` which returns it prints something readable. The line ends with
+/// the cause's text; the cause itself is in the variant, and [`Error::source`] gives the cause's own cause.
 #[non_exhaustive]
 pub enum RunError {
     /// A setting is out of range.
@@ -85,12 +90,13 @@ impl fmt::Debug for RunError {
 }
 
 impl Error for RunError {
+    /// What the cause says of its own cause: the cause itself is part of the text.
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            RunError::Config(error) => Some(error),
-            RunError::Placement(error) | RunError::Prepare(error) => Some(&**error),
-            RunError::Start { source, .. } => Some(&**source),
-            RunError::Os { source, .. } | RunError::Signals(source) => Some(source),
+            RunError::Config(error) => error.source(),
+            RunError::Placement(error) | RunError::Prepare(error) => error.source(),
+            RunError::Start { source, .. } => source.source(),
+            RunError::Os { source, .. } | RunError::Signals(source) => source.source(),
             RunError::Panicked { .. } | RunError::Forced { .. } | RunError::OnShardThread => None,
         }
     }
@@ -123,15 +129,37 @@ impl fmt::Display for NotRunning {
 
 impl Error for NotRunning {}
 
-/// Text that is no `ADDRESS:PORT`.
+/// Text that is no `ADDRESS:PORT`. Says which part is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidAddress {
     pub(crate) text: String,
 }
 
+impl InvalidAddress {
+    fn problem(&self) -> String {
+        let text = self.text.as_str();
+        if text.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) {
+            return format!("an IPv6 address stands in brackets before its port, as in [{text}]:7000");
+        }
+        let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
+            return "there is no port, as in 127.0.0.1:7000 or [::1]:7000".to_string();
+        };
+        if port.parse::<u16>().is_err() {
+            return format!("the port `{port}` is not a number from 0 to 65535");
+        }
+        if host.is_empty() {
+            return "there is no address before the port; 0.0.0.0 and [::] are all of this host".to_string();
+        }
+        if host.parse::<Ipv6Addr>().is_ok() {
+            return format!("an IPv6 address stands in brackets before its port, as in [{host}]:{port}");
+        }
+        format!("`{host}` is not an IP address, and names are not resolved")
+    }
+}
+
 impl fmt::Display for InvalidAddress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "`{}` is not an address such as 127.0.0.1:7000 or [::1]:7000", self.text)
+        write!(formatter, "`{}` is not an address: {}", self.text, self.problem())
     }
 }
 
@@ -175,8 +203,8 @@ impl fmt::Display for ListenError {
 impl Error for ListenError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            ListenError::InvalidAddress(error) => Some(error),
-            ListenError::Os { source, .. } => Some(source),
+            ListenError::InvalidAddress(error) => error.source(),
+            ListenError::Os { source, .. } => source.source(),
             ListenError::AddressInUse { .. } | ListenError::Stopping => None,
         }
     }
@@ -235,7 +263,7 @@ impl fmt::Display for ConnectError {
         match self {
             ConnectError::InvalidAddress(error) => write!(formatter, "cannot connect: {error}"),
             ConnectError::Bind { addr, source } => write!(formatter, "cannot connect from {addr}: {source}"),
-            ConnectError::Refused { addr, .. } => write!(formatter, "cannot connect to {addr}: refused"),
+            ConnectError::Refused { addr, source } => write!(formatter, "cannot connect to {addr}: {source}"),
             ConnectError::TimedOut { addr, after } => {
                 write!(formatter, "cannot connect to {addr}: no answer after {after:?}")
             }
@@ -250,10 +278,10 @@ impl fmt::Display for ConnectError {
 impl Error for ConnectError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            ConnectError::InvalidAddress(error) => Some(error),
+            ConnectError::InvalidAddress(error) => error.source(),
             ConnectError::Bind { source, .. }
             | ConnectError::Refused { source, .. }
-            | ConnectError::Os { source, .. } => Some(source),
+            | ConnectError::Os { source, .. } => source.source(),
             _ => None,
         }
     }
@@ -368,8 +396,8 @@ impl fmt::Display for CloseReason {
 impl Error for CloseReason {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            CloseReason::Os { source, .. } => Some(source),
-            CloseReason::Protocol(error) => Some(&**error),
+            CloseReason::Os { source, .. } => source.source(),
+            CloseReason::Protocol(error) => error.source(),
             _ => None,
         }
     }
@@ -383,5 +411,106 @@ pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
         text.clone()
     } else {
         "a value that is no text".to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cause with a cause.
+    #[derive(Debug)]
+    struct Outer(io::Error);
+
+    impl fmt::Display for Outer {
+        fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("the outer one")
+        }
+    }
+
+    impl Error for Outer {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    fn inner() -> io::Error {
+        io::Error::other("the inner one")
+    }
+
+    fn outer() -> Box<dyn Error + Send + Sync> {
+        Box::new(Outer(inner()))
+    }
+
+    /// The error and its chain of causes, as programs print them.
+    fn chain(mut error: &dyn Error) -> Vec<String> {
+        let mut lines = vec![error.to_string()];
+        while let Some(source) = error.source() {
+            lines.push(source.to_string());
+            error = source;
+        }
+        lines
+    }
+
+    #[test]
+    fn a_printed_chain_says_nothing_twice_and_the_first_line_tells_the_cause() {
+        let shard = ShardId::new(3);
+        let addr: SocketAddr = ([127, 0, 0, 1], 80).into();
+        let with_two: [Box<dyn Error>; 4] = [
+            Box::new(RunError::Placement(outer())),
+            Box::new(RunError::Prepare(outer())),
+            Box::new(RunError::Start { shard, source: outer() }),
+            Box::new(CloseReason::Protocol(outer())),
+        ];
+        for error in with_two {
+            let lines = chain(&*error);
+            assert_eq!(lines.len(), 2, "{lines:?}");
+            assert!(lines[0].ends_with("the outer one"), "{lines:?}");
+            assert_eq!(lines[1], "the inner one");
+        }
+        let text = || InvalidAddress { text: "nowhere".to_string() };
+        let with_one: [(Box<dyn Error>, &str); 11] = [
+            (Box::new(RunError::Config(ConfigError { setting: "a", range: "b" })), "it must be b"),
+            (Box::new(RunError::Os { shard, action: "x", source: inner() }), "the inner one"),
+            (Box::new(RunError::Signals(inner())), "the inner one"),
+            (Box::new(ListenError::InvalidAddress(text())), "[::1]:7000"),
+            (Box::new(ListenError::Os { addr, source: inner() }), "the inner one"),
+            (Box::new(ConnectError::InvalidAddress(text())), "[::1]:7000"),
+            (Box::new(ConnectError::Bind { addr, source: inner() }), "the inner one"),
+            (Box::new(ConnectError::Refused { addr, source: inner() }), "the inner one"),
+            (Box::new(ConnectError::Os { addr, source: inner() }), "the inner one"),
+            (Box::new(CloseReason::Os { call: "x", source: inner() }), "the inner one"),
+            (Box::new(RunError::Panicked { shard, message: "boom".to_string() }), "boom"),
+        ];
+        for (error, end) in with_one {
+            let lines = chain(&*error);
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert!(lines[0].ends_with(end) && !lines[0].contains('\n'), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn text_that_is_no_address_is_told_which_part_is_wrong() {
+        for (text, expected) in [
+            ("127.0.0.1", "there is no port, as in 127.0.0.1:7000 or [::1]:7000"),
+            ("", "there is no port, as in 127.0.0.1:7000 or [::1]:7000"),
+            ("[::1]", "there is no port, as in 127.0.0.1:7000 or [::1]:7000"),
+            ("127.0.0.1:65536", "the port `65536` is not a number from 0 to 65535"),
+            ("127.0.0.1:http", "the port `http` is not a number from 0 to 65535"),
+            ("127.0.0.1:", "the port `` is not a number from 0 to 65535"),
+            (":80", "there is no address before the port; 0.0.0.0 and [::] are all of this host"),
+            ("localhost:80", "`localhost` is not an IP address, and names are not resolved"),
+            ("127.0.0.256:80", "`127.0.0.256` is not an IP address, and names are not resolved"),
+            ("[::g]:80", "`[::g]` is not an IP address, and names are not resolved"),
+            ("::1", "an IPv6 address stands in brackets before its port, as in [::1]:7000"),
+            (
+                "::ffff:1.2.3.4:80",
+                "an IPv6 address stands in brackets before its port, as in [::ffff:1.2.3.4]:80",
+            ),
+        ] {
+            assert!(text.parse::<SocketAddr>().is_err(), "{text}");
+            let message = InvalidAddress { text: text.to_string() }.to_string();
+            assert_eq!(message, format!("`{text}` is not an address: {expected}"));
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 mod common;
 
+#[path = "conformance_transport/back_pressure.rs"]
+mod back_pressure;
 #[path = "conformance_transport/closing.rs"]
 mod closing;
 #[path = "conformance_transport/deadlines.rs"]

@@ -17,35 +17,6 @@ use std::time::{Duration, Instant};
 use faults::*;
 use shardwise::{CallError, Config, Input, Protocol, Result, Transport};
 
-/// Says to a test that it is the child.
-const CHILD: &str = "SHARDWISE_FAULT_CHILD";
-
-fn is_child() -> bool {
-    std::env::var_os(CHILD).is_some()
-}
-
-fn itself(program: &mut Command, test: &str) {
-    program.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(CHILD, "1");
-}
-
-/// Runs `body` in a process of its own, which must end well.
-fn in_a_child(test: &str, body: impl FnOnce()) {
-    if is_child() {
-        return body();
-    }
-    let mut program = Command::new(std::env::current_exe().unwrap());
-    itself(&mut program, test);
-    let output = program.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "the child: {}\n{}\n{text}", output.status, {
-        String::from_utf8_lossy(&output.stdout)
-    });
-}
-
-fn open_descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
 fn resident_bytes() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096

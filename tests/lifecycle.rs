@@ -225,7 +225,11 @@ fn a_new_connection_is_refused_once_the_listeners_have_closed() {
 struct Forced {
     config_says: Duration,
     reasons: Arc<Mutex<Vec<String>>>,
+    handle: Arc<Mutex<Option<Handle>>>,
 }
+
+/// More than the kernel, real or simulated, takes for a peer that does not read.
+const UNSENT_BYTES: usize = 20_000_000;
 
 struct Reporting(Arc<Mutex<Vec<String>>>);
 
@@ -246,6 +250,11 @@ impl Protocol for Reporting {
 }
 
 impl App for Forced {
+    fn prepare(&self, handle: &Handle) -> Result<()> {
+        *self.handle.lock().unwrap() = Some(handle.clone());
+        Ok(())
+    }
+
     async fn start(&self, shard: Shard) -> Result<()> {
         if shard.id() != shard_id(0) {
             return Ok(());
@@ -260,6 +269,9 @@ impl App for Forced {
                 for client in &mut clients {
                     ask(client).await.unwrap();
                 }
+                // The server is held back by its own unsent answers, and takes no more than a part.
+                clients[0].transport().write(&vec![0; UNSENT_BYTES]).unwrap();
+                let _hold = clients[0].transport().hold_reading();
                 let begun = shard.now();
                 shard.stop().unwrap();
                 // The clients are connections of this shard's too, and stubborn; the reset ends them.
@@ -277,15 +289,21 @@ impl App for Forced {
 fn what_is_open_at_the_drain_deadline_is_aborted_and_counted() {
     let mut config = Config::default();
     config.drain_timeout = MS * 100;
+    config.watermarks.cap_bytes = UNSENT_BYTES;
     let reasons: Arc<Mutex<Vec<String>>> = Arc::default();
+    let handle: Arc<Mutex<Option<Handle>>> = Arc::default();
     let check = |driver: &str, outcome: std::result::Result<(), RunError>| {
         let error = outcome.expect_err(driver);
         let RunError::Forced { connections, signal: None } = &error else { panic!("{driver}: {error}") };
         assert_eq!(*connections, 4, "{driver}: two connections with both ends here");
+        let reports = handle.lock().unwrap().take().unwrap().report();
+        assert_eq!(reports.iter().map(|shard| shard.aborted).collect::<Vec<_>>(), [4, 0], "{driver}");
+        let dropped = reports[0].unsent_bytes_dropped;
+        assert!((1..=2 * UNSENT_BYTES as u64).contains(&dropped), "{driver}: {dropped} bytes were unsent");
         assert!(error.to_string().contains("4 connections"), "{error}");
         assert_eq!(std::mem::take(&mut *reasons.lock().unwrap()).len(), 2, "{driver}");
     };
-    let app = || Forced { config_says: MS * 100, reasons: Arc::clone(&reasons) };
+    let app = || Forced { config_says: MS * 100, reasons: Arc::clone(&reasons), handle: Arc::clone(&handle) };
     let outcome =
         Runtime::new().shards(2).pin(false).config(config.clone()).start(app()).and_then(|r| r.join());
     check("mio", outcome);
@@ -401,15 +419,25 @@ fn sixty_clients_in_the_accept_queues_of_two_blocked_shards_are_all_served_befor
     assert!(accepted.iter().all(|count| *count > 0), "both queues had some: {accepted:?}");
 }
 
-/// Shard 1 keeps the start barrier closed, so that its clients wait in the queues of both shards, and stops.
-struct StopsBeforeAccepting {
+/// Shard 1 keeps the start barrier closed, so that its clients wait in the queues of both shards, and ends that: by a stop,
+/// or by closing its listener.
+struct EndsBeforeAccepting {
+    by_stop: bool,
     addr: Mutex<Option<SocketAddr>>,
-    served: Arc<AtomicUsize>,
+    turned_away: Arc<AtomicUsize>,
+    handle: Arc<Mutex<Option<Handle>>>,
 }
 
-impl App for StopsBeforeAccepting {
+impl App for EndsBeforeAccepting {
+    fn prepare(&self, handle: &Handle) -> Result<()> {
+        *self.handle.lock().unwrap() = Some(handle.clone());
+        Ok(())
+    }
+
     async fn start(&self, shard: Shard) -> Result<()> {
-        let addr = shard.listen_tcp("127.0.0.1:0", || Answers)?.local_addr();
+        let listener =
+            shard.listen_tcp("127.0.0.1:0", || -> Answers { panic!("a connection was accepted") })?;
+        let addr = listener.local_addr();
         if shard.id() == shard_id(0) {
             *self.addr.lock().unwrap() = Some(addr);
             return Ok(());
@@ -423,30 +451,47 @@ impl App for StopsBeforeAccepting {
             client.write_all(b"ping").await?;
             clients.push(client);
         }
-        assert_eq!(shard.handle().report().iter().map(|shard| shard.accepted).sum::<u64>(), 0);
-        shard.stop()?;
+        if self.by_stop {
+            shard.stop()?;
+        } else {
+            // Not by the stop's deadline, nor by the barrier: start is still pending.
+            shard.timeout(Duration::from_secs(5), listener.close()).await?;
+        }
         for mut client in clients {
-            let mut answer = [0; 4];
             // An error of `start` while the runtime stops would be none of the runtime's.
-            client.read_exact(&mut answer).await.expect("it waited in the queue and is served");
-            assert!(client.read_chunk().await.expect("no reset").is_none());
-            self.served.fetch_add(1, SeqCst);
+            let error = client.read_chunk().await.expect_err("nobody serves it");
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+            self.turned_away.fetch_add(1, SeqCst);
+        }
+        if !self.by_stop {
+            shard.stop()?;
         }
         Ok(())
     }
 }
 
+/// They were accepted and served by an application that had not started.
 #[test]
-fn sixty_clients_that_wait_for_the_start_barrier_are_served_when_the_runtime_is_stopped_instead() {
-    let served = Arc::new(AtomicUsize::new(0));
-    let app = || StopsBeforeAccepting { addr: Mutex::default(), served: Arc::clone(&served) };
-    let check = |driver: &str, outcome: std::result::Result<(), RunError>| {
-        assert!(outcome.is_ok(), "{driver}: {outcome:?}");
-        assert_eq!(served.swap(0, SeqCst), QUEUED, "{driver}");
-    };
-    check("mio", Runtime::new().shards(2).pin(false).start(app()).and_then(|running| running.join()));
-    for seed in 0..10 {
-        check(&format!("sim {seed}"), Simulation::new(seed).run(app()));
+fn a_runtime_that_has_not_started_accepts_nobody_and_turns_away_who_waits() {
+    for by_stop in [true, false] {
+        let (turned_away, handle) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(None)));
+        let app = || EndsBeforeAccepting {
+            by_stop,
+            addr: Mutex::default(),
+            turned_away: Arc::clone(&turned_away),
+            handle: Arc::clone(&handle),
+        };
+        let check = |driver: &str, outcome: std::result::Result<(), RunError>| {
+            assert!(outcome.is_ok(), "{driver}: {outcome:?}");
+            assert_eq!(turned_away.swap(0, SeqCst), QUEUED, "{driver}");
+            let handle: Handle = handle.lock().unwrap().take().unwrap();
+            let accepted = handle.report().iter().map(|shard| shard.accepted).sum::<u64>();
+            assert_eq!(accepted, 0, "{driver}, stopped: {by_stop}");
+        };
+        check("mio", Runtime::new().shards(2).pin(false).start(app()).and_then(|running| running.join()));
+        for seed in 0..10 {
+            check(&format!("sim {seed}"), Simulation::new(seed).run(app()));
+        }
     }
 }
 

@@ -110,7 +110,10 @@ mod tests {
 
     #[test]
     fn text_that_is_no_address_comes_back_in_the_error() {
-        let message = "localhost".to_addr().unwrap_err().to_string();
-        assert_eq!(message, "`localhost` is not an address such as 127.0.0.1:7000 or [::1]:7000");
+        let message = ("localhost", 80).to_addr().unwrap_err().to_string();
+        assert_eq!(
+            message,
+            "`localhost:80` is not an address: `localhost` is not an IP address, and names are not resolved"
+        );
     }
 }

@@ -24,9 +24,11 @@ pub(crate) struct Connection {
     pub(crate) phase: Phase,
     pub(crate) read: ReadHalf,
     pub(crate) write: WriteHalf,
-    /// How many wishes there are not to read: the protocol's own pause and every hold count one each.
+    /// How many wishes there are not to read: the protocol's own pause, every hold, and output above the high watermark
+    /// count one each.
     pub(crate) read_holds: u16,
     pub(crate) paused_by_protocol: bool,
+    above_high_reading: AboveHighReading,
     /// Whether the driver has been told to receive.
     receiving: bool,
     /// Above the high watermark, and not yet back at low.
@@ -35,6 +37,17 @@ pub(crate) struct Connection {
     told_above: bool,
     /// The last submit left something: the driver says `Sent` when there is room.
     blocked: bool,
+}
+
+/// What output above the high watermark does to reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AboveHighReading {
+    /// Nothing.
+    GoesOn,
+    /// It will stop it.
+    Stops,
+    /// It has stopped it: one of the holds is its own.
+    Stopped,
 }
 
 /// Where a connection is in its life.
@@ -109,6 +122,7 @@ impl Connection {
             write: WriteHalf::Open,
             read_holds: 0,
             paused_by_protocol: false,
+            above_high_reading: AboveHighReading::GoesOn,
             receiving: false,
             above_high: false,
             told_above: false,
@@ -217,9 +231,44 @@ impl Connection {
         bytes
     }
 
-    /// A writer is told now that it is above the high watermark.
+    /// A writer is told now that it is above the high watermark. Reading may be held from here on until
+    /// [`Connection::release_reading`].
     pub(crate) fn tell_above_high(&mut self) {
         self.told_above = !self.above_high;
+        self.hold_reading();
+    }
+
+    fn hold_reading(&mut self) {
+        if self.above_high_reading == AboveHighReading::Stops {
+            self.above_high_reading = AboveHighReading::Stopped;
+            self.read_holds += 1;
+        }
+    }
+
+    /// Output no longer holds reading. Says whether it did.
+    pub(crate) fn release_reading(&mut self) -> bool {
+        let held = self.above_high_reading == AboveHighReading::Stopped;
+        if held {
+            self.above_high_reading = AboveHighReading::Stops;
+            self.read_holds -= 1;
+        }
+        held
+    }
+
+    /// Whether reading goes on while output is above the high watermark. Says whether that has ended a hold.
+    pub(crate) fn set_reads_above_high(&mut self, on: bool) -> bool {
+        if on {
+            let released = self.release_reading();
+            self.above_high_reading = AboveHighReading::GoesOn;
+            return released;
+        }
+        if self.above_high_reading == AboveHighReading::GoesOn {
+            self.above_high_reading = AboveHighReading::Stops;
+        }
+        if self.above_high || self.told_above {
+            self.hold_reading();
+        }
+        false
     }
 
     /// Looks whether the watermark was crossed since the last look.
@@ -282,6 +331,24 @@ mod tests {
         connection.output.advance(1);
         assert_eq!(connection.crossing(&marks), Some(Crossing::Resumed));
         assert_eq!(connection.crossing(&marks), None);
+    }
+
+    #[test]
+    fn output_holds_reading_once_and_beside_the_other_holds() {
+        let mut connection = Connection::new(([127, 0, 0, 1], 1).into());
+        connection.tell_above_high();
+        assert!(connection.may_read(), "nobody has asked for it");
+        assert!(!connection.set_reads_above_high(false));
+        assert!(!connection.may_read(), "it is above high already");
+        connection.tell_above_high();
+        connection.read_holds += 1;
+        assert!(connection.release_reading());
+        assert!(!connection.release_reading());
+        assert_eq!(connection.read_holds, 1, "the other hold is still there");
+        connection.tell_above_high();
+        assert!(connection.set_reads_above_high(true));
+        connection.tell_above_high();
+        assert_eq!(connection.read_holds, 1);
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::cell::Cell;
 /// Received bytes, lent for the time of one callback.
 ///
 /// A protocol takes whole frames and leaves the rest, which comes back in front of the next bytes. The input runs
-/// dry as soon as the protocol closes its transport or pauses reading: what follows is either never delivered, or
-/// delivered once reading is resumed.
+/// dry as soon as the protocol closes its transport or pauses reading, or has written more than the high watermark: what
+/// follows is either never delivered, or delivered once reading goes on.
 ///
 /// ```
 /// use shardwise::{Input, Protocol, Result, Transport};
@@ -34,7 +34,7 @@ impl<'a> Input<'a> {
         Input { bytes, consumed: 0, dry }
     }
 
-    /// The bytes not yet consumed, oldest first. Empty once the transport is closed or paused.
+    /// The bytes not yet consumed, oldest first. Empty once reading has stopped.
     #[inline]
     pub fn bytes(&self) -> &'a [u8] {
         if self.dry.get() { &[] } else { &self.bytes[self.consumed..] }

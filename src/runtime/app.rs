@@ -8,7 +8,13 @@ use crate::shard::handles::handle::Handle;
 
 /// An application: started once per runtime, then once on each shard.
 ///
-/// Every `async |shard: Shard| { …; Ok(()) }` is one.
+/// Every `async |shard: Shard| { …; Ok(()) }` is one. The type is needed there: the compiler asks for it (E0282, "type
+/// annotations needed") where it is left out, since a closure is only one way to write an application.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an application",
+    label = "runs on no shard",
+    note = "write `async |shard: Shard| {{ …; Ok(()) }}`, whose captures are `Send + Sync + 'static`, or implement `App`"
+)]
 pub trait App: Send + Sync + 'static {
     /// Called once, before any shard starts, on the thread that runs the runtime.
     ///

@@ -240,7 +240,9 @@ impl Runtime {
             why = "the kernel spreads connections by their addresses",
             "accepting"
         );
-        tracing::info!(limits = ?self.config, "limits");
+        for line in self.config.lines() {
+            tracing::info!("limits of {line}");
+        }
     }
 }
 

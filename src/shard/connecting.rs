@@ -38,6 +38,13 @@ struct Attempt {
     outcome: Rc<OutcomeCell>,
 }
 
+/// How a connection is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ConnectHow {
+    pub(crate) bind_addr: Option<SocketAddr>,
+    pub(crate) timeout: Option<Duration>,
+}
+
 /// What becomes of an established connection.
 pub(crate) enum Target {
     Protocol(Box<ProtocolMaker>),
@@ -66,28 +73,19 @@ pub(crate) struct PendingAttempt {
 }
 
 impl Shard {
-    pub(crate) fn connect_with(
-        &self,
-        addr: Result<SocketAddr, InvalidAddress>,
-        options: Option<(Option<SocketAddr>, Option<Duration>)>,
-        handler: Handler,
-    ) -> PendingAttempt {
-        self.connect_to(addr, options, Target::Handler(handler))
-    }
-
     /// Begins an attempt. Whatever goes wrong, also right here, is the attempt's outcome.
     pub(crate) fn connect_to(
         &self,
         addr: Result<SocketAddr, InvalidAddress>,
-        options: Option<(Option<SocketAddr>, Option<Duration>)>,
+        how: ConnectHow,
         target: Target,
     ) -> PendingAttempt {
         let inner = &self.inner;
         let cell = Rc::new(OutcomeCell::default());
         let sole_owner = matches!(target, Target::Handler(_));
         let pending = PendingAttempt { shard: self.clone(), cell: Rc::clone(&cell), owned: true, sole_owner };
-        let (bind_addr, timeout) = options.unwrap_or_default();
-        let timeout = timeout.unwrap_or(inner.shared.config.connect_timeout);
+        let bind_addr = how.bind_addr;
+        let timeout = how.timeout.unwrap_or(inner.shared.config.connect_timeout);
         let addr = match addr {
             Ok(addr) => addr,
             Err(error) => {

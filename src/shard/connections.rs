@@ -157,9 +157,10 @@ impl Shard {
     }
 
     /// As `deliver`, for bytes that were kept before: what the protocol leaves stays where it is. Copied each time, a
-    /// large frame in small segments would cost its square. Says how much the protocol took.
-    fn deliver_kept(&self, token: Token, mut protocol: Box<dyn Protocol>, mut kept: Vec<u8>) -> usize {
+    /// large frame in small segments would cost its square. Says whether the protocol was shown all of it, and took nothing.
+    fn deliver_kept(&self, token: Token, mut protocol: Box<dyn Protocol>, mut kept: Vec<u8>) -> bool {
         let (outcome, consumed) = self.show(token, &mut *protocol, &kept);
+        let left_all = consumed == 0 && !self.inner.dry.get();
         self.callback_done(token, protocol, outcome, kept.len() - consumed, || {
             kept.drain(..consumed);
             if kept.capacity() > KEPT_SLACK_BYTES.max(4 * kept.len()) {
@@ -167,7 +168,7 @@ impl Shard {
             }
             kept
         });
-        consumed
+        left_all
     }
 
     /// Shows `bytes` to the protocol; says how many it has used.
@@ -410,7 +411,7 @@ impl Shard {
             Err(payload) => {
                 let message = self.panicked("a protocol", payload);
                 // A frame may be half written: nothing more of it goes out.
-                self.inner.staged.borrow_mut().clear();
+                self.inner.discard_staged();
                 if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token) {
                     let dropped = slot.connection.discard_output();
                     self.inner.stats.unsent_bytes_dropped.add(dropped as u64);
@@ -537,7 +538,7 @@ impl Shard {
         inner.mark_ending(token, slot, reason, kind);
         drop(connections);
         if inner.active.get() == token {
-            inner.staged.borrow_mut().clear();
+            inner.discard_staged();
             inner.staged_room.set(0);
             inner.dry.set(true);
         }
@@ -548,17 +549,13 @@ impl Shard {
         let inner = &self.inner;
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
-        slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
+        inner.read_on(token, slot);
         // What the callback that runs now leaves is not kept yet, and it may not have been shown all of it.
-        let is_active = inner.active.get() == token;
-        if is_active && slot.connection.may_read() {
-            inner.dry.set(false);
-        }
-        let waits =
-            is_active || !slot.connection.input.is_empty() || slot.connection.read == ReadHalf::FinishPending;
-        if waits && !slot.marks.resumed {
-            slot.marks.resumed = true;
-            inner.resumed.borrow_mut().push(token);
+        if inner.active.get() == token {
+            if slot.connection.may_read() {
+                inner.dry.set(false);
+            }
+            inner.mark_slot_resumed(token, slot);
         }
     }
 
@@ -573,23 +570,30 @@ impl Shard {
     pub(crate) fn deliver_resumed(&self) {
         let tokens = std::mem::take(&mut *self.inner.resumed.borrow_mut());
         for token in tokens {
-            let kept = {
+            let (kept, stream) = {
                 let mut connections = self.inner.connections.borrow_mut();
                 let Some(slot) = connections.get_mut(token) else { continue };
                 if !std::mem::take(&mut slot.marks.resumed) || !slot.connection.may_read() {
                     continue;
                 }
-                slot.connection.input.take()
+                let stream = match &slot.handler {
+                    Handler::Stream(stream) => Some(Rc::clone(stream)),
+                    _ => None,
+                };
+                (slot.connection.input.take(), stream)
             };
+            if let Some(stream) = stream {
+                self.with_active(token, || stream.on_resumed(self));
+            }
             if !kept.is_empty()
                 && let Some(protocol) = self.take_protocol(token)
             {
                 if let Some(slot) = self.inner.connections.borrow().get(token) {
                     self.inner.activate(token, &slot.connection);
                 }
-                let consumed = self.deliver_kept(token, protocol, kept);
+                let left_all = self.deliver_kept(token, protocol, kept);
                 self.inner.deactivate();
-                if consumed == 0 {
+                if left_all {
                     self.forget_resumed(token);
                 }
             }

@@ -5,7 +5,7 @@ use crate::net::connection::{Connection, Crossing, EndKind, Flushed, Phase, Read
 use crate::reactor::driver::CloseKind;
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
-use crate::shard::connections::Slot;
+use crate::shard::connections::{Handler, Slot};
 use crate::shard::{Inner, Timer};
 
 /// A staging buffer that had to grow beyond this gives its memory back.
@@ -33,6 +33,13 @@ impl Inner {
     pub(super) fn deactivate(&self) {
         debug_assert!(self.staged.borrow().is_empty(), "staged output belongs to one connection");
         self.active.set(Token::NOBODY);
+    }
+
+    /// Throws away what the connection whose callback runs has written in it.
+    pub(super) fn discard_staged(&self) {
+        let mut staged = self.staged.borrow_mut();
+        self.stats.unsent_bytes_dropped.add(staged.len() as u64);
+        staged.clear();
     }
 
     pub(crate) fn mark_unsettled(&self, token: Token) {
@@ -73,7 +80,7 @@ impl Inner {
         let mut staged = self.staged.borrow_mut();
         if staged.is_empty() && !slot.connection.has_output() {
             if slot.connection.is_open() && slot.connection.write == WriteHalf::Open {
-                return self.crossing(slot);
+                return self.crossing(token, slot);
             }
             return self.output_is_out(token, slot);
         }
@@ -97,7 +104,7 @@ impl Inner {
                     self.timers.borrow_mut().cancel(key);
                 }
                 if slot.connection.is_open() && slot.connection.write == WriteHalf::Open {
-                    self.crossing(slot)
+                    self.crossing(token, slot)
                 } else {
                     self.output_is_out(token, slot)
                 }
@@ -105,8 +112,9 @@ impl Inner {
             Ok(progress) => {
                 // Whoever writes next queues behind what is left.
                 self.staged_room.set(0);
+                let now = self.driver.borrow_mut().read_clock();
                 let mut timers = self.timers.borrow_mut();
-                let deadline = deadline_after(self.now.get(), self.shared.config.write_timeout);
+                let deadline = deadline_after(now, self.shared.config.write_timeout);
                 match slot.guard {
                     None => slot.guard = Some(timers.insert(deadline, Timer::Guard(token))),
                     Some(key) if progress == Flushed::Some => {
@@ -115,18 +123,50 @@ impl Inner {
                     Some(_) => {}
                 }
                 drop(timers);
-                self.crossing(slot)
+                self.crossing(token, slot)
             }
         }
     }
 
     #[inline]
-    fn crossing(&self, slot: &mut Slot) -> Option<Notice> {
+    fn crossing(&self, token: Token, slot: &mut Slot) -> Option<Notice> {
         match slot.connection.crossing(&self.shared.config.watermarks)? {
             // A connection that is being closed is asked for nothing more.
             _ if !slot.connection.is_open() => None,
             Crossing::Paused => Some(Notice::Paused),
-            Crossing::Resumed => Some(Notice::Resumed),
+            Crossing::Resumed => {
+                self.output_has_room(token, slot);
+                Some(Notice::Resumed)
+            }
+        }
+    }
+
+    /// Reading goes on, if output has held it.
+    #[cold]
+    #[inline(never)]
+    fn output_has_room(&self, token: Token, slot: &mut Slot) {
+        if slot.connection.release_reading() {
+            self.read_on(token, slot);
+        }
+    }
+
+    /// Receives again, unless something else holds reading. What was kept, or a FIN behind it, is delivered in the next
+    /// turn.
+    pub(super) fn read_on(&self, token: Token, slot: &mut Slot) {
+        slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
+        let kept = match &slot.handler {
+            Handler::Stream(stream) => stream.owes_reader(),
+            _ => !slot.connection.input.is_empty(),
+        };
+        if kept || slot.connection.read == ReadHalf::FinishPending {
+            self.mark_slot_resumed(token, slot);
+        }
+    }
+
+    pub(super) fn mark_slot_resumed(&self, token: Token, slot: &mut Slot) {
+        if !slot.marks.resumed {
+            slot.marks.resumed = true;
+            self.resumed.borrow_mut().push(token);
         }
     }
 
@@ -158,6 +198,7 @@ impl Inner {
                     connection.phase = Phase::Flushing(Box::new(CloseReason::PeerFinished));
                     self.mark_slot_unsettled(token, slot);
                 }
+                self.output_has_room(token, slot);
                 return Some(Notice::WriteFinished);
             }
         }

@@ -219,12 +219,14 @@ impl Shared {
     /// Begins an orderly stop.
     pub(crate) fn stop(&self) -> Result<(), NotRunning> {
         let mut progress = self.lifecycle.lock();
-        if !matches!(progress.state, RuntimeState::Starting | RuntimeState::Running) {
-            return Err(NotRunning);
-        }
+        let step = match progress.state {
+            RuntimeState::Starting => Shard::on_stop_while_starting,
+            RuntimeState::Running => Shard::on_stop,
+            RuntimeState::Draining | RuntimeState::Stopped => return Err(NotRunning),
+        };
         self.lifecycle.set(&mut progress, RuntimeState::Draining);
         drop(progress);
-        self.tell_all(Shard::on_stop);
+        self.tell_all(step);
         Ok(())
     }
 
@@ -302,14 +304,30 @@ impl Shard {
     }
 
     fn on_stop(&self) {
-        if !matches!(self.inner.phase.get(), ShardPhase::Starting | ShardPhase::Running) {
+        // The news that all have started may come from another thread, and still be under way.
+        self.on_all_started();
+        if self.inner.phase.get() != ShardPhase::Running {
             return;
         }
         self.inner.phase.set(ShardPhase::Draining);
-        self.fail_attempts();
         for listening in self.inner.listeners.all() {
             self.close_group(&listening.group);
         }
+        self.begin_drain();
+    }
+
+    /// Stopped before the start barrier: nothing was accepted, and nothing is. Who waits in a queue is turned away.
+    fn on_stop_while_starting(&self) {
+        if self.inner.phase.get() != ShardPhase::Starting {
+            return;
+        }
+        self.inner.phase.set(ShardPhase::Draining);
+        self.begin_drain();
+        self.drop_listeners();
+    }
+
+    fn begin_drain(&self) {
+        self.fail_attempts();
         // Input that has come by now is served first: connections are told in the next turn, after its events.
         self.call_later(Duration::ZERO, Shard::tell_old_draining);
         let deadline = self.call_later(self.inner.shared.config.drain_timeout, |shard| {

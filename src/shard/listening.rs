@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::ListenError;
 use crate::net::connection::Connection;
-use crate::reactor::driver::{CloseKind, ListenSpec};
+use crate::reactor::driver::{CloseKind, Emptied, ListenSpec};
+use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
 use crate::shard::connections::Handler;
@@ -51,6 +52,9 @@ pub(crate) struct ListenHow {
 
 /// Handshakes on loopback are done within the client's own system call, but that may be running right now.
 const LOOPBACK_GRACE: Duration = Duration::from_millis(2);
+
+/// How often a closing listener asks for descriptors: well below the rate at which futile calls would cost anything.
+const SHORTAGE_RETRY: Duration = Duration::from_millis(50);
 
 impl Listeners {
     fn find(&self, token: Token) -> Option<Rc<Listening>> {
@@ -149,7 +153,7 @@ impl Shard {
             return;
         };
         listening.undispatched.set(listening.undispatched.get().saturating_sub(1));
-        let connection = Connection::new(peer_addr);
+        let mut connection = Connection::new(peer_addr);
         let Some(opener) = listening.opener.borrow_mut().take() else {
             unreachable!("factories are not called from within factories")
         };
@@ -165,6 +169,8 @@ impl Shard {
                 };
                 match catch_unwind(AssertUnwindSafe(|| make(&incoming))) {
                     Ok(Some(protocol)) => {
+                        // Whoever answers is not asked more while the peer does not take what there is.
+                        connection.set_reads_above_high(false);
                         *listening.opener.borrow_mut() = Some(opener);
                         self.open_connection(token, connection, Handler::Protocol(protocol));
                         return;
@@ -236,25 +242,51 @@ impl Shard {
             self.member_left(group, self.inner.id);
             return;
         };
+        if self.inner.phase.get() == ShardPhase::Starting {
+            // Nobody is accepted before the start barrier: who waits is turned away.
+            self.remove_listener(&listening);
+            self.member_left(group, self.inner.id);
+            return;
+        }
+        // From here on only what is asked for is accepted, so that it can be counted.
+        self.inner.driver.borrow_mut().accept(listening.token, false);
         self.accept_queue(&listening);
+        let give_up_at = deadline_after(self.read_clock(), self.inner.shared.config.drain_timeout);
         let grace = if group.addr.ip().is_loopback() {
             LOOPBACK_GRACE
         } else {
             self.inner.shared.config.handshake_grace
         };
-        self.call_later(grace, move |shard| shard.close_listener_when_empty(listening));
+        self.call_later(grace, move |shard| shard.close_listener_when_empty(listening, give_up_at));
     }
 
-    fn accept_queue(&self, listening: &Listening) -> usize {
-        let count = self.inner.driver.borrow_mut().accept_queue(listening.token);
-        listening.undispatched.set(listening.undispatched.get() + count);
-        count
+    fn accept_queue(&self, listening: &Listening) -> Emptied {
+        let emptied = self.inner.driver.borrow_mut().accept_queue(listening.token);
+        listening.undispatched.set(listening.undispatched.get() + emptied.accepted);
+        emptied
     }
 
-    fn close_listener_when_empty(&self, listening: Rc<Listening>) {
-        if self.accept_queue(&listening) > 0 || listening.undispatched.get() > 0 {
-            self.call_later(Duration::ZERO, move |shard| shard.close_listener_when_empty(listening));
+    /// Who waits in the queue while descriptors are short goes on waiting there, until some are free: connections end
+    /// meanwhile. Closing would reset them.
+    fn close_listener_when_empty(&self, listening: Rc<Listening>, give_up_at: Instant) {
+        if self.inner.listeners.find(listening.token).is_none() {
             return;
+        }
+        let emptied = self.accept_queue(&listening);
+        let again_after = if emptied.accepted > 0 || listening.undispatched.get() > 0 {
+            Some(Duration::ZERO)
+        } else if emptied.more && self.read_clock() < give_up_at {
+            Some(SHORTAGE_RETRY)
+        } else {
+            None
+        };
+        if let Some(delay) = again_after {
+            self.call_later(delay, move |shard| shard.close_listener_when_empty(listening, give_up_at));
+            return;
+        }
+        if emptied.more {
+            let addr = listening.group.addr;
+            tracing::warn!(shard = self.inner.id.index(), %addr, "no descriptors for who waits at a closing listener");
         }
         self.remove_listener(&listening);
         self.member_left(&listening.group, self.inner.id);
@@ -276,7 +308,8 @@ impl Shard {
         }
     }
 
-    /// Closes all listeners of this shard alone, at once: the runtime failed to start, or is being aborted.
+    /// Closes all listeners of this shard alone, at once: the runtime failed to start, was stopped before it had, or is
+    /// being aborted.
     pub(crate) fn drop_listeners(&self) {
         for listening in self.inner.listeners.all() {
             listening.group.begin_close();

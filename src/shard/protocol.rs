@@ -36,6 +36,9 @@ pub trait Protocol: 'static {
     }
 
     /// Bytes came. Take whole frames and leave the rest; it comes back in front of the next bytes.
+    ///
+    /// While the unsent output of an accepted connection is above the high watermark no bytes come, and those in hand run
+    /// dry: see [`Transport::set_reads_above_high`].
     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()>;
 
     /// The peer has finished (FIN): no more bytes will come. Unless overridden, what is queued is sent and the
@@ -71,8 +74,8 @@ pub trait Protocol: 'static {
     }
 
     /// The shard is stopping: finish what is under way, then close. Unless overridden, the connection is closed at
-    /// once, after the input that had come was delivered and the answers were sent. What is still open at the drain
-    /// deadline is aborted.
+    /// once, after the input that had come was delivered, unless reading is held, and the answers were sent. What is still
+    /// open at the drain deadline is aborted.
     fn draining(&mut self, transport: &Transport) -> Result<()> {
         transport.close();
         Ok(())

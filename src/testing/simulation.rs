@@ -38,6 +38,8 @@ pub struct Simulation {
     shards: usize,
     config: Config,
     kind_network: bool,
+    #[cfg(test)]
+    failing_accepts: usize,
 }
 
 /// More turns than this mean that the simulated application goes round in circles.
@@ -50,7 +52,14 @@ const STEP: Duration = Duration::from_micros(100);
 impl Simulation {
     /// Two shards, and a network that is slow and unkind in ways drawn from `seed`.
     pub fn new(seed: u64) -> Self {
-        Simulation { seed, shards: 2, config: Config::default(), kind_network: false }
+        Simulation {
+            seed,
+            shards: 2,
+            config: Config::default(),
+            kind_network: false,
+            #[cfg(test)]
+            failing_accepts: 0,
+        }
     }
 
     /// How many shards; at least one.
@@ -84,6 +93,8 @@ impl Simulation {
             ..if self.kind_network { SimOptions::calm() } else { SimOptions::default() }
         };
         let world = World::new(self.seed, options);
+        #[cfg(test)]
+        world.withhold_descriptors(self.failing_accepts);
         let drivers: Vec<_> = (0..self.shards).map(|number| world.driver(number)).collect();
         let wakers = drivers.iter().map(|driver| driver.waker()).collect();
         let shared = new_shared(self.config.clone(), wakers, vec![None; self.shards], false);
@@ -164,6 +175,7 @@ fn is_ready(shard: &Shard, world: &World) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::TcpStream;
 
     #[test]
     fn an_hour_takes_no_time() {
@@ -178,6 +190,45 @@ mod tests {
             })
             .unwrap();
         assert!(begun.elapsed() < Duration::from_secs(60));
+    }
+
+    /// It closed, and reset who had waited. The test with a real kernel is in `tests/faults_descriptors.rs`.
+    #[test]
+    fn a_closing_listener_waits_for_descriptors_and_then_serves_its_queue() {
+        const FAILS: usize = 12;
+        let serves = async |mut stream: TcpStream| {
+            while let Some(chunk) = stream.read_chunk().await? {
+                stream.write_all(&chunk).await?;
+            }
+            Ok(())
+        };
+        for (fails, waits) in [(FAILS, true), (usize::MAX, false)] {
+            for seed in 0..20 {
+                let mut simulation = Simulation::new(seed).shards(1);
+                simulation.failing_accepts = fails;
+                simulation.config.drain_timeout = Duration::from_secs(2);
+                let app = async move |shard: Shard| {
+                    let addr = shard.serve_tcp("127.0.0.1:0", serves)?.local_addr();
+                    shard.call_when_running(move |shard| {
+                        drop(shard.spawn(async move {
+                            let mut client = TcpStream::connect(addr).await.unwrap();
+                            client.set_ends_on_drain(false);
+                            client.write_all(b"wait").await.unwrap();
+                            Shard::current().stop().unwrap();
+                            let mut answer = [0; 4];
+                            let read = client.read_exact(&mut answer).await;
+                            assert_eq!(read.is_ok(), waits, "seed {seed}: {read:?}");
+                            let end = client.read_chunk().await;
+                            assert_eq!(end.is_ok(), waits, "seed {seed}");
+                        }));
+                    });
+                    Ok(())
+                };
+                let outcome = simulation.run(app);
+                // The client's end is what is left at the deadline, if it comes to that.
+                assert_eq!(outcome.is_ok(), waits, "seed {seed}: {outcome:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Deadlines of connections.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::common::{Call, echo_server, pair, read_to_end};
 use shardwise::TcpStream;
@@ -54,6 +54,28 @@ fn a_protocol_may_outlive_its_deadline_and_set_the_next_one() {
         env.shard().sleep(Duration::from_millis(10)).await;
         assert_eq!(log.count("deadline"), 3, "each one comes once");
         assert!(log.transport().await.is_open());
+        Ok(())
+    });
+}
+
+/// It was counted from the beginning of the turn, and fired early by as much as the turn had lasted. On the real driver
+/// alone, since work takes no time in a simulation.
+#[test]
+fn a_deadline_set_late_in_a_long_turn_is_not_early() {
+    const WORK: Duration = Duration::from_millis(30);
+    on_every_driver(async |env| {
+        let (log, _client) = pair(&env, |_, _| None).await?;
+        let transport = log.transport().await;
+        let begun = env.shard().now();
+        let mut set = begun;
+        while !env.is_simulated() && set - begun < WORK {
+            // A callback or task that computes.
+            set = Instant::now();
+        }
+        transport.set_deadline(Some(WORK));
+        assert!(transport.deadline().unwrap() >= set + WORK, "{:?} early", set - begun);
+        log.ended().await;
+        assert!(env.shard().now() >= set + WORK, "it has fired early");
         Ok(())
     });
 }

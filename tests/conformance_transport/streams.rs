@@ -84,6 +84,43 @@ fn a_stream_whose_peer_has_finished_moves_with_that() {
     });
 }
 
+/// It stayed behind, and a moved connection that said nothing was never closed.
+#[test]
+fn a_deadline_moves_along_to_another_shard() {
+    const AFTER: Duration = Duration::from_millis(20);
+    on_every_driver(async |env| {
+        let client = TcpStream::connect(echo_server(&env)?).await?;
+        client.set_deadline(Some(AFTER));
+        let deadline = client.transport().deadline().expect("it was set");
+        let detached = client.detach().await?;
+        let (kept, ended, kind) = env
+            .shard()
+            .call_async(ShardId::new(1), async move |shard: Shard| {
+                let mut stream = detached.attach(&shard).unwrap();
+                let kept = stream.transport().deadline();
+                let end = shard.timeout(Duration::from_secs(5), stream.read_chunk()).await;
+                (kept, shard.now(), end.expect("it never ends").unwrap_err().kind())
+            })
+            .await?;
+        assert_eq!((kept, kind), (Some(deadline), io::ErrorKind::TimedOut));
+        assert!(ended >= deadline, "too early");
+
+        // One that passes on the way counts as well, and one that was removed does not.
+        let client = TcpStream::connect(echo_server(&env)?).await?;
+        client.set_deadline(Some(Duration::from_millis(1)));
+        let detached = client.detach().await?;
+        env.shard().sleep(AFTER).await;
+        let mut client = detached.attach(env.shard())?;
+        assert_eq!(client.read_chunk().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        client = TcpStream::connect(echo_server(&env)?).await?;
+        client.set_deadline(Some(AFTER));
+        client.set_deadline(None);
+        let client = client.detach().await?.attach(env.shard())?;
+        assert_eq!(client.transport().deadline(), None);
+        Ok(())
+    });
+}
+
 #[test]
 fn a_detached_stream_that_is_dropped_is_closed() {
     on_every_driver(async |env| {

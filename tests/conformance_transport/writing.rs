@@ -238,10 +238,17 @@ fn a_protocol_without_half_close_flushes_everything_to_a_slow_reader_first() {
     config.watermarks.cap_bytes = 32 * 1024 * 1024;
     on_every_driver_with(2, config, async |env| {
         let len = megabytes(&env, 20);
-        let (log, mut client) = pair(&env, move |call, transport| {
-            let Call::Data(input) = call else { return None };
-            input.take();
-            Some(transport.write(&pattern(len)).map(drop).map_err(Into::into))
+        let (log, mut client) = pair(&env, move |call, transport| match call {
+            Call::Connected => {
+                // So that the FIN is told while the output waits.
+                transport.set_reads_above_high(true);
+                Some(Ok(()))
+            }
+            Call::Data(input) => {
+                input.take();
+                Some(transport.write(&pattern(len)).map(drop).map_err(Into::into))
+            }
+            _ => None,
         })
         .await?;
         client.write_all(b"x").await?;

@@ -1,7 +1,9 @@
 //! What the fault tests share: a server to break, clients on real sockets, and patience. Breaks nothing itself.
+#![allow(dead_code, reason = "each test crate uses a part of it")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -9,6 +11,35 @@ use shardwise::{Config, Handle, Input, Listener, Protocol, Result, Running, Runt
 
 /// Longer than any step takes on a loaded machine: a guard, not a measure.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Says to a test that it is the child.
+const CHILD: &str = "SHARDWISE_FAULT_CHILD";
+
+pub(crate) fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
+pub(crate) fn itself(program: &mut Command, test: &str) {
+    program.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(CHILD, "1");
+}
+
+/// Runs `body` in a process of its own, which must end well.
+pub(crate) fn in_a_child(test: &str, body: impl FnOnce()) {
+    if is_child() {
+        return body();
+    }
+    let mut program = Command::new(std::env::current_exe().unwrap());
+    itself(&mut program, test);
+    let output = program.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "the child: {}\n{}\n{text}", output.status, {
+        String::from_utf8_lossy(&output.stdout)
+    });
+}
+
+pub(crate) fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
 
 /// How a server is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -40,8 +40,8 @@ use self::connection::{Connection, Phase, connection_interest, send_again};
 use self::listener::{Accept, Listener, Shortage};
 use self::turn::{News, Readiness, Turn};
 use super::{
-    Census, CloseKind, ConnectSpec, DetachedSocket, Driver, DriverConfig, Event, ListenSpec, SocketOption,
-    Submitted,
+    Census, CloseKind, ConnectSpec, DetachedSocket, Driver, DriverConfig, Emptied, Event, ListenSpec,
+    SocketOption, Submitted,
 };
 use crate::reactor::buffer::Output;
 use crate::reactor::lease::LeasePool;
@@ -182,21 +182,21 @@ impl Driver for MioDriver {
 
     /// Stops early, with an [`Event::AcceptFailed`], when descriptors run out. What it took is told by `next`
     /// even if the listener is closed before.
-    fn accept_queue(&mut self, listener: Token) -> usize {
-        let mut count = 0;
+    fn accept_queue(&mut self, listener: Token) -> Emptied {
+        let mut accepted = 0;
         let mut bad_in_a_row = 0;
         while bad_in_a_row < BAD_CONNECTIONS_IN_A_ROW_MAX {
             match self.accept_one(listener) {
                 Accept::One(event) => {
                     self.accepted.push_back(event);
-                    count += 1;
+                    accepted += 1;
                     bad_in_a_row = 0;
                 }
                 Accept::Again => bad_in_a_row += 1,
-                Accept::Nothing => break,
+                Accept::Nothing => return Emptied { accepted, more: false },
                 Accept::Ended(event) => {
                     self.accepted.push_back(event);
-                    break;
+                    return Emptied { accepted, more: false };
                 }
                 Accept::Paused(report) => {
                     self.accepted.extend(report);
@@ -204,7 +204,7 @@ impl Driver for MioDriver {
                 }
             }
         }
-        count
+        Emptied { accepted, more: true }
     }
 
     /// # Errors

@@ -43,8 +43,8 @@ pub(crate) trait Driver {
     fn refuse_handshakes(&mut self, listener: Token) -> io::Result<()>;
 
     /// Accepts all that waits, without a cap: the last look before closing. Each one arrives as [`Event::Accepted`].
-    /// Returns how many there were.
-    fn accept_queue(&mut self, listener: Token) -> usize;
+    /// Works while accepting is off, too.
+    fn accept_queue(&mut self, listener: Token) -> Emptied;
 
     /// Begins to connect. Ends in [`Event::Connected`] or [`Event::Failed`], never before this returns.
     fn connect(&mut self, spec: &ConnectSpec) -> io::Result<Token>;
@@ -122,6 +122,15 @@ pub(crate) enum Event {
     Failed { token: Token, error: io::Error },
     /// Accepting failed: out of descriptors or memory. The driver has paused the listener and will go on by itself.
     AcceptFailed { listener: Token, error: io::Error },
+}
+
+/// What a last look at a listener's queue has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Emptied {
+    /// How many connections it gave.
+    pub(crate) accepted: usize,
+    /// Some may be left: descriptors or memory ran out.
+    pub(crate) more: bool,
 }
 
 /// How much of the output the kernel has taken.

@@ -28,7 +28,8 @@ use self::network::EndId;
 pub(crate) use self::options::SimOptions;
 pub(crate) use self::world::World;
 use super::{
-    Census, CloseKind, ConnectSpec, DetachedSocket, Driver, Event, ListenSpec, SocketOption, Submitted,
+    Census, CloseKind, ConnectSpec, DetachedSocket, Driver, Emptied, Event, ListenSpec, SocketOption,
+    Submitted,
 };
 use crate::reactor::buffer::Output;
 use crate::reactor::token::Token;
@@ -88,7 +89,7 @@ impl Driver for SimDriver {
         self.world.with(|network| network.refuse_handshakes(self.shard, listener))
     }
 
-    fn accept_queue(&mut self, listener: Token) -> usize {
+    fn accept_queue(&mut self, listener: Token) -> Emptied {
         self.world.with(|network| network.accept_queue(self.shard, listener))
     }
 

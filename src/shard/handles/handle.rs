@@ -42,6 +42,9 @@ impl Handle {
     /// Stops the runtime in order: listeners close without losing their queues, connections are told to come to an end,
     /// and have [`Config::drain_timeout`](crate::Config::drain_timeout) for it. Returns at once.
     ///
+    /// A runtime that is stopped before every shard has started never accepts: who waits in a listener's queue then is
+    /// reset, as when the start had failed.
+    ///
     /// # Errors
     /// [`NotRunning`] when it was stopped before.
     pub fn stop(&self) -> Result<(), NotRunning> {
@@ -220,6 +223,12 @@ pub struct ShardReport {
     pub panics: u64,
     /// Times accepting failed, for want of descriptors or memory.
     pub accept_failures: u64,
+    /// Connections that were cut off, since they were still open at the drain deadline, or at a second signal,
+    /// [`Handle::abort`] or a failed start.
+    pub aborted: u64,
+    /// Bytes that were written and never reached the kernel: of connections that were aborted or broke, and of protocols
+    /// that panicked.
+    pub unsent_bytes_dropped: u64,
     /// Messages and calls from elsewhere that it has run.
     pub messages: u64,
     /// Times the shard was woken from its sleep by a system call of a sender.
@@ -245,6 +254,8 @@ impl ShardReport {
             parks: stats.parks.get(),
             panics: stats.panics.get() + inbox.panics,
             accept_failures: stats.accept_failures.get(),
+            aborted: stats.aborted.get(),
+            unsent_bytes_dropped: stats.unsent_bytes_dropped.get(),
             messages: inbox.messages,
             wakes_written: inbox.wakes_written,
             wakes_elided: inbox.wakes_elided,

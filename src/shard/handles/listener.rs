@@ -32,6 +32,11 @@ impl Listener {
     /// Stops listening on every shard. Connections whose handshake has finished are still accepted and served, also
     /// those that wait in a queue. The future is ready when the address can be bound again; it need not be awaited.
     ///
+    /// While descriptors are short, what waits goes on waiting, for at most
+    /// [`Config::drain_timeout`](crate::Config::drain_timeout), until some are free. It is reset after that.
+    ///
+    /// Before every shard has started nothing is accepted, and what waits is reset.
+    ///
     /// # Cancel safety
     /// Dropping the future changes nothing: the group closes all the same.
     pub fn close(&self) -> Closing {

@@ -99,6 +99,26 @@ impl StreamCore {
         self.state.borrow_mut().queued.push(bytes);
     }
 
+    /// Whether a task waits for bytes that are here: they came while reading was held.
+    pub(crate) fn owes_reader(&self) -> bool {
+        let state = self.state.borrow();
+        state.reader.is_some() && !state.queued.is_empty()
+    }
+
+    /// Reading goes on.
+    pub(crate) fn on_resumed(&self, shard: &Shard) {
+        if self.owes_reader() {
+            self.wake_reader(shard);
+        }
+    }
+
+    fn wake_reader(&self, shard: &Shard) {
+        let reader = self.state.borrow_mut().reader.take();
+        if let Some(reader) = reader {
+            shard.inner.executor.run_woken(|| wake_contained(reader));
+        }
+    }
+
     pub(crate) fn on_draining(&self, shard: &Shard) {
         let ends = {
             let mut state = self.state.borrow_mut();
@@ -111,14 +131,8 @@ impl StreamCore {
     }
 
     pub(crate) fn on_finished(&self, shard: &Shard) {
-        let reader = {
-            let mut state = self.state.borrow_mut();
-            state.finished = true;
-            state.reader.take()
-        };
-        if let Some(reader) = reader {
-            shard.inner.executor.run_woken(|| wake_contained(reader));
-        }
+        self.state.borrow_mut().finished = true;
+        self.wake_reader(shard);
     }
 
     /// Output went out; `queued_bytes` are left, and `has_room` says whether that is at or below the low watermark.

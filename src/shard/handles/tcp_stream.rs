@@ -8,7 +8,7 @@ use std::ops::Deref;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::ConnectError;
 use crate::net::addr::ToAddr;
@@ -17,6 +17,7 @@ use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
+use crate::shard::connecting::{ConnectHow, Target};
 use crate::shard::connections::Handler;
 use crate::shard::handles::stream_core::{Found, StreamCore};
 use crate::shard::handles::transport::Transport;
@@ -60,7 +61,8 @@ impl TcpStream {
     pub async fn connect(addr: impl ToAddr) -> Result<TcpStream, ConnectError> {
         let shard = Shard::current();
         let core = StreamCore::new();
-        let attempt = shard.connect_with(addr.to_addr(), None, Handler::Stream(Rc::clone(&core)));
+        let target = Target::Handler(Handler::Stream(Rc::clone(&core)));
+        let attempt = shard.connect_to(addr.to_addr(), ConnectHow::default(), target);
         let transport = attempt.await?;
         Ok(TcpStream { core, transport })
     }
@@ -254,7 +256,7 @@ impl TcpStream {
         &self.transport
     }
 
-    /// Takes the connection off its shard: unread and unsent bytes travel along.
+    /// Takes the connection off its shard: unread and unsent bytes and the deadline travel along.
     ///
     /// # Errors
     /// The connection is closed, closing or broken.
@@ -285,9 +287,12 @@ impl TcpStream {
         let mut slot = connections.remove(token).expect("looked up above");
         drop(connections);
         inner.stats.open.subtract(1);
+        let mut timers = inner.timers.borrow_mut();
+        let deadline = slot.deadline.and_then(|key| timers.deadline(key));
         for key in [slot.deadline.take(), slot.guard.take()].into_iter().flatten() {
-            inner.timers.borrow_mut().cancel(key);
+            timers.cancel(key);
         }
+        drop(timers);
         let unsent = slot.connection.unsent();
         let finished = slot.connection.read != ReadHalf::Open;
         let mut unread = match self.core.find(shard, token) {
@@ -296,7 +301,7 @@ impl TcpStream {
         };
         unread.append(&mut slot.connection.input.take());
         let peer_addr = slot.connection.peer_addr();
-        Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, finished })
+        Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, finished, deadline })
     }
 }
 
@@ -373,6 +378,7 @@ pub struct DetachedTcpStream {
     unsent: Vec<u8>,
     /// The peer's FIN was seen already.
     finished: bool,
+    deadline: Option<Instant>,
 }
 
 impl DetachedTcpStream {
@@ -381,7 +387,8 @@ impl DetachedTcpStream {
         self.peer_addr
     }
 
-    /// Makes it a connection of `shard`: unread bytes are read first, unsent ones are sent first.
+    /// Makes it a connection of `shard`: unread bytes are read first, unsent ones are sent first. A deadline that was set
+    /// stays where it was in time; if it passed on the way, it takes effect in the next turn.
     ///
     /// # Errors
     /// The shard's driver cannot take it: no descriptor is left, or it came from a runtime with another driver. The
@@ -400,7 +407,11 @@ impl DetachedTcpStream {
         }
         shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
         shard.inner.mark_unsettled(token);
-        Ok(TcpStream::new(shard.clone(), token, core))
+        let stream = TcpStream::new(shard.clone(), token, core);
+        if let Some(deadline) = self.deadline {
+            stream.transport.set_deadline_at(deadline);
+        }
+        Ok(stream)
     }
 }
 

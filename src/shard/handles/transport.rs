@@ -35,7 +35,8 @@ pub enum Flow {
     /// There is room.
     Open,
     /// Unsent output is above the high watermark. It was taken all the same; stop writing until
-    /// [`Protocol::write_resumed`](crate::Protocol::write_resumed).
+    /// [`Protocol::write_resumed`](crate::Protocol::write_resumed). Reading may stop by itself meanwhile: see
+    /// [`Transport::set_reads_above_high`].
     AboveHigh,
 }
 
@@ -72,11 +73,19 @@ impl Transport {
                 if staged.len() <= inner.shared.config.watermarks.high_bytes {
                     return Ok(Flow::Open);
                 }
-                self.change(|slot| slot.connection.tell_above_high());
-                return Ok(Flow::AboveHigh);
+                drop(staged);
+                return Ok(self.above_high());
             }
         }
         self.write_checked(bytes)
+    }
+
+    /// A writer is told now that it is above the high watermark; that may hold reading.
+    #[cold]
+    fn above_high(&self) -> Flow {
+        self.change(|slot| slot.connection.tell_above_high());
+        self.reading_held();
+        Flow::AboveHigh
     }
 
     fn write_checked(&self, bytes: &[u8]) -> Result<Flow, WriteError> {
@@ -113,11 +122,12 @@ impl Transport {
         if queued <= marks.high_bytes {
             return Ok(Flow::Open);
         }
-        slot.connection.tell_above_high();
         if !active {
             inner.mark_slot_unsettled(self.token, slot);
         }
-        Ok(Flow::AboveHigh)
+        drop(staged);
+        drop(connections);
+        Ok(self.above_high())
     }
 
     /// Writes the pieces one after the other, like one write of all of them.
@@ -213,12 +223,35 @@ impl Transport {
         ReadHold { transport: held.then(|| self.clone()) }
     }
 
+    /// Whether reading goes on while unsent output is above the high watermark.
+    ///
+    /// A connection that was accepted stops, unless this is switched on: a protocol that answers what it reads need not
+    /// heed the [`Flow`], and a peer that asks without reading costs one watermark. The input of the callback that wrote
+    /// too much runs dry; what is left of it comes in the turn after output is back at the low watermark. Switch it on
+    /// where input does not cause the output: if both peers write and stop reading, neither takes anything, and the
+    /// connection ends after [`Config::write_timeout`](crate::Config::write_timeout).
+    ///
+    /// A connection made by [`Shard::connect_tcp`](crate::Shard::connect_tcp) reads on, unless this is switched off: who
+    /// asks has to take the answers, or the peer stops taking questions.
+    ///
+    /// Independent of [`Transport::pause_reading`] and of holds: none of them undoes another. Streams read on as well;
+    /// their writes wait instead.
+    pub fn set_reads_above_high(&self, on: bool) {
+        let released = self.change(|slot| slot.connection.set_reads_above_high(on));
+        if released == Some(true) {
+            self.shard.read_resumed(self.token);
+        } else {
+            self.reading_held();
+        }
+    }
+
+    /// Something may hold reading from here on.
     fn reading_held(&self) {
         let inner = &self.shard.inner;
-        if let Some(slot) = inner.connections.borrow_mut().get_mut(self.token) {
-            slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), self.token);
-        }
-        if inner.active.get() == self.token {
+        let mut connections = inner.connections.borrow_mut();
+        let Some(slot) = connections.get_mut(self.token) else { return };
+        slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), self.token);
+        if inner.active.get() == self.token && !slot.connection.may_read() {
             inner.dry.set(true);
         }
     }
@@ -271,23 +304,27 @@ impl Transport {
         self.shard.inner.driver.borrow_mut().set_option(self.token, option)
     }
 
-    /// Calls [`Protocol::deadline_reached`](crate::Protocol::deadline_reached) once, `after` from now; replaces an
-    /// earlier deadline, and `None` removes it. Without effect on a connection that is closing.
+    /// Calls [`Protocol::deadline_reached`](crate::Protocol::deadline_reached) once, `after` from now, never earlier;
+    /// replaces an earlier deadline, and `None` removes it. Without effect on a connection that is closing. Reads the
+    /// clock, as all timers do: about 25 ns.
     pub fn set_deadline(&self, after: Option<Duration>) {
+        match after {
+            Some(after) => self.set_deadline_at(deadline_after(self.shard.read_clock(), after)),
+            None => {
+                if let Some(key) = self.change(|slot| slot.deadline.take()).flatten() {
+                    self.shard.inner.timers.borrow_mut().cancel(key);
+                }
+            }
+        }
+    }
+
+    pub(super) fn set_deadline_at(&self, deadline: Instant) {
         let inner = &self.shard.inner;
         let mut connections = inner.connections.borrow_mut();
-        let Some(slot) = connections.get_mut(self.token) else { return };
-        if !slot.connection.is_open() {
-            return;
-        }
-        let mut timers = inner.timers.borrow_mut();
-        let Some(after) = after else {
-            if let Some(key) = slot.deadline.take() {
-                timers.cancel(key);
-            }
+        let Some(slot) = connections.get_mut(self.token).filter(|slot| slot.connection.is_open()) else {
             return;
         };
-        let deadline = deadline_after(inner.now.get(), after);
+        let mut timers = inner.timers.borrow_mut();
         match slot.deadline {
             Some(key) if timers.reset(key, deadline) => {}
             _ => slot.deadline = Some(timers.insert(deadline, Timer::Deadline(self.token))),

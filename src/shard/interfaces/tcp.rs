@@ -9,7 +9,7 @@ use crate::net::addr::ToAddr;
 use crate::net::connection::Connection;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
-use crate::shard::connecting::Target;
+use crate::shard::connecting::{ConnectHow, Target};
 use crate::shard::connections::Handler;
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
@@ -47,8 +47,7 @@ impl ListenOptions {
 /// How to connect, where the defaults do not do.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConnectOptions {
-    bind_addr: Option<SocketAddr>,
-    timeout: Option<Duration>,
+    how: ConnectHow,
 }
 
 impl ConnectOptions {
@@ -59,13 +58,13 @@ impl ConnectOptions {
 
     /// Connects from this address; port 0 lets the kernel choose.
     pub fn bind(mut self, addr: SocketAddr) -> Self {
-        self.bind_addr = Some(addr);
+        self.how.bind_addr = Some(addr);
         self
     }
 
     /// Gives up after this long, instead of [`Config::connect_timeout`](crate::Config::connect_timeout).
     pub fn timeout(mut self, after: Duration) -> Self {
-        self.timeout = Some(after);
+        self.how.timeout = Some(after);
         self
     }
 }
@@ -73,7 +72,8 @@ impl ConnectOptions {
 impl Shard {
     /// Listens on `addr`, and makes a protocol for each connection that comes in here.
     ///
-    /// The socket is bound, and listens, when this returns; connections are accepted once every shard has started.
+    /// The socket is bound, and listens, when this returns; connections are accepted once every shard has started, never
+    /// before: see [`Handle::stop`](crate::Handle::stop) for what a stop does until then.
     /// Shards that listen on the same address share it: the kernel spreads connections over them (`SO_REUSEPORT`). The
     /// first one binds alone, so a server that runs already is noticed. With port 0 the kernel chooses once: the n-th
     /// such call of each shard is the same listener.
@@ -162,8 +162,7 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let target = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        let options = (options.bind_addr, options.timeout);
-        Connecting::new(self.connect_to(addr.to_addr(), Some(options), target))
+        Connecting::new(self.connect_to(addr.to_addr(), options.how, target))
     }
 }
 

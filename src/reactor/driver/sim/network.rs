@@ -19,7 +19,7 @@ use super::chance::Chance;
 use super::options::SimOptions;
 use super::sources::{Listener, Room, ShardSide, SourceKind, Stream};
 use crate::reactor::buffer::Output;
-use crate::reactor::driver::{CloseKind, ConnectSpec, ListenSpec, Submitted};
+use crate::reactor::driver::{CloseKind, ConnectSpec, Emptied, ListenSpec, Submitted};
 use crate::reactor::token::Token;
 
 /// All that one world holds. Verbs change it and post packets; [`Network::settle`] delivers what is due.
@@ -170,12 +170,20 @@ impl Network {
         Ok(())
     }
 
-    pub(super) fn accept_queue(&mut self, shard: usize, token: Token) -> usize {
-        let Some(listener) = self.shards[shard].listener_mut(token) else { return 0 };
-        let count = listener.queue.len();
+    pub(super) fn accept_queue(&mut self, shard: usize, token: Token) -> Emptied {
+        let Some(listener) = self.shards[shard].listener_mut(token) else {
+            return Emptied { accepted: 0, more: false };
+        };
+        if !listener.queue.is_empty()
+            && let Some((fault, count)) = self.accept_faults
+        {
+            self.accept_faults = (count > 1).then_some((fault, count - 1));
+            return Emptied { accepted: 0, more: true };
+        }
+        let accepted = listener.queue.len();
         listener.taken.append(&mut listener.queue);
         self.shards[shard].mark_ready(token);
-        count
+        Emptied { accepted, more: false }
     }
 
     pub(super) fn connect(&mut self, shard: usize, spec: &ConnectSpec) -> io::Result<Token> {

@@ -70,7 +70,7 @@ fn a_member_that_closes_after_its_queue_was_accepted_resets_nobody() {
         }
 
         leaving.driver.refuse_handshakes(first).unwrap();
-        let taken = leaving.driver.accept_queue(first);
+        let taken = leaving.driver.accept_queue(first).accepted;
         leaving.driver.close(first, CloseKind::Orderly);
         staying.driver.accept(second, true);
 

@@ -36,10 +36,15 @@ impl World {
         self.with(|network| network.refused_addrs.remove(&addr));
     }
 
-    /// The next `count` accepts in this world fail. Each one pauses its listener for 100 ms of virtual time. What
-    /// `accept_queue` takes does not fail.
+    /// The next `count` accepts in this world fail. Each one pauses its listener for 100 ms of virtual time, or makes
+    /// `accept_queue` stop before it has taken any.
     pub(in crate::reactor::driver::sim) fn fail_accepts(&self, fault: Errno, count: usize) {
         self.with(|network| network.accept_faults = (count > 0).then_some((fault, count)));
+    }
+
+    /// As [`World::fail_accepts`], for want of descriptors.
+    pub(crate) fn withhold_descriptors(&self, count: usize) {
+        self.fail_accepts(Errno::MFILE, count);
     }
 
     /// Whether the connection has neither been made nor failed.
