@@ -41,6 +41,10 @@ pub struct Config {
     pub tasks_per_turn: usize,
     /// How long tasks may be polled in one turn; 0.5 ms.
     pub task_time_per_turn: Duration,
+    /// Datagrams received per socket and turn; 64. Bounded, since a flood costs nothing to send.
+    pub datagrams_per_turn: usize,
+    /// Their bytes, beyond which a socket waits for its next turn; 256 KiB.
+    pub datagram_bytes_per_turn: usize,
     /// How long a connection may have output that the peer does not take; 30 s. The deadline starts anew with
     /// every byte taken.
     pub write_timeout: Duration,
@@ -75,6 +79,8 @@ impl Default for Config {
             timers_per_turn: 256,
             tasks_per_turn: 128,
             task_time_per_turn: Duration::from_micros(500),
+            datagrams_per_turn: 64,
+            datagram_bytes_per_turn: 256 * 1024,
             write_timeout: Duration::from_secs(30),
             linger_timeout: Duration::from_secs(5),
             linger_bytes_max: 64 * 1024,
@@ -97,6 +103,8 @@ impl Config {
             ("events_per_turn", self.events_per_turn),
             ("timers_per_turn", self.timers_per_turn),
             ("tasks_per_turn", self.tasks_per_turn),
+            ("datagrams_per_turn", self.datagrams_per_turn),
+            ("datagram_bytes_per_turn", self.datagram_bytes_per_turn),
         ];
         for (setting, value) in at_least_one {
             if value == 0 {
@@ -113,7 +121,7 @@ impl Config {
     }
 
     /// All limits, for the start-up block: a line for each subject, none longer than a screen is wide.
-    pub(crate) fn lines(&self) -> [String; 4] {
+    pub(crate) fn lines(&self) -> [String; 5] {
         let Config {
             read_buffer_bytes,
             input_bytes_max,
@@ -125,6 +133,8 @@ impl Config {
             timers_per_turn,
             tasks_per_turn,
             task_time_per_turn,
+            datagrams_per_turn,
+            datagram_bytes_per_turn,
             write_timeout,
             linger_timeout,
             linger_bytes_max,
@@ -136,6 +146,7 @@ impl Config {
         let [read_buffer, input, high, low, cap, linger] =
             [read_buffer_bytes, input_bytes_max, high_bytes, low_bytes, cap_bytes, linger_bytes_max]
                 .map(size);
+        let datagram_bytes = size(datagram_bytes_per_turn);
         [
             format!(
                 "a connection: input {input}, output high {high}, low {low}, cap {cap}, write {write_timeout:?}"
@@ -148,6 +159,7 @@ impl Config {
                 "a turn: {accepts_per_turn} accepts, {messages_per_turn} messages, {events_per_turn} events, \
                  {timers_per_turn} timers, {tasks_per_turn} tasks or {task_time_per_turn:?}"
             ),
+            format!("a datagram socket's turn: {datagrams_per_turn} datagrams or {datagram_bytes}"),
             format!("a shard: read buffer {read_buffer}, backlog {backlog}, poll {poll_before_park:?}"),
         ]
     }
@@ -208,11 +220,12 @@ mod tests {
                 "a connection: input 1 MiB, output high 64 KiB, low 16 KiB, cap 1 MiB, write 30s",
                 "time: connect 5s, linger 5s or 64 KiB, drain 30s, handshakes 100ms",
                 "a turn: 32 accepts, 1024 messages, 1024 events, 256 timers, 128 tasks or 500µs",
+                "a datagram socket's turn: 64 datagrams or 256 KiB",
                 "a shard: read buffer 64 KiB, backlog 4096, poll 50µs",
             ]
         );
         let odd = Config { read_buffer_bytes: 1000, linger_bytes_max: 0, ..Config::default() };
-        assert!(odd.lines()[3].contains("1000 bytes") && odd.lines()[1].contains("5s or 0,"));
+        assert!(odd.lines()[4].contains("1000 bytes") && odd.lines()[1].contains("5s or 0,"));
     }
 
     #[test]

@@ -325,6 +325,113 @@ impl From<WriteError> for io::Error {
     }
 }
 
+/// Why a datagram was not sent. The socket is as it was.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The destination is not an address; names are not looked up.
+    InvalidAddress(InvalidAddress),
+    /// An IPv4 socket cannot send to IPv6, nor an IPv6 socket to IPv4.
+    WrongFamily {
+        /// The destination.
+        to: SocketAddr,
+    },
+    /// No datagram is that long, or the way there takes none.
+    TooLong {
+        /// How long it was.
+        bytes: usize,
+    },
+    /// The kernel has no room now. `DatagramProtocol::sendable` is called when it has; the sends that are awaited wait
+    /// for it.
+    NoRoom,
+    /// It has no peer, and none was named.
+    NotConnected,
+    /// It has a peer, and can send to nobody else; nor be connected again.
+    Connected {
+        /// The peer.
+        peer: SocketAddr,
+    },
+    /// The socket is closed.
+    Closed,
+    /// Anything else the operating system said: no route, broadcast is not allowed, …
+    Os(io::Error),
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SendError::InvalidAddress(error) => write!(formatter, "cannot send: {error}"),
+            SendError::WrongFamily { to } => {
+                write!(formatter, "cannot send to {to}: the socket is of the other IP version")
+            }
+            SendError::TooLong { bytes } => write!(formatter, "{bytes} bytes are too long for a datagram"),
+            SendError::NoRoom => write!(formatter, "the kernel has no room for a datagram now"),
+            SendError::NotConnected => write!(formatter, "no destination: the socket is not connected"),
+            SendError::Connected { peer } => write!(formatter, "the socket is connected to {peer}"),
+            SendError::Closed => write!(formatter, "the socket is closed"),
+            SendError::Os(source) => write!(formatter, "cannot send: {source}"),
+        }
+    }
+}
+
+impl Error for SendError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            SendError::InvalidAddress(error) => Some(error),
+            SendError::Os(source) => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<InvalidAddress> for SendError {
+    fn from(error: InvalidAddress) -> Self {
+        SendError::InvalidAddress(error)
+    }
+}
+
+/// Why a multicast group was not joined or left.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum MulticastError {
+    /// The address is no group's: neither in 224.0.0.0/4 nor in ff00::/8.
+    NotMulticast {
+        /// The address.
+        addr: std::net::IpAddr,
+    },
+    /// The group is of the other IP version.
+    WrongFamily {
+        /// The group.
+        group: std::net::IpAddr,
+    },
+    /// The socket is closed.
+    Closed,
+    /// What the operating system said: no such interface, too many groups, …
+    Os(io::Error),
+}
+
+impl fmt::Display for MulticastError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MulticastError::NotMulticast { addr } => write!(formatter, "{addr} is no multicast group"),
+            MulticastError::WrongFamily { group } => {
+                write!(formatter, "{group}: the socket is of the other IP version")
+            }
+            MulticastError::Closed => write!(formatter, "the socket is closed"),
+            MulticastError::Os(source) => write!(formatter, "multicast: {source}"),
+        }
+    }
+}
+
+impl Error for MulticastError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            MulticastError::Os(source) => Some(source),
+            _ => None,
+        }
+    }
+}
+
 /// Why a connection ended.
 #[derive(Debug)]
 #[non_exhaustive]

@@ -18,24 +18,32 @@ pub mod testing;
 pub use config::{Config, Watermarks};
 pub use cross_shard::{CallError, Panic, Route, Stopped};
 pub use error::{
-    CloseReason, ConfigError, ConnectError, InvalidAddress, ListenError, NotRunning, Result, RunError,
-    WriteError,
+    CloseReason, ConfigError, ConnectError, InvalidAddress, ListenError, MulticastError, NotRunning, Result,
+    RunError, SendError, WriteError,
 };
 pub use net::addr::ToAddr;
 pub use net::input::Input;
+pub use net::udp::AmplificationLimit;
+pub use reactor::driver::datagrams::MulticastInterface;
 pub use runtime::app::App;
 pub use runtime::running::Running;
 pub use runtime::{DriverKind, Runtime};
 pub use shard::Shard;
+pub use shard::handles::async_fd::AsyncFd;
 pub use shard::handles::call::Call;
 pub use shard::handles::connecting::Connecting;
 pub use shard::handles::delayed_call::{DelayedCall, DelayedCallError};
+pub use shard::handles::fd::{Fd, FdGuard};
 pub use shard::handles::handle::{Handle, ShardReport};
 pub use shard::handles::listener::{Closing, Listener};
 pub use shard::handles::tcp_stream::{Chunk, DetachedTcpStream, Read, ReadChunk, TcpStream, WriteAll};
 pub use shard::handles::transport::{Flow, ReadHold, Transport};
+pub use shard::handles::udp_socket::{ReceiveDatagram, Received, UdpSocket};
+pub use shard::handles::udp_transport::{SendDatagram, UdpTransport};
+pub use shard::interfaces::fd_set::FdHandler;
 pub use shard::interfaces::tcp::{ConnectOptions, ListenOptions};
 pub use shard::interfaces::time::{Elapsed, Interval, Sleep, Timeout, interval, sleep, timeout};
+pub use shard::interfaces::udp::{Datagram, DatagramProtocol, UdpOptions};
 pub use shard::layer::Layer;
 pub use shard::lifecycle::RuntimeState;
 pub use shard::placement::{CpuListError, parse_cpu_list};

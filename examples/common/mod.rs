@@ -22,7 +22,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Command, FromArgMatches, ValueEnum};
 
 pub use output::say;
-pub use runtime::{announce, serve};
+pub use runtime::{announce, announce_addr, serve};
 
 /// The flags of every example.
 #[derive(Args, Clone, Debug)]

@@ -4,3 +4,4 @@ pub(crate) mod addr;
 pub(crate) mod connection;
 pub(crate) mod input;
 pub(crate) mod kept;
+pub(crate) mod udp;

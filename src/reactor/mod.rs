@@ -2,6 +2,7 @@
 //! Knows nothing of what bytes mean, of shards, or of TLS.
 
 pub(crate) mod buffer;
+pub(crate) mod datagrams;
 pub(crate) mod driver;
 pub(crate) mod lease;
 pub(crate) mod registry;

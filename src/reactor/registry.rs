@@ -135,6 +135,12 @@ impl<T> Registry<T> {
     }
 }
 
+impl<T> Default for Registry<T> {
+    fn default() -> Self {
+        Registry::new()
+    }
+}
+
 impl<T> Slot<T> {
     fn vacant(next_free: u32) -> Self {
         Slot { generation: 0, content: Content::Vacant { next_free } }

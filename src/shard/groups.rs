@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use crate::ShardId;
+use crate::reactor::driver::datagrams::MulticastInterface;
 use crate::shard::wake_contained;
 
 /// All groups of a runtime. Its lock is held while a member binds, so that the first is first; never on a hot path.
@@ -14,18 +15,26 @@ pub(crate) struct Groups {
     table: Mutex<HashMap<GroupKey, Arc<Group>>>,
 }
 
+/// Whose ports: TCP and UDP number theirs independently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Net {
+    Tcp,
+    Udp,
+}
+
 /// What makes two listen calls mean the same listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum GroupKey {
-    Addr(SocketAddr),
+    Addr(Net, SocketAddr),
     /// The n-th call with port 0 of each shard.
     PortZero {
+        net: Net,
         ip: IpAddr,
         call: usize,
     },
 }
 
-/// The listeners of several shards on one address.
+/// The listeners, or datagram sockets, of several shards on one address.
 pub(crate) struct Group {
     pub(crate) addr: SocketAddr,
     state: Mutex<GroupState>,
@@ -39,7 +48,12 @@ struct GroupState {
     unfenced: usize,
     closed: bool,
     waiters: Vec<Waker>,
+    /// Which member has joined a multicast group, at which interface, for all of them.
+    multicast: Vec<(Multicast, ShardId)>,
 }
+
+/// A multicast group at an interface.
+pub(crate) type Multicast = (IpAddr, MulticastInterface);
 
 /// What a shard that wants to listen has to do.
 pub(crate) enum Role<'a> {
@@ -65,8 +79,8 @@ impl FirstMember<'_> {
         let group = Arc::new(Group { addr, state: Mutex::new(state) });
         self.table.insert(self.key, Arc::clone(&group));
         // A listener that got its number from the kernel is found under that number too.
-        if let GroupKey::PortZero { .. } = self.key {
-            self.table.insert(GroupKey::Addr(addr), Arc::clone(&group));
+        if let GroupKey::PortZero { net, .. } = self.key {
+            self.table.insert(GroupKey::Addr(net, addr), Arc::clone(&group));
         }
         group
     }
@@ -98,6 +112,37 @@ impl Groups {
 }
 
 impl Group {
+    /// A group that nobody joins.
+    pub(crate) fn of_one(addr: SocketAddr, member: ShardId) -> Group {
+        let state = GroupState { members: vec![member], ..GroupState::default() };
+        Group { addr, state: Mutex::new(state) }
+    }
+
+    /// Whether nobody is left: the last member broke, before the group was closed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().members.is_empty()
+    }
+
+    /// Makes `member` the owner of a multicast group unless another one is; says whether it is the owner.
+    pub(crate) fn own_multicast(&self, multicast: Multicast, member: ShardId) -> bool {
+        let mut state = self.lock();
+        match state.multicast.iter().find(|(held, _)| *held == multicast) {
+            Some((_, owner)) => *owner == member,
+            None => {
+                state.multicast.push((multicast, member));
+                true
+            }
+        }
+    }
+
+    /// Gives a multicast group up, if `member` owns it; says whether it did.
+    pub(crate) fn disown_multicast(&self, multicast: Multicast, member: ShardId) -> bool {
+        let mut state = self.lock();
+        let before = state.multicast.len();
+        state.multicast.retain(|held| *held != (multicast, member));
+        state.multicast.len() < before
+    }
+
     fn lock(&self) -> MutexGuard<'_, GroupState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -107,6 +152,7 @@ impl Group {
     pub(crate) fn leave(&self, member: ShardId) -> bool {
         let mut state = self.lock();
         state.members.retain(|kept| *kept != member);
+        state.multicast.retain(|(_, owner)| *owner != member);
         state.closing && state.members.is_empty()
     }
 
@@ -162,21 +208,26 @@ mod tests {
     #[test]
     fn the_first_founds_the_group_and_the_others_join_it() {
         let groups = Groups::default();
-        let key = GroupKey::PortZero { ip: [127, 0, 0, 1].into(), call: 0 };
+        let key = GroupKey::PortZero { net: Net::Tcp, ip: [127, 0, 0, 1].into(), call: 0 };
         let addr: SocketAddr = ([127, 0, 0, 1], 4000).into();
         let Role::First(first) = groups.enter(key, shard(0)) else { panic!("nobody was there before") };
         let group = first.bound(addr);
         assert!(matches!(groups.enter(key, shard(1)), Role::Joins(joined) if joined.addr == addr));
         assert!(matches!(groups.enter(key, shard(1)), Role::Twice(_)));
-        assert!(matches!(groups.enter(GroupKey::Addr(addr), shard(2)), Role::Joins(_)), "by its number too");
+        let udp = GroupKey::Addr(Net::Udp, addr);
+        assert!(matches!(groups.enter(udp, shard(2)), Role::First(_)), "the ports of UDP are others");
+        assert!(
+            matches!(groups.enter(GroupKey::Addr(Net::Tcp, addr), shard(2)), Role::Joins(_)),
+            "by its number too"
+        );
         groups.forget(&group);
-        assert!(matches!(groups.enter(GroupKey::Addr(addr), shard(2)), Role::First(_)));
+        assert!(matches!(groups.enter(GroupKey::Addr(Net::Tcp, addr), shard(2)), Role::First(_)));
     }
 
     #[test]
     fn nobody_closes_before_all_members_are_fenced() {
         let groups = Groups::default();
-        let key = GroupKey::Addr(([127, 0, 0, 1], 4001).into());
+        let key = GroupKey::Addr(Net::Tcp, ([127, 0, 0, 1], 4001).into());
         let Role::First(first) = groups.enter(key, shard(0)) else { panic!("nobody was there before") };
         let group = first.bound(([127, 0, 0, 1], 4001).into());
         assert!(matches!(groups.enter(key, shard(1)), Role::Joins(_)));
@@ -186,5 +237,19 @@ mod tests {
         assert_eq!(group.fenced().unwrap().len(), 2);
         assert!(!group.leave(shard(1)));
         assert!(group.leave(shard(0)), "the last one closes the group");
+    }
+
+    #[test]
+    fn a_multicast_group_has_one_owner_until_it_leaves() {
+        let multicast = ("239.1.2.3".parse().unwrap(), MulticastInterface::Any);
+        let group = Group::of_one(([127, 0, 0, 1], 4002).into(), shard(0));
+        assert!(group.own_multicast(multicast, shard(0)));
+        assert!(group.own_multicast(multicast, shard(0)), "again is no harm");
+        assert!(!group.own_multicast(multicast, shard(1)));
+        assert!(!group.disown_multicast(multicast, shard(1)));
+        assert!(group.disown_multicast(multicast, shard(0)));
+        assert!(group.own_multicast(multicast, shard(1)));
+        group.leave(shard(1));
+        assert!(group.own_multicast(multicast, shard(0)), "whoever leaves owns nothing");
     }
 }

@@ -297,6 +297,7 @@ impl Shard {
         }
         self.inner.phase.set(ShardPhase::Running);
         self.begin_accepting();
+        self.begin_receiving_datagrams();
         let calls = std::mem::take(&mut *self.inner.when_running.borrow_mut());
         for call in calls {
             self.call_contained("a call_when_running", call);
@@ -345,6 +346,7 @@ impl Shard {
         self.inner.phase.set(ShardPhase::Draining);
         self.fail_attempts();
         self.drop_listeners();
+        self.drop_datagrams(true);
         let count_them = !self.inner.shared.lifecycle.has_failed();
         self.abort_connections(count_them);
     }
@@ -367,6 +369,7 @@ impl Shard {
         if !self.inner.listeners.is_empty() {
             self.drop_listeners();
         }
+        self.drop_datagrams(true);
         self.check_drained();
     }
 
@@ -395,6 +398,7 @@ impl Shard {
                 self.tell_draining(token);
             }
         }
+        self.drain_datagrams();
         self.check_drained();
     }
 
@@ -410,7 +414,11 @@ impl Shard {
     pub(crate) fn check_drained(&self) {
         let inner = &self.inner;
         let open = inner.connections.borrow().len() + inner.serving.get();
-        if inner.phase.get() == ShardPhase::Draining && inner.listeners.is_empty() && open == 0 {
+        if inner.phase.get() == ShardPhase::Draining
+            && inner.listeners.is_empty()
+            && open == 0
+            && !self.listens_for_datagrams()
+        {
             inner.phase.set(ShardPhase::Drained);
             for timer in [&inner.drain_deadline, &inner.late_drain] {
                 let timer = timer.borrow_mut().take();
@@ -457,6 +465,8 @@ impl Shard {
             self.end(token, CloseReason::Stopped, EndKind::Close(CloseKind::Reset));
         }
         self.retire_ended();
+        self.drop_datagrams(false);
+        self.drop_watches();
         self.note_leaks();
         // Attempts begun while draining; what they hold may hold this shard, and would keep it for ever.
         self.fail_attempts();

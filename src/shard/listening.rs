@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use crate::error::ListenError;
 use crate::net::connection::Connection;
-use crate::reactor::driver::{CloseKind, Emptied, ListenSpec};
+use crate::reactor::driver::{CloseKind, Driver, Emptied, ListenSpec};
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
 use crate::shard::connections::Handler;
-use crate::shard::groups::{Group, GroupKey, Role};
+use crate::shard::groups::{Group, GroupKey, Net, Role};
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::protocol::{Incoming, Protocol};
 
@@ -56,6 +56,14 @@ const LOOPBACK_GRACE: Duration = Duration::from_millis(2);
 /// How often a closing listener asks for descriptors: well below the rate at which futile calls would cost anything.
 const SHORTAGE_RETRY: Duration = Duration::from_millis(50);
 
+/// Why an address could not be bound.
+pub(crate) fn listen_error(addr: SocketAddr, source: io::Error) -> ListenError {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => ListenError::AddressInUse { addr },
+        _ => ListenError::Os { addr, source },
+    }
+}
+
 impl Listeners {
     fn find(&self, token: Token) -> Option<Rc<Listening>> {
         self.open.borrow().iter().find(|listening| listening.token == token).cloned()
@@ -86,44 +94,15 @@ impl Shard {
         if !matches!(inner.phase.get(), ShardPhase::Starting | ShardPhase::Running) {
             return Err(ListenError::Stopping);
         }
-        let key = if addr.port() == 0 {
-            let call = inner.port_zero_calls.get();
-            inner.port_zero_calls.set(call + 1);
-            GroupKey::PortZero { ip: addr.ip(), call }
-        } else {
-            GroupKey::Addr(addr)
-        };
         let config = &inner.shared.config;
-        let spec = |addr, join| ListenSpec {
-            addr,
-            backlog: how.backlog.unwrap_or(config.backlog),
-            join,
-            accepts_per_turn: config.accepts_per_turn,
-        };
-        let os = |addr: SocketAddr, source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => ListenError::AddressInUse { addr },
-            _ => ListenError::Os { addr, source },
-        };
-        let (token, group) = match inner.shared.groups.enter(key, inner.id) {
-            Role::Twice(group) => return Err(ListenError::AddressInUse { addr: group.addr }),
-            Role::First(first) => {
-                let mut driver = inner.driver.borrow_mut();
-                let (token, bound) =
-                    driver.listen(&spec(addr, how.share_port)).map_err(|source| os(addr, source))?;
-                if let Err(source) = driver.share_port(token) {
-                    driver.close(token, CloseKind::Orderly);
-                    return Err(os(addr, source));
-                }
-                (token, first.bound(bound))
-            }
-            Role::Joins(group) => match inner.driver.borrow_mut().listen(&spec(group.addr, true)) {
-                Ok((token, _)) => (token, group),
-                Err(source) => {
-                    group.leave(inner.id);
-                    return Err(os(group.addr, source));
-                }
-            },
-        };
+        let (token, group) = self.bind_in_group(Net::Tcp, addr, |driver, addr, join| {
+            driver.listen(&ListenSpec {
+                addr,
+                backlog: how.backlog.unwrap_or(config.backlog),
+                join: join || how.share_port,
+                accepts_per_turn: config.accepts_per_turn,
+            })
+        })?;
         let listening = Listening {
             token,
             group: Arc::clone(&group),
@@ -135,6 +114,45 @@ impl Shard {
             inner.driver.borrow_mut().accept(token, true);
         }
         Ok(group)
+    }
+
+    /// Binds `addr` by `bind`, or joins whoever of this runtime is bound there already: then `bind` is told to share
+    /// it, and the number of the port.
+    pub(crate) fn bind_in_group(
+        &self,
+        net: Net,
+        addr: SocketAddr,
+        bind: impl Fn(&mut dyn Driver, SocketAddr, bool) -> io::Result<(Token, SocketAddr)>,
+    ) -> Result<(Token, Arc<Group>), ListenError> {
+        let inner = &self.inner;
+        let key = if addr.port() == 0 {
+            let calls = &inner.port_zero_calls[net as usize];
+            let call = calls.get();
+            calls.set(call + 1);
+            GroupKey::PortZero { net, ip: addr.ip(), call }
+        } else {
+            GroupKey::Addr(net, addr)
+        };
+        match inner.shared.groups.enter(key, inner.id) {
+            Role::Twice(group) => Err(ListenError::AddressInUse { addr: group.addr }),
+            Role::First(first) => {
+                let mut driver = inner.driver.borrow_mut();
+                let (token, bound) =
+                    bind(&mut **driver, addr, false).map_err(|source| listen_error(addr, source))?;
+                if let Err(source) = driver.share_port(token) {
+                    driver.close(token, CloseKind::Orderly);
+                    return Err(listen_error(addr, source));
+                }
+                Ok((token, first.bound(bound)))
+            }
+            Role::Joins(group) => match bind(&mut **inner.driver.borrow_mut(), group.addr, true) {
+                Ok((token, _)) => Ok((token, group)),
+                Err(source) => {
+                    group.leave(inner.id);
+                    Err(listen_error(group.addr, source))
+                }
+            },
+        }
     }
 
     /// The start barrier is open.
@@ -301,8 +319,8 @@ impl Shard {
         self.check_drained();
     }
 
-    fn member_left(&self, group: &Arc<Group>, member: crate::ShardId) {
-        if group.leave(member) {
+    pub(crate) fn member_left(&self, group: &Arc<Group>, member: crate::ShardId) {
+        if group.leave(member) || group.is_empty() {
             self.inner.shared.groups.forget(group);
             group.closed();
         }

@@ -2,6 +2,7 @@
 
 pub(crate) mod connecting;
 pub(crate) mod connections;
+pub(crate) mod datagrams;
 pub(crate) mod flushing;
 pub(crate) mod groups;
 pub(crate) mod handles;
@@ -14,6 +15,7 @@ pub(crate) mod protocol;
 pub(crate) mod shared;
 pub(crate) mod stats;
 pub(crate) mod turn;
+pub(crate) mod watching;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -34,12 +36,14 @@ use crate::reactor::token::Token;
 use crate::tasks::{Executor, Remote, RemoteTask};
 use connecting::Attempts;
 use connections::Slot;
+use datagrams::Datagrams;
 use handles::delayed_call::DelayedCall;
 use lifecycle::ShardPhase;
 use listening::Listeners;
 use shared::Shared;
 use stats::ShardStats;
 use turn::Rest;
+use watching::Watches;
 
 /// One shard seen from its own thread: the interface set.
 ///
@@ -70,6 +74,8 @@ pub(crate) struct Inner {
     pub(crate) connections: RefCell<Registry<Slot>>,
     pub(crate) listeners: Listeners,
     pub(crate) attempts: Attempts,
+    pub(crate) datagrams: Datagrams,
+    pub(crate) watches: Watches,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
     /// What it has just received, while its stream's task may take it.
@@ -99,7 +105,8 @@ pub(crate) struct Inner {
     pub(crate) drain_deadline: RefCell<Option<DelayedCall>>,
     /// Set while connections that came in late have their time to be served.
     pub(crate) late_drain: RefCell<Option<DelayedCall>>,
-    pub(crate) port_zero_calls: Cell<usize>,
+    /// For TCP and for UDP.
+    pub(crate) port_zero_calls: [Cell<usize>; 2],
     /// What the shard may do after its last turn: go on, or sleep until when.
     pub(crate) rest: Cell<Rest>,
     pub(crate) turning: Cell<bool>,
@@ -186,6 +193,8 @@ impl Shard {
             connections: RefCell::new(Registry::new()),
             listeners: Listeners::default(),
             attempts: Attempts::default(),
+            datagrams: Datagrams::default(),
+            watches: Watches::default(),
             staged: RefCell::default(),
             lent: Cell::new(None),
             staged_room: Cell::new(0),
@@ -201,7 +210,7 @@ impl Shard {
             drain_deadline: RefCell::default(),
             late_drain: RefCell::default(),
             serving: Cell::new(0),
-            port_zero_calls: Cell::new(0),
+            port_zero_calls: Default::default(),
             rest: Cell::new(Rest::None),
             turning: Cell::new(false),
             poll: turn::AdaptivePoll::new(bound),

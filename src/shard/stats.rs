@@ -18,6 +18,11 @@ pub(crate) struct ShardStats {
     pub(crate) aborted: Count,
     pub(crate) accept_failures: Count,
     pub(crate) unsent_bytes_dropped: Count,
+    pub(crate) datagrams_received: Count,
+    pub(crate) datagrams_sent: Count,
+    pub(crate) datagrams_dropped: Count,
+    pub(crate) datagrams_truncated: Count,
+    pub(crate) datagrams_failed: Count,
 }
 
 /// A number with one writer: no locked instruction is needed to add to it.

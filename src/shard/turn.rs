@@ -129,6 +129,8 @@ impl Shard {
         self.settle_unsettled();
         self.inner.endpoint.publish();
         self.retire_ended();
+        self.retire_datagrams();
+        self.retire_watches();
         if self.inner.phase.get() == ShardPhase::Draining {
             self.check_drained();
         }
@@ -204,6 +206,8 @@ impl Shard {
                     }
                 }
                 Event::AcceptFailed { listener, error } => self.on_accept_failed(listener, error),
+                Event::Datagram { token, event } => self.on_datagram_event(token, event),
+                Event::Ready { token, ready } => self.on_ready(token, ready),
             }
         }
         true
@@ -254,6 +258,8 @@ impl Shard {
             || !inner.unsettled.borrow().is_empty()
             || !inner.resumed.borrow().is_empty()
             || !inner.ending.borrow().is_empty()
+            || self.datagrams_end()
+            || self.watches_end()
             || inner.phase.get() == ShardPhase::Stopped
     }
 

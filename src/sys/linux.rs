@@ -7,14 +7,28 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// Without it a `bind` to port 0 takes a port of its own, and a source address ends after some 28,000
 /// connections.
 pub(crate) fn set_bind_address_no_port(socket: BorrowedFd<'_>) -> io::Result<()> {
+    switch_on(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT)
+}
+
+/// Has the kernel tell with each datagram how many it has dropped at this socket for want of room (`socket(7)`).
+pub(crate) fn set_receive_overflow(socket: BorrowedFd<'_>) -> io::Result<()> {
+    switch_on(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL)
+}
+
+/// Lets the kernel join datagrams of one sender into one message, and tell their length (`udp(7)`).
+pub(crate) fn set_udp_gro(socket: BorrowedFd<'_>) -> io::Result<()> {
+    switch_on(socket, libc::SOL_UDP, libc::UDP_GRO)
+}
+
+fn switch_on(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the descriptor is open for as long as it is borrowed, and the kernel only reads
     // `size_of::<c_int>()` bytes from `on`, which lives until the call returns.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
+            level,
+            name,
             (&raw const on).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )

@@ -1,5 +1,7 @@
 //! Sockets and raw calls: the only place, with the drivers, that talks to the kernel.
 
+#[allow(unsafe_code, reason = "recvmmsg, and sendmsg with UDP_SEGMENT, which rustix does not offer")]
+pub(crate) mod datagram;
 #[allow(unsafe_code, reason = "setsockopt with options that no library wraps")]
 pub(crate) mod linux;
 #[allow(unsafe_code, reason = "the return predictor is filled by calls that do not return")]

@@ -2,7 +2,7 @@
 //! and when to call, is decided above.
 
 use std::io::{self, IoSlice};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -29,6 +29,17 @@ pub(crate) enum ListenerRole {
     First,
     /// Shares the address with a first one that has called [`Socket::share_port`].
     Joiner,
+}
+
+/// With whom a datagram socket shares its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    /// With nobody, until [`Socket::share_port`].
+    No,
+    /// SO_REUSEPORT: the kernel spreads the senders over all sockets there.
+    Port,
+    /// SO_REUSEADDR as well: any process may bind it. For multicast, which comes to each of them.
+    AddrAndPort,
 }
 
 impl Socket {
@@ -110,6 +121,123 @@ impl Socket {
             Err(error) => return Err(error),
         }
         Ok(Socket { fd: socket.into() })
+    }
+
+    /// A datagram socket bound to `addr`. It tells of datagrams that the kernel dropped for want of room, and gets the
+    /// multicast groups that it has joined itself, no others (`ip(7)`, IP_MULTICAST_ALL).
+    ///
+    /// Without SO_REUSEADDR, unless asked for: on a datagram socket it would let another process take the address.
+    pub(crate) fn bind_datagram(addr: SocketAddr, reuse: Reuse) -> io::Result<Self> {
+        let kind = Type::DGRAM.nonblocking().cloexec();
+        let socket = socket2::Socket::new(Domain::for_address(addr), kind, Some(Protocol::UDP))?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(true)?;
+            // Linux 4.20 and later; before that every group of the host arrives.
+            let _ = socket.set_multicast_all_v6(false);
+        } else {
+            socket.set_multicast_all_v4(false)?;
+        }
+        if reuse != Reuse::No {
+            socket.set_reuse_port(true)?;
+        }
+        if reuse == Reuse::AddrAndPort {
+            socket.set_reuse_address(true)?;
+        }
+        linux::set_receive_overflow(socket.as_fd())?;
+        socket.bind(&addr.into())?;
+        Ok(Socket { fd: socket.into() })
+    }
+
+    /// Sends to and receives from `peer` alone, from now on.
+    pub(crate) fn connect_datagram(&self, peer: SocketAddr) -> io::Result<()> {
+        Ok(retry(|| rustix::net::connect(&self.fd, &peer))?)
+    }
+
+    /// Lets the kernel join datagrams of one sender.
+    pub(crate) fn join_datagrams(&self) -> io::Result<()> {
+        linux::set_udp_gro(self.fd.as_fd())
+    }
+
+    /// SO_RCVBUF, cut down to `net.core.rmem_max`.
+    pub(crate) fn set_receive_buffer(&self, bytes: usize) -> io::Result<()> {
+        SockRef::from(&self.fd).set_recv_buffer_size(bytes)
+    }
+
+    /// SO_SNDBUF, cut down to `net.core.wmem_max`.
+    pub(crate) fn set_send_buffer(&self, bytes: usize) -> io::Result<()> {
+        SockRef::from(&self.fd).set_send_buffer_size(bytes)
+    }
+
+    pub(crate) fn set_broadcast(&self, on: bool) -> io::Result<()> {
+        SockRef::from(&self.fd).set_broadcast(on)
+    }
+
+    pub(crate) fn broadcast(&self) -> io::Result<bool> {
+        SockRef::from(&self.fd).broadcast()
+    }
+
+    /// How many routers a multicast datagram may pass.
+    pub(crate) fn set_multicast_hops(&self, is_ipv6: bool, hops: u32) -> io::Result<()> {
+        let socket = SockRef::from(&self.fd);
+        if is_ipv6 { socket.set_multicast_hops_v6(hops) } else { socket.set_multicast_ttl_v4(hops) }
+    }
+
+    pub(crate) fn multicast_hops(&self, is_ipv6: bool) -> io::Result<u32> {
+        let socket = SockRef::from(&self.fd);
+        if is_ipv6 { socket.multicast_hops_v6() } else { socket.multicast_ttl_v4() }
+    }
+
+    /// Whether this host gets what it sends to a multicast group.
+    pub(crate) fn set_multicast_loop(&self, is_ipv6: bool, on: bool) -> io::Result<()> {
+        let socket = SockRef::from(&self.fd);
+        if is_ipv6 { socket.set_multicast_loop_v6(on) } else { socket.set_multicast_loop_v4(on) }
+    }
+
+    pub(crate) fn multicast_loop(&self, is_ipv6: bool) -> io::Result<bool> {
+        let socket = SockRef::from(&self.fd);
+        if is_ipv6 { socket.multicast_loop_v6() } else { socket.multicast_loop_v4() }
+    }
+
+    /// The interface that multicast datagrams leave by, over IPv4; unspecified leaves it to the system.
+    pub(crate) fn set_multicast_interface_v4(&self, interface: Ipv4Addr) -> io::Result<()> {
+        SockRef::from(&self.fd).set_multicast_if_v4(&interface)
+    }
+
+    pub(crate) fn multicast_interface_v4(&self) -> io::Result<Ipv4Addr> {
+        SockRef::from(&self.fd).multicast_if_v4()
+    }
+
+    /// The same over IPv6, by its index; 0 leaves it to the system.
+    pub(crate) fn set_multicast_interface_v6(&self, index: u32) -> io::Result<()> {
+        SockRef::from(&self.fd).set_multicast_if_v6(index)
+    }
+
+    pub(crate) fn multicast_interface_v6(&self) -> io::Result<u32> {
+        SockRef::from(&self.fd).multicast_if_v6()
+    }
+
+    /// Joins a multicast group at an interface, or leaves it.
+    pub(crate) fn set_membership_v4(
+        &self,
+        group: Ipv4Addr,
+        interface: Ipv4Addr,
+        member: bool,
+    ) -> io::Result<()> {
+        let socket = SockRef::from(&self.fd);
+        if member {
+            socket.join_multicast_v4(&group, &interface)
+        } else {
+            socket.leave_multicast_v4(&group, &interface)
+        }
+    }
+
+    pub(crate) fn set_membership_v6(&self, group: Ipv6Addr, index: u32, member: bool) -> io::Result<()> {
+        let socket = SockRef::from(&self.fd);
+        if member {
+            socket.join_multicast_v6(&group, index)
+        } else {
+            socket.leave_multicast_v6(&group, index)
+        }
     }
 
     /// The error the socket has stored, which it thereby forgets.
@@ -215,7 +343,7 @@ fn internet_addr(addr: SocketAddrAny) -> io::Result<SocketAddr> {
 
 /// Repeats a call that a signal interrupted.
 #[inline]
-fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+pub(super) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     loop {
         let result = call();
         return_stack::refill();

@@ -22,8 +22,10 @@
 //! patience would serve.
 
 mod connection;
+mod datagram;
 mod listener;
 mod turn;
+mod watched;
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -37,13 +39,16 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 
 use self::connection::{Connection, Phase, connection_interest, send_again};
+use self::datagram::Datagram;
 use self::listener::{Accept, Listener, Shortage};
 use self::turn::{News, Readiness, Turn};
+use self::watched::WatchedFd;
 use super::{
     Census, CloseKind, ConnectSpec, DetachedSocket, Driver, DriverConfig, Emptied, Event, ListenSpec,
     SocketOption, Submitted,
 };
 use crate::reactor::buffer::Output;
+use crate::reactor::datagrams::BatchPool;
 use crate::reactor::lease::LeasePool;
 use crate::reactor::registry::Registry;
 use crate::reactor::token::Token;
@@ -63,6 +68,7 @@ pub(crate) struct MioDriver {
     accepted: VecDeque<Event>,
     shortage: Shortage,
     pool: Rc<LeasePool>,
+    batches: Rc<BatchPool>,
     now: Instant,
 }
 
@@ -93,6 +99,7 @@ impl MioDriver {
             accepted: VecDeque::new(),
             shortage: Shortage::none(),
             pool: LeasePool::new(config.read_buffer_bytes),
+            batches: BatchPool::new(),
             now: Instant::now(),
         })
     }
@@ -100,10 +107,10 @@ impl MioDriver {
     /// Gives `source` a slot and registers it, for good.
     fn add(&mut self, source: Source) -> io::Result<Token> {
         let interest = match source {
-            Source::Listener(_) => Interest::READABLE,
             Source::Connection(_) => connection_interest(),
+            Source::Listener(_) | Source::Datagram(_) | Source::Watched(_) => Interest::READABLE,
         };
-        let fd = source.socket().as_fd().as_raw_fd();
+        let fd = source.socket()?.as_fd().as_raw_fd();
         let token = self.sources.insert(source);
         let name = mio::Token(token.to_bits() as usize);
         match self.poll.registry().register(&mut SourceFd(&fd), name, interest) {
@@ -164,7 +171,7 @@ impl Driver for MioDriver {
     }
 
     fn share_port(&mut self, listener: Token) -> io::Result<()> {
-        self.listener_mut(listener)?.socket.share_port()
+        self.source(listener)?.socket()?.share_port()
     }
 
     fn accept(&mut self, token: Token, on: bool) {
@@ -243,7 +250,17 @@ impl Driver for MioDriver {
     }
 
     fn receive(&mut self, token: Token, on: bool) {
-        let Some(Source::Connection(connection)) = self.sources.get_mut(token) else { return };
+        let connection = match self.sources.get_mut(token) {
+            Some(Source::Connection(connection)) => connection,
+            Some(Source::Datagram(source)) => {
+                source.receiving = on;
+                if on && source.unread {
+                    source.carry(token, &mut self.turn);
+                }
+                return;
+            }
+            _ => return,
+        };
         connection.receiving = on;
         // The edges came while nobody looked, and will not come again. A connection that has just been
         // registered has none yet: its first edge is still to come.
@@ -304,7 +321,8 @@ impl Driver for MioDriver {
             Source::Connection(connection) if kind == CloseKind::Reset => {
                 let _ = connection.socket.set_reset_on_close();
             }
-            Source::Connection(_) => {}
+            Source::Watched(watched) => self.unwatch(watched),
+            Source::Connection(_) | Source::Datagram(_) => {}
         }
         // Closing takes the descriptor out of the kernel's interest list: one call less than deregistering
         // first.
@@ -313,11 +331,11 @@ impl Driver for MioDriver {
     }
 
     fn local_addr(&self, token: Token) -> io::Result<SocketAddr> {
-        self.source(token)?.socket().local_addr()
+        self.source(token)?.socket()?.local_addr()
     }
 
     fn set_option(&mut self, token: Token, option: SocketOption) -> io::Result<()> {
-        let socket = self.source(token)?.socket();
+        let socket = self.source(token)?.socket()?;
         match option {
             SocketOption::NoDelay(on) => socket.set_nodelay(on),
             SocketOption::KeepAlive(on) => socket.set_keepalive(on),
@@ -334,7 +352,8 @@ impl Driver for MioDriver {
             match self.sources.get_mut(token) {
                 Some(Source::Connection(connection)) => connection.carried = false,
                 Some(Source::Listener(listener)) => listener.carried = false,
-                None => continue,
+                Some(Source::Datagram(source)) => source.carried = false,
+                Some(Source::Watched(_)) | None => continue,
             }
             self.turn.ready.push(News { token, readiness: Readiness::NONE });
         }
@@ -385,6 +404,10 @@ impl Driver for MioDriver {
                     connection.serve(token, readiness, &mut self.turn, &self.pool)
                 }
                 Some(Source::Listener(_)) => self.serve_listener(token, readiness),
+                Some(Source::Datagram(source)) => {
+                    source.serve(token, readiness, &mut self.turn, &self.batches, self.poll.registry())
+                }
+                Some(Source::Watched(_)) => self.serve_watched(token, readiness),
                 None => {
                     self.turn.pass_head();
                     None
@@ -401,7 +424,7 @@ impl Driver for MioDriver {
         Census {
             listeners: self.listener_count,
             connections: self.sources.len() - self.listener_count,
-            leases: self.pool.on_loan(),
+            leases: self.pool.on_loan() + self.batches.on_loan(),
         }
     }
 }
@@ -410,13 +433,19 @@ enum Source {
     /// Few, and large: boxed, so that the many are small.
     Listener(Box<Listener>),
     Connection(Connection),
+    Datagram(Box<Datagram>),
+    Watched(Box<WatchedFd>),
 }
 
 impl Source {
-    fn socket(&self) -> &Socket {
+    /// # Errors
+    /// For a descriptor of the application, which need not be a socket.
+    fn socket(&self) -> io::Result<&Socket> {
         match self {
-            Source::Listener(listener) => &listener.socket,
-            Source::Connection(connection) => &connection.socket,
+            Source::Listener(listener) => Ok(&listener.socket),
+            Source::Connection(connection) => Ok(&connection.socket),
+            Source::Datagram(source) => Ok(&source.socket),
+            Source::Watched(_) => Err(not_connected()),
         }
     }
 }

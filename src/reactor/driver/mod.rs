@@ -1,14 +1,18 @@
 //! The seam between a shard and a kernel: completions, not readiness. A readiness kernel imitates completions
 //! cheaply; the other way round it cannot be done. Everything above this trait exists once.
 
+pub(crate) mod datagrams;
 pub(crate) mod mio;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) mod sim;
+pub(crate) mod watching;
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use self::datagrams::{DatagramDriver, DatagramEvent};
+use self::watching::{Ready, WatchDriver};
 use super::buffer::Output;
 use super::lease::Lease;
 use super::token::Token;
@@ -19,7 +23,7 @@ use crate::sys::socket::Socket;
 ///
 /// The driver makes the tokens. A token whose source is gone is ignored by verbs without a result and answered
 /// with `NotConnected` by the others. No verb calls back: what happens is an [`Event`], fetched by `next`.
-pub(crate) trait Driver {
+pub(crate) trait Driver: DatagramDriver + WatchDriver {
     /// Wakes this driver out of `wait`, from any thread, also after the driver is gone.
     fn waker(&self) -> DriverWaker;
 
@@ -122,6 +126,10 @@ pub(crate) enum Event {
     Failed { token: Token, error: io::Error },
     /// Accepting failed: out of descriptors or memory. The driver has paused the listener and will go on by itself.
     AcceptFailed { listener: Token, error: io::Error },
+    /// Something happened to a datagram socket.
+    Datagram { token: Token, event: DatagramEvent },
+    /// A descriptor of the application is as it was wanted; nothing more is told of it until it is armed again.
+    Ready { token: Token, ready: Ready },
 }
 
 /// What a last look at a listener's queue has come to.
@@ -196,6 +204,7 @@ impl DetachedSocket {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Census {
     pub(crate) listeners: usize,
+    /// Datagram sockets and descriptors of the application count among them.
     pub(crate) connections: usize,
     pub(crate) leases: usize,
 }

@@ -18,6 +18,7 @@ mod world;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ use self::events::ReadBuffers;
 use self::network::EndId;
 pub(crate) use self::options::SimOptions;
 pub(crate) use self::world::World;
+use super::datagrams::{DatagramDriver, DatagramOption, DatagramSpec};
+use super::watching::{Wanted, WatchDriver, Watched};
 use super::{
     Census, CloseKind, ConnectSpec, DetachedSocket, Driver, Emptied, Event, ListenSpec, SocketOption,
     Submitted,
@@ -142,6 +145,9 @@ impl Driver for SimDriver {
             if let Some(listener) = side.listener(token) {
                 return Ok(listener.addr);
             }
+            if let Ok(addr) = network.datagram_addr(self.shard, token) {
+                return Ok(addr);
+            }
             let stream = side.stream(token).ok_or(Errno::NOTCONN)?;
             Ok(network.ends[&stream.end].local)
         })
@@ -183,6 +189,59 @@ impl Driver for SimDriver {
                 leases: self.buffers.on_loan(),
             }
         })
+    }
+}
+
+impl DatagramDriver for SimDriver {
+    fn bind_datagram(&mut self, spec: &DatagramSpec) -> io::Result<(Token, SocketAddr)> {
+        self.world.with(|network| network.bind_datagram(self.shard, spec))
+    }
+
+    fn connect_datagram(&mut self, token: Token, peer: SocketAddr) -> io::Result<()> {
+        self.world.with(|network| network.connect_datagram(self.shard, token, peer))
+    }
+
+    fn send_datagram(&mut self, token: Token, bytes: &[u8], to: Option<SocketAddr>) -> io::Result<()> {
+        self.world.with(|network| network.send_datagram(self.shard, token, bytes, to))
+    }
+
+    fn send_segments(
+        &mut self,
+        token: Token,
+        bytes: &[u8],
+        segment_bytes: u16,
+        to: Option<SocketAddr>,
+    ) -> io::Result<usize> {
+        let mut sent_bytes = 0;
+        for part in bytes.chunks(segment_bytes.max(1).into()) {
+            match self.send_datagram(token, part, to) {
+                Ok(()) => sent_bytes += part.len(),
+                Err(_) if sent_bytes > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sent_bytes)
+    }
+
+    fn set_datagram_option(&mut self, token: Token, option: DatagramOption) -> io::Result<()> {
+        self.world.with(|network| network.set_datagram_option(self.shard, token, option))
+    }
+
+    fn datagram_option(&self, token: Token, which: DatagramOption) -> io::Result<DatagramOption> {
+        self.world.with(|network| network.datagram_option(self.shard, token, which))
+    }
+}
+
+impl WatchDriver for SimDriver {
+    fn watch(&mut self, _fd: BorrowedFd<'_>) -> io::Result<Watched> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "a simulation cannot watch descriptors: they are of the real world",
+        ))
+    }
+
+    fn arm(&mut self, _token: Token, _wanted: Wanted) -> io::Result<()> {
+        Err(Errno::NOTCONN.into())
     }
 }
 

@@ -211,7 +211,7 @@ pub struct ShardReport {
     pub open_connections: u64,
     /// Times bytes were received.
     pub receives: u64,
-    /// Bytes received.
+    /// Bytes received, in datagrams too.
     pub received_bytes: u64,
     /// Time spent awake.
     pub busy: Duration,
@@ -229,6 +229,17 @@ pub struct ShardReport {
     /// Bytes that were written and never reached the kernel: of connections that were aborted or broke, and of protocols
     /// that panicked.
     pub unsent_bytes_dropped: u64,
+    /// Datagrams received.
+    pub datagrams_received: u64,
+    /// Datagrams the kernel took to send.
+    pub datagrams_sent: u64,
+    /// Datagrams the kernel dropped since the shard did not fetch them in time (`SO_RXQ_OVFL`). The kernel tells it with
+    /// the next one that is received.
+    pub datagrams_dropped: u64,
+    /// Datagrams received that were longer than their socket takes.
+    pub datagrams_truncated: u64,
+    /// Callbacks of datagram protocols that returned an error or panicked.
+    pub datagrams_failed: u64,
     /// Messages and calls from elsewhere that it has run.
     pub messages: u64,
     /// Times the shard was woken from its sleep by a system call of a sender.
@@ -256,6 +267,11 @@ impl ShardReport {
             accept_failures: stats.accept_failures.get(),
             aborted: stats.aborted.get(),
             unsent_bytes_dropped: stats.unsent_bytes_dropped.get(),
+            datagrams_received: stats.datagrams_received.get(),
+            datagrams_sent: stats.datagrams_sent.get(),
+            datagrams_dropped: stats.datagrams_dropped.get(),
+            datagrams_truncated: stats.datagrams_truncated.get(),
+            datagrams_failed: stats.datagrams_failed.get(),
             messages: inbox.messages,
             wakes_written: inbox.wakes_written,
             wakes_elided: inbox.wakes_elided,

@@ -41,7 +41,7 @@ impl Listener {
     /// Dropping the future changes nothing: the group closes all the same.
     pub fn close(&self) -> Closing {
         self.shard.close_group(&self.group);
-        Closing { group: Arc::clone(&self.group) }
+        Closing::of(Arc::clone(&self.group))
     }
 }
 
@@ -51,9 +51,15 @@ impl fmt::Debug for Listener {
     }
 }
 
-/// Ready when a listener group has closed on all its shards.
+/// Ready when a listener group, or a group of datagram sockets, has closed on all its shards.
 pub struct Closing {
     group: Arc<Group>,
+}
+
+impl Closing {
+    pub(crate) fn of(group: Arc<Group>) -> Self {
+        Closing { group }
+    }
 }
 
 impl Future for Closing {

@@ -1,6 +1,8 @@
 //! The interface set, a file per interface of the reactor overview: thin methods of `Shard` that delegate.
 
 pub(crate) mod core;
+pub(crate) mod fd_set;
 pub(crate) mod tcp;
 pub(crate) mod threads;
 pub(crate) mod time;
+pub(crate) mod udp;

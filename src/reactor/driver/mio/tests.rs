@@ -139,6 +139,8 @@ fn name(event: &Event) -> &'static str {
         Event::Sent { .. } => "Sent",
         Event::Failed { .. } => "Failed",
         Event::AcceptFailed { .. } => "AcceptFailed",
+        Event::Datagram { .. } => "Datagram",
+        Event::Ready { .. } => "Ready",
     }
 }
 
@@ -154,6 +156,7 @@ fn reset(peer: TcpStream) {
 }
 
 mod accepting;
+mod datagrams;
 
 #[test]
 fn a_byte_goes_in_and_out() {
@@ -266,7 +269,7 @@ fn a_spurious_eagain_is_not_believed() {
 /// Until the kernel has `count` bytes for `token`.
 fn wait_for_bytes(driver: &MioDriver, token: Token, count: usize) {
     let deadline = Instant::now() + PATIENCE;
-    let socket = driver.sources.get(token).unwrap().socket();
+    let socket = driver.sources.get(token).unwrap().socket().unwrap();
     while rustix::io::ioctl_fionread(socket).unwrap() < count as u64 {
         assert!(Instant::now() < deadline, "the bytes never came");
         std::thread::yield_now();

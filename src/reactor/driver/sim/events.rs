@@ -5,6 +5,7 @@ use std::rc::Rc;
 use super::network::{Network, Packet, Phase};
 use super::options::SimOptions;
 use super::sources::{Room, SourceKind};
+use crate::reactor::datagrams::BatchPool;
 use crate::reactor::driver::Event;
 use crate::reactor::lease::{Lease, LeasePool};
 use crate::reactor::token::Token;
@@ -13,6 +14,7 @@ use crate::reactor::token::Token;
 pub(super) struct ReadBuffers {
     small: Rc<LeasePool>,
     normal: Rc<LeasePool>,
+    batches: Rc<BatchPool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,7 @@ enum Due {
     PeerFinished,
     Sent,
     Failed,
+    Datagram,
 }
 
 impl Network {
@@ -72,6 +75,7 @@ impl Network {
                 return (accepts || !listener.taken.is_empty()).then_some(Due::Accepted);
             }
             SourceKind::Stream(stream) => stream,
+            SourceKind::Datagram(source) => return source.has_news().then_some(Due::Datagram),
         };
         if stream.failure_told {
             return None;
@@ -110,13 +114,18 @@ impl Network {
         // Bytes and room have no order between them.
         let swap = due == Due::Received && self.sent_is_due(shard, token) && self.chance.hits(0.5);
         let due = if swap { Due::Sent } else { due };
-        if due == Due::Accepted {
-            return self.tell_accepted(shard, token);
+        match due {
+            Due::Accepted => return self.tell_accepted(shard, token),
+            Due::Datagram => {
+                let event = self.tell_datagram(shard, token, &buffers.batches);
+                return Event::Datagram { token, event };
+            }
+            _ => {}
         }
         let stream = self.shards[shard].stream_mut(token).expect("only a listener accepts");
         let id = stream.end;
         match due {
-            Due::Accepted => unreachable!("told above"),
+            Due::Accepted | Due::Datagram => unreachable!("told above"),
             Due::Connected => {
                 stream.announced = true;
                 Event::Connected { token }
@@ -189,6 +198,7 @@ impl Network {
             SourceKind::Listener(listener) if listener.taken.is_empty() => listener.accepts_per_turn,
             SourceKind::Listener(_) => usize::MAX,
             SourceKind::Stream(_) => EVENTS_PER_TURN,
+            SourceKind::Datagram(source) => EVENTS_PER_TURN.min(source.datagrams_per_turn),
         };
         let shuffles = self.chance.hits(self.options.faults.shuffle);
         let stops_early = shuffles && self.chance.below(2) == 0;
@@ -209,11 +219,12 @@ impl ReadBuffers {
         ReadBuffers {
             small: LeasePool::new(SMALL_BUFFER_BYTES.min(options.read_buffer_bytes)),
             normal: LeasePool::new(options.read_buffer_bytes),
+            batches: BatchPool::new(),
         }
     }
 
     pub(super) fn on_loan(&self) -> usize {
-        self.small.on_loan() + self.normal.on_loan()
+        self.small.on_loan() + self.normal.on_loan() + self.batches.on_loan()
     }
 
     fn lend(&self, count: usize, fill: impl FnOnce(&mut [u8])) -> Lease {

@@ -1,6 +1,7 @@
-//! TCP in memory: connections are pairs of bounded pipes, packets are under way for a while, everything undecided
+//! TCP and UDP in memory: connections are pairs of bounded pipes, packets are under way for a while, everything undecided
 //! is drawn from one seed. What Linux does is the rule, and the comments say where it shows.
 
+pub(super) mod datagrams;
 mod packets;
 #[cfg(test)]
 pub(super) mod test_kit;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use self::datagrams::Flying;
 use self::packets::Delivery;
 pub(super) use self::packets::Packet;
 use super::chance::Chance;
@@ -36,6 +38,10 @@ pub(super) struct Network {
     pub(super) ends: BTreeMap<EndId, End>,
     last_end: u64,
     groups: BTreeMap<SocketAddr, Group>,
+    datagram_groups: BTreeMap<SocketAddr, Group>,
+    /// Datagrams under way, by number.
+    flying: BTreeMap<u64, Flying>,
+    flights: u64,
     next_listen_port: u16,
     next_client_port: u16,
     client_addrs: BTreeSet<SocketAddr>,
@@ -114,6 +120,9 @@ impl Network {
             ends: BTreeMap::new(),
             last_end: 0,
             groups: BTreeMap::new(),
+            datagram_groups: BTreeMap::new(),
+            flying: BTreeMap::new(),
+            flights: 0,
             next_listen_port: LISTEN_PORT_FIRST,
             next_client_port,
             client_addrs: BTreeSet::new(),
@@ -152,6 +161,10 @@ impl Network {
     }
 
     pub(super) fn share_port(&mut self, shard: usize, token: Token) -> io::Result<()> {
+        if let Some(addr) = self.datagram_bound(shard, token) {
+            self.share_datagram_port(addr);
+            return Ok(());
+        }
         let listener = self.shards[shard].listener(token).ok_or(Errno::NOTCONN)?;
         let group = self.groups.get_mut(&listener.addr).expect("a listener is in the group of its address");
         group.shared = true;
@@ -275,6 +288,11 @@ impl Network {
     }
 
     pub(super) fn receive(&mut self, shard: usize, token: Token, on: bool) {
+        if let Ok(source) = self.datagram_mut(shard, token) {
+            source.receiving = on;
+            self.shards[shard].mark_ready(token);
+            return;
+        }
         let Some(stream) = self.shards[shard].stream_mut(token) else { return };
         let was_on = std::mem::replace(&mut stream.receiving, on);
         if was_on == on {
@@ -366,8 +384,13 @@ impl Network {
     }
 
     pub(super) fn close(&mut self, shard: usize, token: Token, kind: CloseKind) {
+        let datagram_addr = self.datagram_bound(shard, token);
         match self.shards[shard].remove(token) {
             None => {}
+            Some(SourceKind::Datagram(_)) => {
+                let addr = datagram_addr.expect("looked up above");
+                self.forget_datagram_member(addr, (shard, token));
+            }
             Some(SourceKind::Stream(stream)) => self.close_end(stream.end, kind),
             Some(SourceKind::Listener(listener)) => {
                 let group =

@@ -31,6 +31,10 @@ pub(crate) struct Faults {
     pub(crate) late_received: f64,
     /// A `wait` returns without its events; the next one brings them.
     pub(crate) empty_wait: f64,
+    /// A datagram does not arrive.
+    pub(crate) lost_datagram: f64,
+    /// A datagram arrives twice.
+    pub(crate) doubled_datagram: f64,
     /// A reset destroys the bytes that are under way.
     pub(crate) lossy_reset: f64,
 }
@@ -63,6 +67,8 @@ impl Faults {
             shuffle: 0.0,
             late_received: 0.0,
             empty_wait: 0.0,
+            lost_datagram: 0.0,
+            doubled_datagram: 0.0,
             lossy_reset: 0.0,
         }
     }
@@ -77,6 +83,8 @@ impl Default for Faults {
             shuffle: 0.5,
             late_received: 0.25,
             empty_wait: 0.05,
+            lost_datagram: 0.05,
+            doubled_datagram: 0.05,
             lossy_reset: 0.5,
         }
     }

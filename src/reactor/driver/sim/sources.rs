@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::network::EndId;
+use super::network::datagrams::DatagramSource;
 use crate::reactor::registry::Registry;
 use crate::reactor::token::Token;
 use crate::reactor::waker::Wake;
@@ -36,6 +37,7 @@ pub(super) struct Source {
 pub(super) enum SourceKind {
     Listener(Box<Listener>),
     Stream(Stream),
+    Datagram(Box<DatagramSource>),
 }
 
 pub(super) struct Listener {
@@ -114,28 +116,28 @@ impl ShardSide {
     pub(super) fn stream(&self, token: Token) -> Option<&Stream> {
         match &self.sources.get(token)?.kind {
             SourceKind::Stream(stream) => Some(stream),
-            SourceKind::Listener(_) => None,
+            SourceKind::Listener(_) | SourceKind::Datagram(_) => None,
         }
     }
 
     pub(super) fn stream_mut(&mut self, token: Token) -> Option<&mut Stream> {
         match &mut self.sources.get_mut(token)?.kind {
             SourceKind::Stream(stream) => Some(stream),
-            SourceKind::Listener(_) => None,
+            SourceKind::Listener(_) | SourceKind::Datagram(_) => None,
         }
     }
 
     pub(super) fn listener(&self, token: Token) -> Option<&Listener> {
         match &self.sources.get(token)?.kind {
             SourceKind::Listener(listener) => Some(listener),
-            SourceKind::Stream(_) => None,
+            SourceKind::Stream(_) | SourceKind::Datagram(_) => None,
         }
     }
 
     pub(super) fn listener_mut(&mut self, token: Token) -> Option<&mut Listener> {
         match &mut self.sources.get_mut(token)?.kind {
             SourceKind::Listener(listener) => Some(listener),
-            SourceKind::Stream(_) => None,
+            SourceKind::Stream(_) | SourceKind::Datagram(_) => None,
         }
     }
 }

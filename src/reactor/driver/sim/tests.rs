@@ -82,6 +82,7 @@ impl Bench {
             Event::PeerFinished { token } => Told::PeerFinished(token),
             Event::Sent { token } => Told::Sent(token),
             Event::Failed { token, error } => Told::Failed(token, error.kind()),
+            Event::Datagram { .. } | Event::Ready { .. } => unreachable!("no such sources here"),
             Event::AcceptFailed { listener, error } => Told::AcceptFailed(listener, error.raw_os_error()),
         };
         self.told.push((shard, told));

@@ -40,7 +40,7 @@ fn a_connection_that_came_while_accepting_was_off_is_accepted_later() {
 fn accepted_connections_have_nodelay_and_keepalive() {
     let mut bench = bench();
     let (token, _peer) = bench.pair();
-    let socket = bench.driver.sources.get(token).unwrap().socket();
+    let socket = bench.driver.sources.get(token).unwrap().socket().unwrap();
     use rustix::net::sockopt;
     assert!(sockopt::tcp_nodelay(socket).unwrap());
     assert!(sockopt::socket_keepalive(socket).unwrap());
@@ -50,7 +50,7 @@ fn accepted_connections_have_nodelay_and_keepalive() {
     assert_eq!(sockopt::tcp_user_timeout(socket).unwrap(), 90_000);
     bench.driver.set_option(token, SocketOption::NoDelay(false)).unwrap();
     bench.driver.set_option(token, SocketOption::KeepAlive(false)).unwrap();
-    let socket = bench.driver.sources.get(token).unwrap().socket();
+    let socket = bench.driver.sources.get(token).unwrap().socket().unwrap();
     assert!(!sockopt::tcp_nodelay(socket).unwrap());
     assert!(!sockopt::socket_keepalive(socket).unwrap());
 }

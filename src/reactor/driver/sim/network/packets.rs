@@ -1,12 +1,13 @@
 //! Packets under way: when each arrives, and what it changes where it does.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::{EndId, Network, Owner, Phase};
+use super::{EndId, Group, Network, Owner, Phase};
 use crate::reactor::driver::sim::chance::mix;
 use crate::reactor::driver::sim::sources::Room;
 use crate::reactor::token::Token;
@@ -45,6 +46,9 @@ pub(in crate::reactor::driver::sim) enum Packet {
     Refusal {
         client: EndId,
         cause: Errno,
+    },
+    Datagram {
+        number: u64,
     },
     /// A sender that was made to come short may go on.
     Room {
@@ -131,8 +135,12 @@ impl Network {
             }
             Packet::Reset { to } => self.deliver_reset(to),
             Packet::Refusal { client, cause } => self.break_end(client, cause),
+            Packet::Datagram { number } => self.deliver_datagram(number),
             Packet::Room { shard, token } => {
-                if let Some(stream) = self.shards[shard].stream_mut(token)
+                if let Ok(source) = self.datagram_mut(shard, token) {
+                    source.granted |= std::mem::take(&mut source.blocked);
+                    self.shards[shard].mark_ready(token);
+                } else if let Some(stream) = self.shards[shard].stream_mut(token)
                     && stream.room == Room::WhenGranted
                 {
                     stream.room = Room::Granted;
@@ -180,17 +188,31 @@ impl Network {
         if self.refused_addrs.contains(&addr) {
             return None;
         }
+        let group = self.group_at(&self.groups, addr)?;
+        Some(group.members[self.spread(client, group.members.len())])
+    }
+
+    /// Who is bound to `addr`, or to every address with its port.
+    pub(super) fn group_at<'a>(
+        &self,
+        groups: &'a BTreeMap<SocketAddr, Group>,
+        addr: SocketAddr,
+    ) -> Option<&'a Group> {
         let any: IpAddr =
             if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let group = self.groups.get(&addr).or_else(|| self.groups.get(&SocketAddr::new(any, addr.port())))?;
-        let ip = match client.ip() {
+        groups.get(&addr).or_else(|| groups.get(&SocketAddr::new(any, addr.port())))
+    }
+
+    /// Which of so many members of a group a peer meets: always the same one.
+    pub(super) fn spread(&self, peer: SocketAddr, members: usize) -> usize {
+        let ip = match peer.ip() {
             IpAddr::V4(ip) => u128::from(ip.to_bits()),
             IpAddr::V6(ip) => ip.to_bits(),
         };
-        let hash = [ip as u64, (ip >> 64) as u64, client.port().into()]
+        let hash = [ip as u64, (ip >> 64) as u64, peer.port().into()]
             .into_iter()
             .fold(self.seed, |hash, word| mix(hash ^ word));
-        Some(group.members[(hash % group.members.len() as u64) as usize])
+        (hash % members as u64) as usize
     }
 
     fn deliver_syn_ack(&mut self, client: EndId, server: EndId) {
@@ -281,6 +303,7 @@ impl Network {
             Packet::SynAck { client: one, server: other } | Packet::Bytes { from: one, to: other, .. } => {
                 self.ends.contains_key(one) || self.ends.contains_key(other)
             }
+            Packet::Datagram { number } => self.flying.contains_key(number),
             Packet::Room { shard, token } | Packet::AcceptAgain { shard, token } => {
                 self.shards[*shard].sources.get(*token).is_some()
             }

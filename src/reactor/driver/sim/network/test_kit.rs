@@ -89,6 +89,8 @@ impl Faults {
             shuffle: rate(),
             late_received: rate(),
             empty_wait: rate(),
+            lost_datagram: 0.0,
+            doubled_datagram: 0.0,
             lossy_reset: rate(),
         }
     }

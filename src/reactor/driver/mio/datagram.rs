@@ -1,0 +1,409 @@
+//! One watched datagram socket: batches within a budget, and sends that find no room.
+//!
+//! Watched for reading alone: asked for writability too, the kernel would tell of every datagram that has left. Only
+//! while a send waits for room is that asked for.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd};
+use std::rc::Rc;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry};
+use rustix::io::Errno;
+
+use super::turn::{Readiness, Turn};
+use super::{MioDriver, Source, not_connected};
+use crate::reactor::datagrams::BatchPool;
+use crate::reactor::driver::Event;
+use crate::reactor::driver::datagrams::{
+    DatagramDriver, DatagramEvent, DatagramOption, DatagramSpec, MulticastInterface, wrong_interface,
+};
+use crate::reactor::token::Token;
+use crate::sys::datagram::{self, MESSAGES_MAX, SEGMENTED_BYTES_MAX, SEGMENTS_MAX, Slots};
+use crate::sys::socket::Socket;
+
+pub(super) struct Datagram {
+    pub(super) socket: Socket,
+    is_ipv6: bool,
+    pub(super) receiving: bool,
+    /// The kernel has datagrams for us, or may have.
+    pub(super) unread: bool,
+    /// A short batch proves nothing now: the kernel may have stopped at an error. Receive until it has nothing.
+    to_the_end: bool,
+    /// A send came short: the kernel has been asked to tell when there is room.
+    blocked: bool,
+    /// It is on the driver's carry list.
+    pub(super) carried: bool,
+    broken: bool,
+    /// Cutting by the kernel has failed with EIO: the device cannot.
+    cannot_segment: bool,
+    /// What a send found that was about an earlier datagram.
+    complaint: Option<io::Error>,
+    slots: Slots,
+    /// Messages asked for at once: doubled when so many came, halved when few did.
+    wanted: usize,
+    /// The kernel's count of dropped datagrams, as last told.
+    dropped: u32,
+    datagrams_per_turn: usize,
+    bytes_per_turn: usize,
+    served_bytes: usize,
+}
+
+impl Datagram {
+    /// Serves this socket, which is at the head of the turn, once.
+    pub(super) fn serve(
+        &mut self,
+        token: Token,
+        readiness: Readiness,
+        turn: &mut Turn,
+        pool: &Rc<BatchPool>,
+        registry: &Registry,
+    ) -> Option<Event> {
+        if readiness.has(Readiness::READABLE) {
+            self.unread = true;
+        }
+        if readiness.is_unusual() {
+            self.unread = true;
+            self.to_the_end = true;
+        }
+        let tell = |event| Some(Event::Datagram { token, event });
+        if self.broken {
+            turn.pass_head();
+            return None;
+        }
+        if self.blocked && readiness.has(Readiness::WRITABLE) {
+            self.blocked = false;
+            if let Err(error) = self.register_again(token, registry) {
+                return self.break_down(error, token, turn);
+            }
+            return tell(DatagramEvent::Room);
+        }
+        if let Some(error) = self.complaint.take() {
+            return tell(DatagramEvent::Complaint(error));
+        }
+        if !self.receiving || !self.unread || self.carried {
+            turn.pass_head();
+            return None;
+        }
+        if turn.served == 0 {
+            self.served_bytes = 0;
+        }
+        // Bounded, in number and size: a flood would otherwise keep the loop for itself.
+        if turn.served >= self.datagrams_per_turn || self.served_bytes >= self.bytes_per_turn {
+            self.carry(token, turn);
+            turn.pass_head();
+            return None;
+        }
+        let wanted = self.wanted.min(self.datagrams_per_turn - turn.served);
+        let mut store = pool.take();
+        let received =
+            datagram::receive(self.socket.as_fd(), &mut store.buffer, self.slots, wanted, &mut store.arrived);
+        match received {
+            Ok(received) => {
+                if let Some(dropped) = received.dropped {
+                    store.dropped = dropped.wrapping_sub(self.dropped);
+                    self.dropped = dropped;
+                }
+                self.served_bytes += store.arrived.iter().map(|one| one.len as usize).sum::<usize>();
+                turn.served += received.messages;
+                if received.messages < wanted {
+                    if !self.to_the_end {
+                        self.unread = false;
+                        turn.pass_head();
+                    }
+                    self.wanted = (self.wanted / 2).max(received.messages).clamp(2, MESSAGES_MAX);
+                } else {
+                    self.wanted = (self.wanted * 2).min(MESSAGES_MAX);
+                }
+                tell(DatagramEvent::Received(pool.lend(store)))
+            }
+            Err(error) => {
+                pool.give_back(store);
+                self.after_failed_receive(token, error, turn)
+            }
+        }
+    }
+
+    #[cold]
+    fn after_failed_receive(&mut self, token: Token, error: io::Error, turn: &mut Turn) -> Option<Event> {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            // Rare, so it is checked: a spurious one would wait for an edge that never comes.
+            if self.socket.is_readable() {
+                self.carry(token, turn);
+            } else {
+                self.unread = false;
+                self.to_the_end = false;
+            }
+            turn.pass_head();
+            return None;
+        }
+        if is_fatal(&error) {
+            return self.break_down(error, token, turn);
+        }
+        // The network's word about an earlier datagram; the kernel tells it once. It counts, so that a socket which
+        // tells nothing else does not keep the turn.
+        turn.served += 1;
+        Some(Event::Datagram { token, event: DatagramEvent::Complaint(error) })
+    }
+
+    #[cold]
+    fn break_down(&mut self, error: io::Error, token: Token, turn: &mut Turn) -> Option<Event> {
+        self.broken = true;
+        turn.pass_head();
+        Some(Event::Datagram { token, event: DatagramEvent::Broken(error) })
+    }
+
+    pub(super) fn carry(&mut self, token: Token, turn: &mut Turn) {
+        if !std::mem::replace(&mut self.carried, true) {
+            turn.carried.push(token);
+        }
+    }
+
+    fn register_again(&self, token: Token, registry: &Registry) -> io::Result<()> {
+        let interest =
+            if self.blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        let name = mio::Token(token.to_bits() as usize);
+        registry.reregister(&mut SourceFd(&self.socket.as_fd().as_raw_fd()), name, interest)
+    }
+}
+
+impl DatagramDriver for MioDriver {
+    fn bind_datagram(&mut self, spec: &DatagramSpec) -> io::Result<(Token, SocketAddr)> {
+        let socket = Socket::bind_datagram(spec.addr, spec.reuse)?;
+        if spec.joined {
+            socket.join_datagrams()?;
+        }
+        if let Some(bytes) = spec.receive_buffer_bytes {
+            socket.set_receive_buffer(bytes)?;
+        }
+        if let Some(bytes) = spec.send_buffer_bytes {
+            socket.set_send_buffer(bytes)?;
+        }
+        let addr = socket.local_addr()?;
+        // A joined message is as long as the longest datagram, whatever its parts are.
+        let joined_bytes = if spec.joined { datagram::DATAGRAM_BYTES_MAX } else { 0 };
+        let slot_bytes = spec.datagram_bytes_max.max(joined_bytes).clamp(1, datagram::DATAGRAM_BYTES_MAX);
+        let source = Datagram {
+            socket,
+            is_ipv6: addr.is_ipv6(),
+            receiving: false,
+            unread: false,
+            to_the_end: false,
+            blocked: false,
+            carried: false,
+            broken: false,
+            cannot_segment: false,
+            complaint: None,
+            slots: Slots::new(slot_bytes),
+            wanted: 2,
+            dropped: 0,
+            datagrams_per_turn: spec.datagrams_per_turn.max(1),
+            bytes_per_turn: spec.bytes_per_turn.max(1),
+            served_bytes: 0,
+        };
+        let token = self.add(Source::Datagram(Box::new(source)))?;
+        Ok((token, addr))
+    }
+
+    fn connect_datagram(&mut self, token: Token, peer: SocketAddr) -> io::Result<()> {
+        self.datagram(token)?.socket.connect_datagram(peer)
+    }
+
+    #[inline]
+    fn send_datagram(&mut self, token: Token, bytes: &[u8], to: Option<SocketAddr>) -> io::Result<()> {
+        let Some(Source::Datagram(source)) = self.sources.get(token) else { return Err(not_connected()) };
+        match datagram::send(source.socket.as_fd(), bytes, to) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.after_failed_send(token, error, |socket| datagram::send(socket.as_fd(), bytes, to))
+            }
+        }
+    }
+
+    fn send_segments(
+        &mut self,
+        token: Token,
+        bytes: &[u8],
+        segment_bytes: u16,
+        to: Option<SocketAddr>,
+    ) -> io::Result<usize> {
+        let segment_len = usize::from(segment_bytes.max(1));
+        let per_call = (SEGMENTED_BYTES_MAX / segment_len).clamp(1, SEGMENTS_MAX) * segment_len;
+        let mut sent_bytes = 0;
+        while sent_bytes < bytes.len() {
+            let rest = &bytes[sent_bytes..];
+            let cut = self.datagram(token)?.cannot_segment;
+            let part = if cut { segment_len } else { per_call }.min(rest.len());
+            let part = &rest[..part];
+            let outcome = if part.len() <= segment_len {
+                self.send_datagram(token, part, to)
+            } else {
+                self.send_cut(token, part, segment_bytes, to)
+            };
+            match outcome {
+                Ok(()) => sent_bytes += part.len(),
+                Err(error) if is_refused_cut(&error) && part.len() > segment_len => {
+                    self.datagram_mut(token)?.cannot_segment = true;
+                    tracing::debug!(%error, "the kernel does not cut datagrams here; they are sent one by one");
+                }
+                Err(_) if sent_bytes > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sent_bytes)
+    }
+
+    fn set_datagram_option(&mut self, token: Token, option: DatagramOption) -> io::Result<()> {
+        let Datagram { socket, is_ipv6, .. } = self.datagram(token)?;
+        let is_ipv6 = *is_ipv6;
+        match option {
+            DatagramOption::Broadcast(on) => socket.set_broadcast(on),
+            DatagramOption::MulticastHops(hops) => socket.set_multicast_hops(is_ipv6, hops),
+            DatagramOption::MulticastLoop(on) => socket.set_multicast_loop(is_ipv6, on),
+            DatagramOption::MulticastInterface(interface) => {
+                if is_ipv6 {
+                    socket.set_multicast_interface_v6(index_of(interface)?)
+                } else {
+                    socket.set_multicast_interface_v4(addr_of(interface)?)
+                }
+            }
+            DatagramOption::Membership { group, interface, member } => match group {
+                IpAddr::V4(group) => socket.set_membership_v4(group, addr_of(interface)?, member),
+                IpAddr::V6(group) => socket.set_membership_v6(group, index_of(interface)?, member),
+            },
+        }
+    }
+
+    fn datagram_option(&self, token: Token, which: DatagramOption) -> io::Result<DatagramOption> {
+        let Datagram { socket, is_ipv6, .. } = self.datagram(token)?;
+        let is_ipv6 = *is_ipv6;
+        Ok(match which {
+            DatagramOption::Broadcast(_) => DatagramOption::Broadcast(socket.broadcast()?),
+            DatagramOption::MulticastHops(_) => {
+                DatagramOption::MulticastHops(socket.multicast_hops(is_ipv6)?)
+            }
+            DatagramOption::MulticastLoop(_) => {
+                DatagramOption::MulticastLoop(socket.multicast_loop(is_ipv6)?)
+            }
+            DatagramOption::MulticastInterface(_) => {
+                let interface = if is_ipv6 {
+                    match socket.multicast_interface_v6()? {
+                        0 => MulticastInterface::Any,
+                        index => MulticastInterface::Index(index),
+                    }
+                } else {
+                    match socket.multicast_interface_v4()? {
+                        addr if addr.is_unspecified() => MulticastInterface::Any,
+                        addr => MulticastInterface::Addr(addr),
+                    }
+                };
+                DatagramOption::MulticastInterface(interface)
+            }
+            DatagramOption::Membership { .. } => return Err(io::ErrorKind::Unsupported.into()),
+        })
+    }
+}
+
+impl MioDriver {
+    fn datagram(&self, token: Token) -> io::Result<&Datagram> {
+        match self.sources.get(token) {
+            Some(Source::Datagram(source)) => Ok(source),
+            _ => Err(not_connected()),
+        }
+    }
+
+    fn datagram_mut(&mut self, token: Token) -> io::Result<&mut Datagram> {
+        match self.sources.get_mut(token) {
+            Some(Source::Datagram(source)) => Ok(source),
+            _ => Err(not_connected()),
+        }
+    }
+
+    fn send_cut(
+        &mut self,
+        token: Token,
+        bytes: &[u8],
+        segment_bytes: u16,
+        to: Option<SocketAddr>,
+    ) -> io::Result<()> {
+        let send = |socket: &Socket| datagram::send_segments(socket.as_fd(), bytes, segment_bytes, to);
+        match send(&self.datagram(token)?.socket) {
+            Ok(()) => Ok(()),
+            Err(error) if is_refused_cut(&error) => Err(error),
+            Err(error) => self.after_failed_send(token, error, send),
+        }
+    }
+
+    /// Goes on after a send that failed with `error`.
+    #[cold]
+    fn after_failed_send(
+        &mut self,
+        token: Token,
+        mut error: io::Error,
+        mut send: impl FnMut(&Socket) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let registry = self.poll.registry();
+        let Some(Source::Datagram(source)) = self.sources.get_mut(token) else { return Err(not_connected()) };
+        for _ in 1..SENDS_MAX {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                if source.socket.is_writable() {
+                    // There is room by now, or the refusal was spurious.
+                } else {
+                    if !source.blocked {
+                        source.blocked = true;
+                        source.register_again(token, registry)?;
+                    }
+                    return Err(error);
+                }
+            } else if is_complaint(&error) {
+                // About an earlier datagram; this one has not been tried.
+                source.complaint = Some(error);
+                source.carry(token, &mut self.turn);
+            } else {
+                return Err(error);
+            }
+            match send(&source.socket) {
+                Ok(()) => return Ok(()),
+                Err(again) => error = again,
+            }
+        }
+        Err(error)
+    }
+}
+
+/// `ip(7)`, `icmp(7)`: what a router or the peer's host said about an earlier datagram of a connected socket.
+fn is_complaint(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionRefused
+}
+
+/// The descriptor is closed, or is no socket any more: asking again would spin.
+fn is_fatal(error: &io::Error) -> bool {
+    let fatal = [Errno::BADF, Errno::NOTSOCK, Errno::INVAL, Errno::FAULT, Errno::OPNOTSUPP];
+    Errno::from_io_error(error).is_some_and(|errno| fatal.contains(&errno))
+}
+
+/// EIO: no checksum offload. EINVAL: parts that do not fit the path, or a kernel before 4.18.
+fn is_refused_cut(error: &io::Error) -> bool {
+    let refusals = [Errno::IO, Errno::INVAL, Errno::NOPROTOOPT, Errno::OPNOTSUPP];
+    Errno::from_io_error(error).is_some_and(|errno| refusals.contains(&errno))
+}
+
+fn addr_of(interface: MulticastInterface) -> io::Result<std::net::Ipv4Addr> {
+    match interface {
+        MulticastInterface::Any => Ok(std::net::Ipv4Addr::UNSPECIFIED),
+        MulticastInterface::Addr(addr) => Ok(addr),
+        MulticastInterface::Index(_) => Err(wrong_interface()),
+    }
+}
+
+fn index_of(interface: MulticastInterface) -> io::Result<u32> {
+    match interface {
+        MulticastInterface::Any => Ok(0),
+        MulticastInterface::Index(index) => Ok(index),
+        MulticastInterface::Addr(_) => Err(wrong_interface()),
+    }
+}
+
+/// How often a kernel may refuse, for reasons that are over or not its own.
+const SENDS_MAX: usize = 8;
