@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::ShardId;
+use crate::addr::{Addr, InvalidPath, UnixAddr};
 
 /// What applications and their callbacks return: any error will do, and `?` works.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -171,15 +172,17 @@ impl Error for InvalidAddress {}
 pub enum ListenError {
     /// The address is not one.
     InvalidAddress(InvalidAddress),
+    /// No UNIX socket can have that name.
+    InvalidPath(InvalidPath),
     /// Somebody listens there already: another process, or this shard.
     AddressInUse {
         /// The address.
-        addr: SocketAddr,
+        addr: Addr,
     },
     /// Anything else the operating system said: no permission, no such address here, …
     Os {
         /// The address.
-        addr: SocketAddr,
+        addr: Addr,
         /// What the operating system said.
         source: io::Error,
     },
@@ -191,6 +194,7 @@ impl fmt::Display for ListenError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ListenError::InvalidAddress(error) => write!(formatter, "cannot listen: {error}"),
+            ListenError::InvalidPath(error) => write!(formatter, "cannot listen: {error}"),
             ListenError::AddressInUse { addr } => {
                 write!(formatter, "cannot listen on {addr}: address in use")
             }
@@ -205,7 +209,7 @@ impl Error for ListenError {
         match self {
             ListenError::InvalidAddress(error) => error.source(),
             ListenError::Os { source, .. } => source.source(),
-            ListenError::AddressInUse { .. } | ListenError::Stopping => None,
+            ListenError::InvalidPath(_) | ListenError::AddressInUse { .. } | ListenError::Stopping => None,
         }
     }
 }
@@ -216,30 +220,44 @@ impl From<InvalidAddress> for ListenError {
     }
 }
 
+impl From<InvalidPath> for ListenError {
+    fn from(error: InvalidPath) -> Self {
+        ListenError::InvalidPath(error)
+    }
+}
+
 /// Why a connection was not established.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// The address is not one.
     InvalidAddress(InvalidAddress),
+    /// No UNIX socket can have that name.
+    InvalidPath(InvalidPath),
     /// The address to connect from cannot be used.
     Bind {
         /// The address to connect from.
-        addr: SocketAddr,
+        addr: Addr,
         /// What the operating system said.
         source: io::Error,
     },
     /// Nobody listens there.
     Refused {
         /// The address aimed at.
-        addr: SocketAddr,
+        addr: Addr,
         /// What the operating system said.
         source: io::Error,
+    },
+    /// Nobody holds the lock file beside the path, which was to be checked: whoever listened there is gone, or never took
+    /// one. Nothing was tried.
+    NoOwner {
+        /// The name aimed at.
+        addr: Addr,
     },
     /// It took longer than it may.
     TimedOut {
         /// The address aimed at.
-        addr: SocketAddr,
+        addr: Addr,
         /// How long it was tried.
         after: Duration,
     },
@@ -252,7 +270,7 @@ pub enum ConnectError {
     /// Anything else the operating system said: no route, no port left, …
     Os {
         /// The address aimed at.
-        addr: SocketAddr,
+        addr: Addr,
         /// What the operating system said.
         source: io::Error,
     },
@@ -262,6 +280,10 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConnectError::InvalidAddress(error) => write!(formatter, "cannot connect: {error}"),
+            ConnectError::InvalidPath(error) => write!(formatter, "cannot connect: {error}"),
+            ConnectError::NoOwner { addr } => {
+                write!(formatter, "cannot connect to {addr}: no live process holds its lock file")
+            }
             ConnectError::Bind { addr, source } => write!(formatter, "cannot connect from {addr}: {source}"),
             ConnectError::Refused { addr, source } => write!(formatter, "cannot connect to {addr}: {source}"),
             ConnectError::TimedOut { addr, after } => {
@@ -290,6 +312,12 @@ impl Error for ConnectError {
 impl From<InvalidAddress> for ConnectError {
     fn from(error: InvalidAddress) -> Self {
         ConnectError::InvalidAddress(error)
+    }
+}
+
+impl From<InvalidPath> for ConnectError {
+    fn from(error: InvalidPath) -> Self {
+        ConnectError::InvalidPath(error)
     }
 }
 
@@ -351,6 +379,13 @@ pub enum SendError {
         /// The peer.
         peer: SocketAddr,
     },
+    /// As `Connected`, for a UNIX socket.
+    ConnectedUnix {
+        /// The peer.
+        peer: UnixAddr,
+    },
+    /// No UNIX socket can have that name.
+    InvalidPath(InvalidPath),
     /// The socket is closed.
     Closed,
     /// Anything else the operating system said: no route, broadcast is not allowed, …
@@ -368,6 +403,8 @@ impl fmt::Display for SendError {
             SendError::NoRoom => write!(formatter, "the kernel has no room for a datagram now"),
             SendError::NotConnected => write!(formatter, "no destination: the socket is not connected"),
             SendError::Connected { peer } => write!(formatter, "the socket is connected to {peer}"),
+            SendError::ConnectedUnix { peer } => write!(formatter, "the socket is connected to {peer}"),
+            SendError::InvalidPath(error) => write!(formatter, "cannot send: {error}"),
             SendError::Closed => write!(formatter, "the socket is closed"),
             SendError::Os(source) => write!(formatter, "cannot send: {source}"),
         }
@@ -576,16 +613,17 @@ mod tests {
             assert_eq!(lines[1], "the inner one");
         }
         let text = || InvalidAddress { text: "nowhere".to_string() };
+        let addr = || addr.into();
         let with_one: [(Box<dyn Error>, &str); 11] = [
             (Box::new(RunError::Config(ConfigError { setting: "a", range: "b" })), "it must be b"),
             (Box::new(RunError::Os { shard, action: "x", source: inner() }), "the inner one"),
             (Box::new(RunError::Signals(inner())), "the inner one"),
             (Box::new(ListenError::InvalidAddress(text())), "[::1]:7000"),
-            (Box::new(ListenError::Os { addr, source: inner() }), "the inner one"),
+            (Box::new(ListenError::Os { addr: addr(), source: inner() }), "the inner one"),
             (Box::new(ConnectError::InvalidAddress(text())), "[::1]:7000"),
-            (Box::new(ConnectError::Bind { addr, source: inner() }), "the inner one"),
-            (Box::new(ConnectError::Refused { addr, source: inner() }), "the inner one"),
-            (Box::new(ConnectError::Os { addr, source: inner() }), "the inner one"),
+            (Box::new(ConnectError::Bind { addr: addr(), source: inner() }), "the inner one"),
+            (Box::new(ConnectError::Refused { addr: addr(), source: inner() }), "the inner one"),
+            (Box::new(ConnectError::Os { addr: addr(), source: inner() }), "the inner one"),
             (Box::new(CloseReason::Os { call: "x", source: inner() }), "the inner one"),
             (Box::new(RunError::Panicked { shard, message: "boom".to_string() }), "boom"),
         ];

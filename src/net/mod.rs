@@ -2,6 +2,7 @@
 
 pub(crate) mod addr;
 pub(crate) mod connection;
+pub(crate) mod descriptors;
 pub(crate) mod input;
 pub(crate) mod kept;
 pub(crate) mod udp;

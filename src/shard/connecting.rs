@@ -11,9 +11,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use crate::addr::{Addr, UnixAddr};
 use crate::error::{ConnectError, InvalidAddress};
 use crate::net::connection::Connection;
-use crate::reactor::driver::{CloseKind, ConnectSpec};
+use crate::reactor::driver::{CloseKind, ConnectSpec, Driver};
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
 use crate::reactor::token::Token;
 use crate::shard::connections::Handler;
@@ -31,7 +32,8 @@ pub(crate) struct Attempts {
 
 /// One attempt, as the shard sees it.
 struct Attempt {
-    addr: SocketAddr,
+    addr: Addr,
+    takes_descriptors: bool,
     target: Target,
     timer: TimerKey,
     timeout: Duration,
@@ -43,6 +45,8 @@ struct Attempt {
 pub(crate) struct ConnectHow {
     pub(crate) bind_addr: Option<SocketAddr>,
     pub(crate) timeout: Option<Duration>,
+    /// The connection tells of descriptors.
+    pub(crate) takes_descriptors: bool,
 }
 
 /// What becomes of an established connection.
@@ -80,6 +84,29 @@ impl Shard {
         how: ConnectHow,
         target: Target,
     ) -> PendingAttempt {
+        let bind_addr = how.bind_addr;
+        self.begin_attempt(addr.map_err(ConnectError::from), how, target, |driver, addr| {
+            driver.connect(&ConnectSpec { addr: *addr, bind_addr })
+        })
+    }
+
+    /// As [`Shard::connect_to`], to a UNIX socket.
+    pub(crate) fn connect_to_unix(
+        &self,
+        name: Result<UnixAddr, ConnectError>,
+        how: ConnectHow,
+        target: Target,
+    ) -> PendingAttempt {
+        self.begin_attempt(name, how, target, |driver, name| driver.connect_unix(name))
+    }
+
+    fn begin_attempt<A: Clone + Into<Addr>>(
+        &self,
+        addr: Result<A, ConnectError>,
+        how: ConnectHow,
+        target: Target,
+        connect: impl FnOnce(&mut dyn Driver, &A) -> io::Result<Token>,
+    ) -> PendingAttempt {
         let inner = &self.inner;
         let cell = Rc::new(OutcomeCell::default());
         let sole_owner = matches!(target, Target::Handler(_));
@@ -89,7 +116,7 @@ impl Shard {
         let addr = match addr {
             Ok(addr) => addr,
             Err(error) => {
-                self.resolve_attempt(&cell, Err(error.into()));
+                self.resolve_attempt(&cell, Err(error));
                 return pending;
             }
         };
@@ -97,7 +124,8 @@ impl Shard {
             self.resolve_attempt(&cell, Err(ConnectError::Stopping));
             return pending;
         }
-        let begun = inner.driver.borrow_mut().connect(&ConnectSpec { addr, bind_addr });
+        let begun = connect(&mut **inner.driver.borrow_mut(), &addr);
+        let addr: Addr = addr.into();
         match begun {
             Err(source) => {
                 let error = connect_error(addr, bind_addr, source);
@@ -107,7 +135,8 @@ impl Shard {
                 let deadline = deadline_after(self.read_clock(), timeout);
                 let timer = inner.timers.borrow_mut().insert(deadline, Timer::Connect(token));
                 cell.token.set(Some(token));
-                let attempt = Attempt { addr, target, timer, timeout, outcome: cell };
+                let takes_descriptors = how.takes_descriptors;
+                let attempt = Attempt { addr, takes_descriptors, target, timer, timeout, outcome: cell };
                 inner.attempts.table.borrow_mut().insert(token, attempt);
             }
         }
@@ -125,13 +154,8 @@ impl Shard {
         let handler = match attempt.target {
             Target::Handler(handler) => Some(handler),
             Target::Protocol(mut make) => {
-                let local_addr = inner.driver.borrow().local_addr(token).unwrap_or(attempt.addr);
-                let incoming = Incoming {
-                    peer_addr: attempt.addr,
-                    local_addr,
-                    shard: inner.id,
-                    marker: std::marker::PhantomData,
-                };
+                let local = inner.driver.borrow().local_addr(token).unwrap_or_else(|_| attempt.addr.clone());
+                let incoming = Incoming { peer: &attempt.addr, local: &local, shard: inner.id };
                 let made = catch_unwind(AssertUnwindSafe(|| make(&incoming)));
                 self.drop_contained(make);
                 match made {
@@ -149,7 +173,11 @@ impl Shard {
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::NoProtocol));
             return;
         };
-        self.open_connection(token, Connection::new(attempt.addr), handler);
+        let mut connection = Connection::new(attempt.addr);
+        if attempt.takes_descriptors {
+            inner.take_descriptors(token, &mut connection, true);
+        }
+        self.open_connection(token, connection, handler);
         self.resolve_attempt(&attempt.outcome, Ok(Transport::new(self.clone(), token)));
     }
 
@@ -159,7 +187,7 @@ impl Shard {
         self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
         let error = connect_error(attempt.addr, None, source);
         self.resolve_attempt(&attempt.outcome, Err(error));
-        self.drop_contained(attempt);
+        self.drop_contained((attempt.target, attempt.outcome));
         None
     }
 
@@ -168,7 +196,7 @@ impl Shard {
         self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
         let error = ConnectError::TimedOut { addr: attempt.addr, after: attempt.timeout };
         self.resolve_attempt(&attempt.outcome, Err(error));
-        self.drop_contained(attempt);
+        self.drop_contained((attempt.target, attempt.outcome));
     }
 
     /// The shard is stopping: what is not connected yet will not be.
@@ -206,11 +234,11 @@ impl Shard {
     }
 }
 
-fn connect_error(addr: SocketAddr, bind_addr: Option<SocketAddr>, source: io::Error) -> ConnectError {
+fn connect_error(addr: Addr, bind_addr: Option<SocketAddr>, source: io::Error) -> ConnectError {
     match (source.kind(), bind_addr) {
         (io::ErrorKind::ConnectionRefused, _) => ConnectError::Refused { addr, source },
         (io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable, Some(addr)) => {
-            ConnectError::Bind { addr, source }
+            ConnectError::Bind { addr: addr.into(), source }
         }
         _ => ConnectError::Os { addr, source },
     }

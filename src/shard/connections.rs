@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::error::{CloseReason, Result, panic_message};
-use crate::net::connection::{Connection, EndKind, Phase, ReadHalf, WriteHalf};
+use crate::net::connection::{Connection, DESCRIPTORS_LOW, EndKind, Phase, ReadHalf, WriteHalf};
 use crate::net::input::Input;
 use crate::net::kept::Kept;
 use crate::reactor::driver::CloseKind;
@@ -102,6 +102,12 @@ impl Shard {
             drop(connections);
             return self.received_unasked(token, &lease);
         }
+        if slot.connection.descriptors().is_some_and(|descriptors| !descriptors.unread.is_empty())
+            && matches!(slot.handler, Handler::Protocol(_))
+        {
+            drop(connections);
+            return self.received_behind_descriptors(token, lease);
+        }
         match std::mem::replace(&mut slot.handler, Handler::Busy) {
             Handler::Protocol(protocol) => {
                 inner.activate(token, &slot.connection);
@@ -130,13 +136,32 @@ impl Shard {
         }
     }
 
+    /// Bytes came, and descriptors that the protocol was not given yet, since it had paused.
+    #[cold]
+    fn received_behind_descriptors(&self, token: Token, lease: Lease) {
+        self.deliver_descriptors(token);
+        let is_left = |slot: &Slot| slot.connection.descriptors().is_some_and(|left| !left.unread.is_empty());
+        if self.inner.connections.borrow().get(token).is_some_and(is_left) {
+            return self.received_unasked(token, &lease);
+        }
+        self.on_received(token, lease);
+    }
+
     /// Bytes came that the application cannot be given now, or ever.
     #[cold]
     fn received_unasked(&self, token: Token, bytes: &[u8]) {
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         match (&mut slot.connection.phase, &slot.handler) {
-            (Phase::Open, Handler::Stream(stream)) => stream.keep(bytes),
+            (Phase::Open, Handler::Stream(stream)) => {
+                stream.keep(bytes);
+                // Whoever waits for a descriptor, and has not taken those that hold reading, is not left waiting.
+                if slot.connection.descriptors().is_some_and(|descriptors| descriptors.holds_reading) {
+                    let stream = Rc::clone(stream);
+                    drop(connections);
+                    self.with_active(token, || stream.on_resumed(self));
+                }
+            }
             (Phase::Open, _) => slot.connection.input.push(bytes),
             (Phase::Flushing(_) | Phase::Ending(..), _) => {}
             (Phase::Lingering { discarded_bytes, reading }, _) => {
@@ -351,7 +376,11 @@ impl Shard {
     }
 
     /// Calls the protocol, then sends what it wrote.
-    fn call_protocol(&self, token: Token, call: impl FnOnce(&mut dyn Protocol, &Transport) -> Result<()>) {
+    pub(super) fn call_protocol(
+        &self,
+        token: Token,
+        call: impl FnOnce(&mut dyn Protocol, &Transport) -> Result<()>,
+    ) {
         self.with_active(token, || self.invoke(token, call));
     }
 
@@ -488,14 +517,15 @@ impl Shard {
 
     /// Tells a stream's waiting writer how far its output has come.
     fn stream_progress(&self, token: Token) {
-        let (stream, queued_bytes) = {
+        let (stream, queued_bytes, is_crowded) = {
             let connections = self.inner.connections.borrow();
             let Some(slot) = connections.get(token) else { return };
             let Handler::Stream(stream) = &slot.handler else { return };
-            (Rc::clone(stream), slot.connection.queued_bytes())
+            let is_crowded = slot.connection.unsent_descriptors() > DESCRIPTORS_LOW;
+            (Rc::clone(stream), slot.connection.queued_bytes(), is_crowded)
         };
         let marks = &self.inner.shared.config.watermarks;
-        let has_room = queued_bytes <= marks.low_bytes && queued_bytes < marks.cap_bytes;
+        let has_room = queued_bytes <= marks.low_bytes && queued_bytes < marks.cap_bytes && !is_crowded;
         stream.on_progress(queued_bytes, has_room);
     }
 
@@ -570,6 +600,7 @@ impl Shard {
     pub(crate) fn deliver_resumed(&self) {
         let tokens = std::mem::take(&mut *self.inner.resumed.borrow_mut());
         for token in tokens {
+            self.deliver_kept_descriptors(token);
             let (kept, stream) = {
                 let mut connections = self.inner.connections.borrow_mut();
                 let Some(slot) = connections.get_mut(token) else { continue };
@@ -582,6 +613,7 @@ impl Shard {
                 };
                 (slot.connection.input.take(), stream)
             };
+
             if let Some(stream) = stream {
                 self.with_active(token, || stream.on_resumed(self));
             }

@@ -3,8 +3,10 @@
 pub(crate) mod connecting;
 pub(crate) mod connections;
 pub(crate) mod datagrams;
+pub(crate) mod descriptors;
 pub(crate) mod flushing;
 pub(crate) mod groups;
+pub(crate) mod handing_out;
 pub(crate) mod handles;
 pub(crate) mod interfaces;
 pub(crate) mod layer;

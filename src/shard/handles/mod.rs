@@ -12,3 +12,4 @@ pub(crate) mod tcp_stream;
 pub(crate) mod transport;
 pub(crate) mod udp_socket;
 pub(crate) mod udp_transport;
+pub(crate) mod unix;

@@ -10,9 +10,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use crate::addr::Addr;
 use crate::error::ConnectError;
 use crate::net::addr::ToAddr;
 use crate::net::connection::{Connection, ReadHalf, WriteHalf};
+use crate::net::descriptors::Descriptors;
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
@@ -48,6 +50,14 @@ pub struct TcpStream {
 impl TcpStream {
     pub(crate) fn new(shard: Shard, token: Token, core: Rc<StreamCore>) -> Self {
         TcpStream { core, transport: Transport::new(shard, token) }
+    }
+
+    pub(super) fn from_parts(core: Rc<StreamCore>, transport: Transport) -> Self {
+        TcpStream { core, transport }
+    }
+
+    pub(super) fn core(&self) -> &StreamCore {
+        &self.core
     }
 
     /// Connects to `addr`, from the shard this is called on.
@@ -225,9 +235,14 @@ impl TcpStream {
     /// The other end's address.
     ///
     /// # Errors
-    /// `NotConnected` after the connection has ended.
+    /// `NotConnected` after the connection has ended; `Unsupported` for a UNIX connection, whose address
+    /// [`Transport::peer`] gives.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.transport.peer_addr().ok_or_else(|| io::ErrorKind::NotConnected.into())
+        match self.transport.peer() {
+            Some(Addr::Ip(addr)) => Ok(addr),
+            Some(Addr::Unix(_)) => Err(io::ErrorKind::Unsupported.into()),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     /// Our end's address.
@@ -300,8 +315,9 @@ impl TcpStream {
             Found::Queued | Found::Nothing => self.core.take_queued(shard, token),
         };
         unread.append(&mut slot.connection.input.take());
-        let peer_addr = slot.connection.peer_addr();
-        Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, finished, deadline })
+        let peer = slot.connection.peer();
+        let descriptors = slot.connection.take_descriptors();
+        Ok(DetachedTcpStream { socket, peer, unread, unsent, descriptors, finished, deadline })
     }
 }
 
@@ -313,7 +329,7 @@ impl Drop for TcpStream {
 
 impl fmt::Debug for TcpStream {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("TcpStream").field("peer", &self.transport.peer_addr()).finish()
+        formatter.debug_struct("TcpStream").field("peer", &self.transport.peer()).finish()
     }
 }
 
@@ -373,18 +389,20 @@ impl Future for WriteAll<'_> {
 /// connection.
 pub struct DetachedTcpStream {
     socket: DetachedSocket,
-    peer_addr: SocketAddr,
+    peer: Addr,
     unread: Vec<u8>,
     unsent: Vec<u8>,
+    /// Those of a UNIX connection that are unread or unsent.
+    descriptors: Option<Descriptors>,
     /// The peer's FIN was seen already.
     finished: bool,
     deadline: Option<Instant>,
 }
 
 impl DetachedTcpStream {
-    /// The other end's address.
-    pub fn peer_addr(&self) -> SocketAddr {
-        self.peer_addr
+    /// The other end.
+    pub fn peer(&self) -> &Addr {
+        &self.peer
     }
 
     /// Makes it a connection of `shard`: unread bytes are read first, unsent ones are sent first. A deadline that was set
@@ -400,8 +418,9 @@ impl DetachedTcpStream {
         let token = shard.inner.driver.borrow_mut().adopt(self.socket)?;
         let core = StreamCore::new();
         core.begin_with(self.unread, self.finished);
-        let mut connection = Connection::new(self.peer_addr);
+        let mut connection = Connection::new(self.peer);
         connection.queue(&self.unsent);
+        shard.inner.bring_descriptors(token, &mut connection, self.descriptors);
         if self.finished {
             connection.read = ReadHalf::Finished;
         }
@@ -417,7 +436,7 @@ impl DetachedTcpStream {
 
 impl fmt::Debug for DetachedTcpStream {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("DetachedTcpStream").field("peer", &self.peer_addr).finish()
+        formatter.debug_struct("DetachedTcpStream").field("peer", &self.peer).finish()
     }
 }
 

@@ -2,7 +2,10 @@
 
 pub(crate) mod core;
 pub(crate) mod fd_set;
+pub(crate) mod socket;
 pub(crate) mod tcp;
 pub(crate) mod threads;
 pub(crate) mod time;
 pub(crate) mod udp;
+pub(crate) mod unix;
+pub(crate) mod unix_datagram;

@@ -100,7 +100,7 @@ impl Shard {
     ) -> std::result::Result<Listener, ListenError> {
         let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
         let group = self.listen(addr.to_addr()?, options.how, opener)?;
-        Ok(Listener::new(self.clone(), group))
+        Ok(Listener::tcp(self.clone(), group))
     }
 
     /// Listens on `addr`, and runs `handler` as a task for each connection that comes in here. A handler that returns an
@@ -130,20 +130,8 @@ impl Shard {
     where
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
-        let handler = Rc::new(handler);
-        let serve = move |shard: &Shard, token: Token, connection: Connection| {
-            let core = StreamCore::new();
-            shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
-            let handler = Rc::clone(&handler);
-            let serving = Serving::begin(shard);
-            drop(shard.spawn(async move {
-                // Made here: what a task captures stays in it beside what becomes of it.
-                let outcome = handler(TcpStream::new(serving.shard.clone(), token, core)).await;
-                serving.end(outcome);
-            }));
-        };
-        let group = self.listen(addr.to_addr()?, options.how, Opener::Streams(Rc::new(serve)))?;
-        Ok(Listener::new(self.clone(), group))
+        let group = self.listen(addr.to_addr()?, options.how, Opener::serving(handler))?;
+        Ok(Listener::tcp(self.clone(), group))
     }
 
     /// Connects to `addr`, and makes the connection's protocol when it stands.
@@ -163,6 +151,28 @@ impl Shard {
     ) -> Connecting {
         let target = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
         Connecting::new(self.connect_to(addr.to_addr(), options.how, target))
+    }
+}
+
+impl Opener {
+    /// Runs `handler` as a task for each connection.
+    pub(super) fn serving<H>(handler: H) -> Opener
+    where
+        H: AsyncFn(TcpStream) -> Result<()> + 'static,
+    {
+        let handler = Rc::new(handler);
+        let serve = move |shard: &Shard, token: Token, connection: Connection| {
+            let core = StreamCore::new();
+            shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
+            let handler = Rc::clone(&handler);
+            let serving = Serving::begin(shard);
+            drop(shard.spawn(async move {
+                // Made here: what a task captures stays in it beside what becomes of it.
+                let outcome = handler(TcpStream::new(serving.shard.clone(), token, core)).await;
+                serving.end(outcome);
+            }));
+        };
+        Opener::Streams(Rc::new(serve))
     }
 }
 
