@@ -13,6 +13,10 @@ use std::time::Duration;
 
 use crate::ShardId;
 
+pub use tls::{CertificateProblem, TlsError};
+
+mod tls;
+
 /// What applications and their callbacks return: any error will do, and `?` works.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -248,6 +252,13 @@ pub enum ConnectError {
     Cancelled,
     /// The factory refused the connection.
     NoProtocol,
+    /// The connection was established, but not its TLS.
+    Tls {
+        /// The address aimed at.
+        addr: SocketAddr,
+        /// Why not.
+        source: TlsError,
+    },
     /// The shard is stopping.
     Stopping,
     /// Anything else the operating system said: no route, no port left, …
@@ -270,6 +281,7 @@ impl fmt::Display for ConnectError {
             }
             ConnectError::Cancelled => write!(formatter, "connecting was cancelled"),
             ConnectError::NoProtocol => write!(formatter, "the factory refused the connection"),
+            ConnectError::Tls { addr, source } => write!(formatter, "no TLS with {addr}: {source}"),
             ConnectError::Stopping => write!(formatter, "cannot connect: the shard is stopping"),
             ConnectError::Os { addr, source } => write!(formatter, "cannot connect to {addr}: {source}"),
         }
@@ -445,6 +457,8 @@ pub enum CloseReason {
     Aborted,
     /// The connection went to another owner: another shard, or whoever detached it.
     HandedOff,
+    /// TLS failed: its handshake, or what came after it. [`TlsError::Truncated`] is an end that the peer did not announce.
+    Tls(TlsError),
     /// The protocol left more of its input unread than it may.
     InputTooLong {
         /// The limit, in bytes.
@@ -486,6 +500,7 @@ impl fmt::Display for CloseReason {
             CloseReason::PeerFinished => write!(formatter, "the peer finished"),
             CloseReason::Aborted => write!(formatter, "aborted"),
             CloseReason::HandedOff => write!(formatter, "handed off"),
+            CloseReason::Tls(error) => write!(formatter, "TLS: {error}"),
             CloseReason::InputTooLong { limit_bytes } => {
                 write!(formatter, "more than {limit_bytes} bytes of input were left unread")
             }

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 #![warn(unreachable_pub)]
+#![cfg_attr(not(feature = "tls"), allow(dead_code, reason = "code that only TLS uses is not told apart"))]
 
 mod config;
 mod cross_shard;
@@ -23,11 +24,16 @@ pub mod testing;
 pub use config::{Config, Watermarks};
 pub use cross_shard::{CallError, Panic, Route, Stopped};
 pub use error::{
-    CloseReason, ConfigError, ConnectError, InvalidAddress, ListenError, MulticastError, NotRunning, Result,
-    RunError, SendError, WriteError,
+    CertificateProblem, CloseReason, ConfigError, ConnectError, InvalidAddress, ListenError, MulticastError,
+    NotRunning, Result, RunError, SendError, TlsError, WriteError,
 };
 pub use net::addr::ToAddr;
 pub use net::input::Input;
+#[cfg(feature = "tls")]
+pub use net::tls::{
+    ClientCertificates, TlsCertificate, TlsClientConfig, TlsClientConfigBuilder, TlsConfigError, TlsInfo,
+    TlsRole, TlsServerConfig, TlsServerConfigBuilder, TlsVersion,
+};
 pub use net::udp::AmplificationLimit;
 pub use reactor::driver::datagrams::MulticastInterface;
 pub use runtime::app::App;

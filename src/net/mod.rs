@@ -4,4 +4,7 @@ pub(crate) mod addr;
 pub(crate) mod connection;
 pub(crate) mod input;
 pub(crate) mod kept;
+#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
+pub(crate) mod tls;
 pub(crate) mod udp;
+pub(crate) mod wire;

@@ -11,8 +11,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::error::{ConnectError, InvalidAddress};
-use crate::net::connection::Connection;
+use crate::error::{CloseReason, ConnectError, InvalidAddress, TlsError};
+use crate::net::connection::{Connection, EndKind};
+use crate::net::tls::Session;
+use crate::net::wire::Wire;
 use crate::reactor::driver::{CloseKind, ConnectSpec};
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
 use crate::reactor::token::Token;
@@ -27,12 +29,15 @@ use crate::shard::{Shard, Timer, wake_contained};
 #[derive(Default)]
 pub(crate) struct Attempts {
     table: RefCell<BTreeMap<Token, Attempt>>,
+    /// Those whose connection stands, and whose TLS handshake does not.
+    handshaking: RefCell<BTreeMap<Token, (SocketAddr, Rc<OutcomeCell>)>>,
 }
 
 /// One attempt, as the shard sees it.
 struct Attempt {
     addr: SocketAddr,
     target: Target,
+    session: Option<Box<Session>>,
     timer: TimerKey,
     timeout: Duration,
     outcome: Rc<OutcomeCell>,
@@ -79,6 +84,7 @@ impl Shard {
         addr: Result<SocketAddr, InvalidAddress>,
         how: ConnectHow,
         target: Target,
+        session: Option<Result<Box<Session>, TlsError>>,
     ) -> PendingAttempt {
         let inner = &self.inner;
         let cell = Rc::new(OutcomeCell::default());
@@ -90,6 +96,13 @@ impl Shard {
             Ok(addr) => addr,
             Err(error) => {
                 self.resolve_attempt(&cell, Err(error.into()));
+                return pending;
+            }
+        };
+        let session = match session.transpose() {
+            Ok(session) => session,
+            Err(source) => {
+                self.resolve_attempt(&cell, Err(ConnectError::Tls { addr, source }));
                 return pending;
             }
         };
@@ -110,7 +123,7 @@ impl Shard {
                     .borrow_mut()
                     .insert(deadline, Timer::new(move |shard: &Shard| shard.on_connect_timeout(token)));
                 cell.token.set(Some(token));
-                let attempt = Attempt { addr, target, timer, timeout, outcome: cell };
+                let attempt = Attempt { addr, target, session, timer, timeout, outcome: cell };
                 inner.attempts.table.borrow_mut().insert(token, attempt);
             }
         }
@@ -152,8 +165,43 @@ impl Shard {
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::NoProtocol));
             return;
         };
-        self.open_connection(token, Connection::new(attempt.addr), handler);
+        let mut connection = Connection::new(attempt.addr);
+        if let Some(session) = attempt.session {
+            connection.wire = Wire::Tls(session);
+            attempt.outcome.token.set(Some(token));
+            inner.attempts.handshaking.borrow_mut().insert(token, (attempt.addr, attempt.outcome));
+            return self.open_connection(token, connection, handler);
+        }
+        self.open_connection(token, connection, handler);
         self.resolve_attempt(&attempt.outcome, Ok(Transport::new(self.clone(), token)));
+    }
+
+    /// The TLS handshake is complete, perhaps of an attempt.
+    pub(super) fn attempt_secured(&self, token: Token) {
+        if let Some((_, outcome)) = self.take_handshaking(token) {
+            self.resolve_attempt(&outcome, Ok(Transport::new(self.clone(), token)));
+        }
+    }
+
+    /// A connection has ended, perhaps before its TLS handshake was complete: then that is the attempt's outcome.
+    pub(super) fn handshake_ended(&self, token: Token, reason: &CloseReason) {
+        let Some((addr, outcome)) = self.take_handshaking(token) else { return };
+        let error = match reason {
+            CloseReason::Tls(source) => ConnectError::Tls { addr, source: source.clone() },
+            CloseReason::Os { source, .. } => {
+                ConnectError::Os { addr, source: io::Error::new(source.kind(), source.to_string()) }
+            }
+            CloseReason::Stopped => ConnectError::Stopping,
+            CloseReason::Closed | CloseReason::Aborted => ConnectError::Cancelled,
+            _ => ConnectError::Tls { addr, source: TlsError::ClosedInHandshake },
+        };
+        self.resolve_attempt(&outcome, Err(error));
+    }
+
+    fn take_handshaking(&self, token: Token) -> Option<(SocketAddr, Rc<OutcomeCell>)> {
+        let taken = self.inner.attempts.handshaking.borrow_mut().remove(&token)?;
+        taken.1.token.set(None);
+        Some(taken)
     }
 
     /// Whether the failure was an attempt's; if so it is its outcome.
@@ -222,6 +270,10 @@ fn connect_error(addr: SocketAddr, bind_addr: Option<SocketAddr>, source: io::Er
 impl PendingAttempt {
     pub(crate) fn cancel(&self) {
         let Some(token) = self.cell.token.get() else { return };
+        if let Some((_, outcome)) = self.shard.take_handshaking(token) {
+            self.shard.end(token, CloseReason::Aborted, EndKind::Close(CloseKind::Orderly));
+            return self.shard.resolve_attempt(&outcome, Err(ConnectError::Cancelled));
+        }
         let Some(attempt) = self.shard.take_attempt(token) else { return };
         self.shard.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
         self.shard.drop_contained(attempt.target);

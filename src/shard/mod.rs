@@ -12,6 +12,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod listening;
 pub(crate) mod placement;
 pub(crate) mod protocol;
+pub(crate) mod secured;
 pub(crate) mod shared;
 pub(crate) mod stats;
 pub(crate) mod turn;
@@ -29,8 +30,9 @@ use crate::ShardId;
 use crate::cross_shard::Endpoint;
 use crate::error::{log_contained, panic_message};
 use crate::inline::InlineCall;
+use crate::net::wire::PIECE_BYTES;
 use crate::reactor::driver::Driver;
-use crate::reactor::lease::Lease;
+use crate::reactor::lease::{Lease, LeasePool};
 use crate::reactor::registry::Registry;
 use crate::reactor::timer_wheel::TimerWheel;
 use crate::reactor::token::Token;
@@ -41,6 +43,7 @@ use datagrams::Datagrams;
 use handles::delayed_call::DelayedCall;
 use lifecycle::ShardPhase;
 use listening::Listeners;
+use secured::Handshakes;
 use shared::Shared;
 use stats::ShardStats;
 use turn::Rest;
@@ -79,6 +82,11 @@ pub(crate) struct Inner {
     pub(crate) watches: Watches,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
+    /// Memory for their ciphertext. Empty between uses.
+    pub(crate) spare: RefCell<Vec<u8>>,
+    /// Pieces of plaintext on loan.
+    pub(crate) plain: Rc<LeasePool>,
+    pub(crate) handshakes: Handshakes,
     /// What it has just received, while its stream's task may take it.
     pub(crate) lent: Cell<Option<Lease>>,
     /// How much may be staged without a further look at that connection; 0 when it may not be written to, or has output
@@ -187,6 +195,9 @@ impl Shard {
             datagrams: Datagrams::default(),
             watches: Watches::default(),
             staged: RefCell::default(),
+            spare: RefCell::default(),
+            plain: LeasePool::new(2 * PIECE_BYTES),
+            handshakes: Handshakes::default(),
             lent: Cell::new(None),
             staged_room: Cell::new(0),
             active: Cell::new(Token::NOBODY),

@@ -10,6 +10,8 @@ pub(crate) mod handle_call;
 pub(crate) mod listener;
 pub(crate) mod stream_core;
 pub(crate) mod tcp_stream;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 pub(crate) mod transport;
 pub(crate) mod udp_socket;
 pub(crate) mod udp_transport;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::error::ConnectError;
 use crate::net::addr::ToAddr;
 use crate::net::connection::{Connection, ReadHalf, WriteHalf};
+use crate::net::wire::Wire;
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
@@ -50,6 +51,14 @@ impl TcpStream {
         TcpStream { core, transport: Transport::new(shard, token) }
     }
 
+    pub(super) fn from_parts(core: Rc<StreamCore>, transport: Transport) -> Self {
+        TcpStream { core, transport }
+    }
+
+    pub(super) fn core(&self) -> &StreamCore {
+        &self.core
+    }
+
     /// Connects to `addr`, from the shard this is called on.
     ///
     /// # Errors
@@ -62,7 +71,7 @@ impl TcpStream {
         let shard = Shard::current();
         let core = StreamCore::new();
         let target = Target::Handler(Handler::Stream(Rc::clone(&core)));
-        let attempt = shard.connect_to(addr.to_addr(), ConnectHow::default(), target);
+        let attempt = shard.connect_to(addr.to_addr(), ConnectHow::default(), target, None);
         let transport = attempt.await?;
         Ok(TcpStream { core, transport })
     }
@@ -291,19 +300,23 @@ impl TcpStream {
         inner.stats.open.subtract(1);
         let mut timers = inner.timers.borrow_mut();
         let deadline = slot.deadline.and_then(|key| timers.deadline(key));
-        for key in [slot.deadline.take(), slot.guard.take()].into_iter().flatten() {
+        let handshake = inner.handshakes.leave(&mut slot.connection);
+        for key in [slot.deadline.take(), slot.guard.take(), handshake].into_iter().flatten() {
             timers.cancel(key);
         }
         drop(timers);
         let unsent = slot.connection.unsent();
-        let finished = slot.connection.read != ReadHalf::Open;
+        // An end that was not announced is found again by whoever goes on.
+        let truncated = slot.connection.session_mut().is_some_and(|tls| std::mem::take(&mut tls.truncated));
+        let finished = slot.connection.read != ReadHalf::Open && !truncated;
+        let wire = std::mem::replace(&mut slot.connection.wire, Wire::Plain);
         let mut unread = match self.core.find(shard, token) {
             Found::Lent(lease) => lease.to_vec(),
             Found::Queued | Found::Nothing => self.core.take_queued(shard, token),
         };
         unread.append(&mut slot.connection.input.take());
         let peer_addr = slot.connection.peer_addr();
-        Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, finished, deadline, in_transit })
+        Ok(DetachedTcpStream { socket, peer_addr, unread, unsent, wire, finished, deadline, in_transit })
     }
 }
 
@@ -378,7 +391,9 @@ pub struct DetachedTcpStream {
     socket: DetachedSocket,
     peer_addr: SocketAddr,
     unread: Vec<u8>,
+    /// As it goes out: sealed, where there is TLS.
     unsent: Vec<u8>,
+    wire: Wire,
     /// The peer's FIN was seen already.
     finished: bool,
     deadline: Option<Instant>,
@@ -406,7 +421,8 @@ impl DetachedTcpStream {
         let core = StreamCore::new();
         core.begin_with(self.unread, self.finished);
         let mut connection = Connection::new(self.peer_addr);
-        connection.queue(&self.unsent);
+        connection.queue_sealed(&self.unsent);
+        connection.wire = self.wire;
         if self.finished {
             connection.read = ReadHalf::Finished;
         }
