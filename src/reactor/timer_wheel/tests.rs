@@ -311,7 +311,9 @@ fn a_hundred_thousand_timers_with_all_but_a_few_cancelled_fire_those_few() {
 #[test]
 fn a_crowd_of_distant_timers_moves_a_few_in_each_pass_and_has_moved_when_it_is_due() {
     let (mut wheel, start) = wheel();
-    let crowd = 20 * u64::from(MOVES_PER_PASS);
+    // Miri needs a quarter of an hour for twenty passes' worth.
+    let full_passes: u32 = if cfg!(miri) { 3 } else { 20 };
+    let crowd = u64::from(full_passes * MOVES_PER_PASS);
     let due = start + 65_536 * MS;
     let delay = |number: u64| Duration::from_micros(number * 7_919 % 1_000_000 + 1);
     for number in 0..crowd {
@@ -334,7 +336,7 @@ fn a_crowd_of_distant_timers_moves_a_few_in_each_pass_and_has_moved_when_it_is_d
         assert!(passes < 60, "moves too few");
     }
     assert!(now <= due - 1_000 * MS, "{:?} before they are due", due - now);
-    assert!(moving >= 18, "one pass followed the other {moving} times");
+    assert!(moving >= full_passes - 2, "one pass followed the other {moving} times");
     assert!(wheel.next_deadline().unwrap() > now, "nothing is left to do");
     let mut expected = Vec::from_iter(0..crowd);
     expected.sort_by_key(|number| delay(*number));
