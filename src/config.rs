@@ -55,6 +55,14 @@ pub struct Config {
     pub linger_bytes_max: usize,
     /// How long an outgoing connection may take to be established, the lookup of its name included; 5 s.
     pub connect_timeout: Duration,
+    /// How long a TLS handshake may take, from the connection on; 10 s in all, however it progresses.
+    pub handshake_timeout: Duration,
+    /// TLS handshakes that a shard may have under way at a time as the server, counted from a client's first byte; 256.
+    /// Clients beyond that wait, the oldest first: a handshake holds tens of KiB, and costs us more than them.
+    pub handshakes_max: usize,
+    /// How long a shard may work at TLS handshakes in one turn; 2 ms, which is a few of them. A flood of them then leaves
+    /// time to the connections that stand.
+    pub handshake_time_per_turn: Duration,
     /// How long an address of a name is tried alone before the next one is tried beside it; 250 ms, as RFC 8305 §5
     /// recommends. At least 10 ms, as it demands, so that a name with many addresses does not become a burst.
     pub connect_attempt_delay: Duration,
@@ -101,6 +109,9 @@ impl Default for Config {
             linger_timeout: Duration::from_secs(5),
             linger_bytes_max: 64 * 1024,
             connect_timeout: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(10),
+            handshakes_max: 256,
+            handshake_time_per_turn: Duration::from_millis(2),
             connect_attempt_delay: Duration::from_millis(250),
             connect_addresses_max: 32,
             resolve_timeout: Duration::from_secs(10),
@@ -125,6 +136,7 @@ impl Config {
             ("events_per_turn", self.events_per_turn),
             ("timers_per_turn", self.timers_per_turn),
             ("tasks_per_turn", self.tasks_per_turn),
+            ("handshakes_max", self.handshakes_max),
             ("connect_addresses_max", self.connect_addresses_max),
             ("resolver_threads_max", self.resolver_threads_max),
             ("resolver_queue_max", self.resolver_queue_max),
@@ -149,7 +161,7 @@ impl Config {
     }
 
     /// All limits, for the start-up block: a line for each subject, none longer than a screen is wide.
-    pub(crate) fn lines(&self) -> [String; 5] {
+    pub(crate) fn lines(&self) -> [String; 6] {
         let Config {
             read_buffer_bytes,
             input_bytes_max,
@@ -167,6 +179,9 @@ impl Config {
             linger_timeout,
             linger_bytes_max,
             connect_timeout,
+            handshake_timeout,
+            handshakes_max,
+            handshake_time_per_turn,
             connect_attempt_delay,
             connect_addresses_max,
             resolve_timeout,
@@ -192,6 +207,9 @@ impl Config {
             format!(
                 "a turn: {accepts_per_turn} accepts, {messages_per_turn} messages, {events_per_turn} events, \
                  {timers_per_turn} timers, {tasks_per_turn} tasks or {task_time_per_turn:?}"
+            ),
+            format!(
+                "TLS: handshakes {handshakes_max} of {handshake_timeout:?}, {handshake_time_per_turn:?} a turn"
             ),
             format!(
                 "a shard: read buffer {read_buffer}, backlog {backlog}, poll {poll_before_park:?}; a datagram socket and \
@@ -261,12 +279,13 @@ mod tests {
                 "a connection: input 1 MiB, output high 64 KiB, low 16 KiB, cap 1 MiB, write 30s",
                 "time: connect 5s, linger 5s or 64 KiB, drain 30s, handshakes 100ms",
                 "a turn: 32 accepts, 1024 messages, 1024 events, 256 timers, 128 tasks or 500µs",
+                "TLS: handshakes 256 of 10s, 2ms a turn",
                 "a shard: read buffer 64 KiB, backlog 4096, poll 50µs; a datagram socket and turn: 64 or 256 KiB",
                 "a name: lookup 10s, 32 addresses, one each 250ms; all names: 8 threads, idle 10s, queue 1024",
             ]
         );
         let odd = Config { read_buffer_bytes: 1000, linger_bytes_max: 0, ..Config::default() };
-        assert!(odd.lines()[3].contains("1000 bytes") && odd.lines()[1].contains("5s or 0,"));
+        assert!(odd.lines()[4].contains("1000 bytes") && odd.lines()[1].contains("5s or 0,"));
     }
 
     #[test]

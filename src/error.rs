@@ -17,6 +17,10 @@ pub(crate) use self::names::{AddressFault, NameFault, Wanted};
 pub use self::names::{InvalidAddress, InvalidName, ResolveError};
 use crate::ShardId;
 
+pub use tls::{CertificateProblem, TlsError};
+
+mod tls;
+
 /// What applications and their callbacks return: any error will do, and `?` works.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -226,6 +230,13 @@ pub enum ConnectError {
     Cancelled,
     /// The factory refused the connection.
     NoProtocol,
+    /// The connection was established, but not its TLS.
+    Tls {
+        /// What was aimed at: host, or address, and port.
+        target: String,
+        /// Why not.
+        source: TlsError,
+    },
     /// The shard is stopping.
     Stopping,
     /// Anything else the operating system said: no route, no port left, …
@@ -257,6 +268,7 @@ impl fmt::Display for ConnectError {
             }
             ConnectError::Cancelled => write!(formatter, "connecting was cancelled"),
             ConnectError::NoProtocol => write!(formatter, "the factory refused the connection"),
+            ConnectError::Tls { target, source } => write!(formatter, "no TLS with {target}: {source}"),
             ConnectError::Stopping => write!(formatter, "cannot connect: the shard is stopping"),
             ConnectError::Os { addr, source } => write!(formatter, "cannot connect to {addr}: {source}"),
         }
@@ -458,6 +470,8 @@ pub enum CloseReason {
     Aborted,
     /// The connection went to another owner: another shard, or whoever detached it.
     HandedOff,
+    /// TLS failed: its handshake, or what came after it. [`TlsError::Truncated`] is an end that the peer did not announce.
+    Tls(TlsError),
     /// The protocol left more of its input unread than it may.
     InputTooLong {
         /// The limit, in bytes.
@@ -499,6 +513,7 @@ impl fmt::Display for CloseReason {
             CloseReason::PeerFinished => write!(formatter, "the peer finished"),
             CloseReason::Aborted => write!(formatter, "aborted"),
             CloseReason::HandedOff => write!(formatter, "handed off"),
+            CloseReason::Tls(error) => write!(formatter, "TLS: {error}"),
             CloseReason::InputTooLong { limit_bytes } => {
                 write!(formatter, "more than {limit_bytes} bytes of input were left unread")
             }

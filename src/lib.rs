@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 #![warn(unreachable_pub)]
+#![cfg_attr(not(feature = "tls"), allow(dead_code, reason = "code that only TLS uses is not told apart"))]
 
 mod config;
 mod cross_shard;
@@ -24,8 +25,9 @@ pub mod testing;
 pub use config::{Config, Watermarks};
 pub use cross_shard::{CallError, Panic, Route, Stopped};
 pub use error::{
-    CloseReason, ConfigError, ConnectError, InvalidAddress, InvalidName, ListenError, MulticastError,
-    NotRunning, ProducerError, ResolveError, Result, RunError, SendError, WriteError,
+    CertificateProblem, CloseReason, ConfigError, ConnectError, InvalidAddress, InvalidName, ListenError,
+    MulticastError, NotRunning, ProducerError, ResolveError, Result, RunError, SendError, TlsError,
+    WriteError,
 };
 pub use net::addr::ToAddr;
 pub use net::endpoint::{ClientEndpoint, ServerEndpoint};
@@ -33,6 +35,11 @@ pub use net::host_name::HostName;
 pub use net::input::Input;
 pub use net::resolver::{Lookup, Resolver};
 pub use net::target::{ConnectTarget, ToTarget};
+#[cfg(feature = "tls")]
+pub use net::tls::{
+    ClientCertificates, TlsCertificate, TlsClientConfig, TlsClientConfigBuilder, TlsConfigError, TlsInfo,
+    TlsRole, TlsServerConfig, TlsServerConfigBuilder, TlsVersion,
+};
 pub use net::udp::AmplificationLimit;
 pub use net::{endpoint, framing, proxy_protocol};
 pub use reactor::driver::datagrams::MulticastInterface;

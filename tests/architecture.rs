@@ -50,7 +50,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("async_task", &["tasks/"]),
     ("core_affinity", &["shard/placement.rs"]),
     ("num_cpus", &["shard/placement.rs"]),
-    ("rustls", &["net/tls.rs"]),
+    ("rustls", &["net/tls.rs", "net/tls/"]),
     // The second door: under loom a model of the queue stands in for crossbeam's, which loom cannot see into.
     ("loom", &["sync.rs", "cross_shard/queue.rs"]),
     ("prometheus_client", &["shard/metrics.rs"]),

@@ -4,11 +4,13 @@ use std::io;
 use std::net::SocketAddr;
 
 use crate::config::Watermarks;
-use crate::error::{CloseReason, WriteError};
+use crate::error::{CloseReason, TlsError, WriteError};
 use crate::net::addr::SmallAddr;
 use crate::net::kept::Kept;
+use crate::net::tls::Session;
+use crate::net::wire::Wire;
 use crate::reactor::buffer::Output;
-use crate::reactor::driver::{CloseKind, Driver, Submitted};
+use crate::reactor::driver::{CloseKind, Driver};
 use crate::reactor::token::Token;
 
 /// Writes of this size and more go straight to the kernel when nothing waits before them: copying them first costs
@@ -19,6 +21,8 @@ pub(crate) const STRAIGHT_BYTES: usize = 8 * 1024;
 pub(crate) struct Connection {
     peer_addr: SmallAddr,
     output: Output,
+    /// What happens to the bytes on their way: above `output`, below `input`.
+    pub(crate) wire: Wire,
     /// Received and not yet consumed by the application.
     pub(crate) input: Kept,
     pub(crate) phase: Phase,
@@ -31,12 +35,17 @@ pub(crate) struct Connection {
     above_high_reading: AboveHighReading,
     /// Whether the driver has been told to receive.
     receiving: bool,
-    /// Above the high watermark, and not yet back at low.
-    above_high: bool,
+    mark: Mark,
+}
+
+/// Where output is, as its writer knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    Below,
     /// A writer was told that it is above high. It is owed a `Resumed`, also if the kernel has taken everything since.
-    told_above: bool,
-    /// The last submit left something: the driver says `Sent` when there is room.
-    blocked: bool,
+    ToldAbove,
+    /// Above the high watermark, and not yet back at low.
+    AboveHigh,
 }
 
 /// What output above the high watermark does to reading.
@@ -116,6 +125,7 @@ impl Connection {
         Connection {
             peer_addr: peer_addr.into(),
             output: Output::new(),
+            wire: Wire::Plain,
             input: Kept::new(),
             phase: Phase::Open,
             read: ReadHalf::Open,
@@ -124,9 +134,7 @@ impl Connection {
             paused_by_protocol: false,
             above_high_reading: AboveHighReading::GoesOn,
             receiving: false,
-            above_high: false,
-            told_above: false,
-            blocked: false,
+            mark: Mark::Below,
         }
     }
 
@@ -149,13 +157,55 @@ impl Connection {
         self.is_open() && self.write == WriteHalf::Open
     }
 
-    /// Bytes written and not taken by the kernel.
+    /// Bytes written and not taken by the kernel, as they are now: sealed, or not yet.
+    #[inline]
     pub(crate) fn queued_bytes(&self) -> usize {
-        self.output.len()
+        self.output.len() + self.pending_bytes()
     }
 
+    #[inline]
     pub(crate) fn has_output(&self) -> bool {
-        !self.output.is_empty()
+        !self.output.is_empty() || self.pending_bytes() > 0
+    }
+
+    /// Plaintext that is not sealed yet.
+    #[inline]
+    fn pending_bytes(&self) -> usize {
+        self.session().map_or(0, Session::pending_bytes)
+    }
+
+    #[inline]
+    pub(crate) fn session(&self) -> Option<&Session> {
+        self.wire.session()
+    }
+
+    #[inline]
+    pub(crate) fn session_mut(&mut self) -> Option<&mut Session> {
+        self.wire.session_mut()
+    }
+
+    pub(crate) fn is_handshaking(&self) -> bool {
+        self.session().is_some_and(Session::is_handshaking)
+    }
+
+    /// Whether output waits for a handshake before it can go anywhere.
+    pub(crate) fn waits_for_handshake(&self) -> bool {
+        self.is_handshaking() && self.pending_bytes() > 0
+    }
+
+    /// Puts the ciphertext of `staged`, and of what waits before it, in its place; with that the end of all that is
+    /// written, once we have finished. `spare` lends its memory.
+    pub(crate) fn seal(&mut self, staged: &mut Vec<u8>, spare: &mut Vec<u8>) -> Result<(), TlsError> {
+        let finish = match self.phase {
+            Phase::Open => self.write == WriteHalf::Finishing,
+            Phase::Flushing(_) => true,
+            Phase::Ending(..) | Phase::Lingering { .. } => return Ok(()),
+        };
+        let Some(session) = self.wire.session_mut() else { return Ok(()) };
+        let sealed = session.seal(staged, finish, spare);
+        std::mem::swap(staged, spare);
+        spare.clear();
+        sealed
     }
 
     /// Checks that `len` more bytes may be written while `staged` bytes wait to be flushed.
@@ -168,29 +218,45 @@ impl Connection {
         if !self.may_write() {
             return Err(WriteError::Closed);
         }
-        if self.output.len() + staged + len > marks.cap_bytes {
+        if self.queued_bytes() + staged + len > marks.cap_bytes {
             return Err(WriteError::Full);
         }
         Ok(())
     }
 
     /// Writes `bytes` straight to the kernel if that is cheaper than copying them, and says how many it took.
-    /// Nothing may be staged.
+    /// Nothing may be staged. What is to be sealed is taken whole; `spare` lends its memory for it.
     pub(crate) fn send_straight(
         &mut self,
         driver: &mut dyn Driver,
         token: Token,
         bytes: &[u8],
+        spare: &mut Vec<u8>,
     ) -> io::Result<usize> {
-        if bytes.len() < STRAIGHT_BYTES || !self.output.is_empty() {
-            Ok(0)
-        } else {
-            driver.try_send(token, bytes)
+        if bytes.len() < STRAIGHT_BYTES || self.has_output() {
+            return Ok(0);
         }
+        let Some(session) = self.wire.session_mut() else { return driver.try_send(token, bytes) };
+        if session.is_handshaking() {
+            return Ok(0);
+        }
+        session.seal_straight(bytes, spare).map_err(io::Error::other)?;
+        let sent = driver.try_send(token, spare)?;
+        self.output.push(&spare[sent..]);
+        spare.clear();
+        Ok(bytes.len())
     }
 
     /// Queues `bytes` behind what waits.
     pub(crate) fn queue(&mut self, bytes: &[u8]) {
+        match self.wire.session_mut() {
+            None => self.output.push(bytes),
+            Some(session) => session.queue(bytes),
+        }
+    }
+
+    /// Queues bytes that are as the peer is to have them.
+    pub(crate) fn queue_sealed(&mut self, bytes: &[u8]) {
         self.output.push(bytes);
     }
 
@@ -215,7 +281,7 @@ impl Connection {
         } else {
             self.output.push(staged);
         }
-        self.blocked = driver.submit(token, &mut self.output)? == Submitted::Blocked;
+        driver.submit(token, &mut self.output)?;
         Ok(match self.output.len() {
             0 => Flushed::All,
             after if after < before => Flushed::Some,
@@ -225,16 +291,17 @@ impl Connection {
 
     /// Throws unsent output away; says how much it was.
     pub(crate) fn discard_output(&mut self) -> usize {
-        let bytes = self.output.len();
+        let bytes = self.output.len() + self.session_mut().map_or(0, Session::discard_pending);
         self.output = Output::new();
-        self.blocked = false;
         bytes
     }
 
     /// A writer is told now that it is above the high watermark. Reading may be held from here on until
     /// [`Connection::release_reading`].
     pub(crate) fn tell_above_high(&mut self) {
-        self.told_above = !self.above_high;
+        if self.mark == Mark::Below {
+            self.mark = Mark::ToldAbove;
+        }
         self.hold_reading();
     }
 
@@ -266,7 +333,7 @@ impl Connection {
             self.above_high_reading = AboveHighReading::Stops;
         }
         // Once FIN is out there is no output that could end a hold.
-        if (self.above_high || self.told_above) && self.write != WriteHalf::Finished {
+        if self.mark != Mark::Below && self.write != WriteHalf::Finished {
             self.hold_reading();
         }
         false
@@ -274,22 +341,24 @@ impl Connection {
 
     /// Whether the writer was told that output is above high, and not yet that it is back at low.
     pub(crate) fn is_above_high(&self) -> bool {
-        self.above_high
+        self.mark == Mark::AboveHigh
     }
 
     /// Looks whether the watermark was crossed since the last look.
     #[inline]
     pub(crate) fn crossing(&mut self, marks: &Watermarks) -> Option<Crossing> {
-        let queued = self.output.len();
-        let told_above = std::mem::take(&mut self.told_above);
-        if !self.above_high && (queued > marks.high_bytes || told_above) {
-            self.above_high = true;
-            Some(Crossing::Paused)
-        } else if self.above_high && queued <= marks.low_bytes {
-            self.above_high = false;
-            Some(Crossing::Resumed)
-        } else {
-            None
+        let queued = self.queued_bytes();
+        match self.mark {
+            Mark::Below if queued <= marks.high_bytes => None,
+            Mark::Below | Mark::ToldAbove => {
+                self.mark = Mark::AboveHigh;
+                Some(Crossing::Paused)
+            }
+            Mark::AboveHigh if queued <= marks.low_bytes => {
+                self.mark = Mark::Below;
+                Some(Crossing::Resumed)
+            }
+            Mark::AboveHigh => None,
         }
     }
 
@@ -297,13 +366,23 @@ impl Connection {
     #[inline]
     pub(crate) fn update_receiving(&mut self, driver: &mut dyn Driver, token: Token) {
         let wanted = match self.phase {
-            Phase::Open => self.read_holds == 0 && self.read == ReadHalf::Open,
+            Phase::Open => self.read == ReadHalf::Open && self.wants_input(),
+            Phase::Flushing(_) if self.waits_for_handshake() => self.wants_input(),
             Phase::Lingering { reading, .. } => reading,
             Phase::Flushing(_) | Phase::Ending(..) => false,
         };
         if wanted != self.receiving {
             self.receiving = wanted;
             driver.receive(token, wanted);
+        }
+    }
+
+    /// Whether input is to come while it may: what the application holds does not hold a handshake.
+    #[inline]
+    fn wants_input(&self) -> bool {
+        match self.session() {
+            Some(session) if session.is_handshaking() => !session.queued,
+            _ => self.read_holds == 0,
         }
     }
 

@@ -12,4 +12,7 @@ pub(crate) mod lookup_threads;
 pub mod proxy_protocol;
 pub(crate) mod resolver;
 pub(crate) mod target;
+#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
+pub(crate) mod tls;
 pub(crate) mod udp;
+pub(crate) mod wire;

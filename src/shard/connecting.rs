@@ -15,11 +15,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::error::{ConnectError, InvalidAddress, ResolveError};
-use crate::net::connection::Connection;
+use crate::error::{CloseReason, ConnectError, InvalidAddress, ResolveError, TlsError};
+use crate::net::connection::{Connection, EndKind};
 use crate::net::connector::{Race, Runner, interleave};
 use crate::net::host_name::HostName;
 use crate::net::target::ConnectTarget;
+use crate::net::tls::Session;
+use crate::net::wire::Wire;
 use crate::reactor::driver::{CloseKind, ConnectSpec};
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
 use crate::reactor::token::Token;
@@ -38,6 +40,14 @@ pub(crate) struct Attempts {
     /// Whose the sockets are that connect.
     sockets: RefCell<BTreeMap<Token, AttemptId>>,
     last: Cell<u64>,
+    /// Those whose connection stands, and whose TLS handshake is under way.
+    handshaking: RefCell<BTreeMap<Token, Handshaking>>,
+}
+
+struct Handshaking {
+    goal: ConnectTarget,
+    addr: SocketAddr,
+    outcome: Rc<OutcomeCell>,
 }
 
 /// Names one attempt; never used again.
@@ -48,6 +58,8 @@ pub(crate) struct AttemptId(u64);
 struct Attempt {
     goal: ConnectTarget,
     target: Target,
+    /// What it begins with, if it is to speak TLS.
+    session: Option<Box<Session>>,
     how: ConnectHow,
     timer: TimerKey,
     timeout: Duration,
@@ -101,6 +113,8 @@ pub(crate) struct OutcomeCell {
     waker: RefCell<Option<Waker>>,
     on_failure: RefCell<Option<Box<FailureCall>>>,
     attempt: Cell<Option<AttemptId>>,
+    /// The connection, while its TLS handshake is under way.
+    handshaking: Cell<Option<Token>>,
 }
 
 type FailureCall = dyn FnOnce(&Shard, ConnectError);
@@ -124,6 +138,7 @@ impl Shard {
         goal: Result<ConnectTarget, InvalidAddress>,
         how: ConnectHow,
         target: Target,
+        session: Option<Result<Box<Session>, TlsError>>,
     ) -> PendingAttempt {
         let inner = &self.inner;
         let cell = Rc::new(OutcomeCell::default());
@@ -144,6 +159,14 @@ impl Shard {
             }
         };
         pending.goal = Some(goal.clone());
+        let session = match session.transpose() {
+            Ok(session) => session,
+            Err(source) => {
+                self.drop_contained(target);
+                self.resolve_attempt(&cell, Err(ConnectError::Tls { target: goal.to_string(), source }));
+                return pending;
+            }
+        };
         if !matches!(inner.phase.get(), ShardPhase::Starting | ShardPhase::Running | ShardPhase::Draining) {
             self.drop_contained(target);
             self.resolve_attempt(&cell, Err(ConnectError::Stopping));
@@ -160,7 +183,7 @@ impl Shard {
             ConnectTarget::Addr(addr) => Stage::Racing { race: Race::new(vec![*addr]), next: None },
             ConnectTarget::Name { host, port } => Stage::Resolving(self.look_up_for(id, host.clone(), *port)),
         };
-        let attempt = Attempt { goal, target, how, timer, timeout, stage, outcome: cell };
+        let attempt = Attempt { goal, target, session, how, timer, timeout, stage, outcome: cell };
         inner.attempts.table.borrow_mut().insert(id, attempt);
         self.try_next_address(id);
         pending
@@ -272,8 +295,45 @@ impl Shard {
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::NoProtocol));
             return;
         };
-        self.open_connection(token, Connection::new(addr), handler);
+        let mut connection = Connection::new(addr);
+        if let Some(session) = attempt.session {
+            connection.wire = Wire::Tls(session);
+            attempt.outcome.handshaking.set(Some(token));
+            let handshaking = Handshaking { goal: attempt.goal, addr, outcome: attempt.outcome };
+            inner.attempts.handshaking.borrow_mut().insert(token, handshaking);
+            return self.open_connection(token, connection, handler);
+        }
+        self.open_connection(token, connection, handler);
         self.resolve_attempt(&attempt.outcome, Ok(Transport::new(self.clone(), token)));
+    }
+
+    /// The TLS handshake is complete, perhaps of an attempt.
+    pub(super) fn attempt_secured(&self, token: Token) {
+        if let Some(attempt) = self.take_handshaking(token) {
+            self.resolve_attempt(&attempt.outcome, Ok(Transport::new(self.clone(), token)));
+        }
+    }
+
+    /// A connection has ended, perhaps before its TLS handshake was complete: then that is the attempt's outcome.
+    pub(super) fn handshake_ended(&self, token: Token, reason: &CloseReason) {
+        let Some(Handshaking { goal, addr, outcome }) = self.take_handshaking(token) else { return };
+        let target = goal.to_string();
+        let error = match reason {
+            CloseReason::Tls(source) => ConnectError::Tls { target, source: source.clone() },
+            CloseReason::Os { source, .. } => {
+                ConnectError::Os { addr, source: io::Error::new(source.kind(), source.to_string()) }
+            }
+            CloseReason::Stopped => ConnectError::Stopping,
+            CloseReason::Closed | CloseReason::Aborted => ConnectError::Cancelled,
+            _ => ConnectError::Tls { target, source: TlsError::ClosedInHandshake },
+        };
+        self.resolve_attempt(&outcome, Err(error));
+    }
+
+    fn take_handshaking(&self, token: Token) -> Option<Handshaking> {
+        let taken = self.inner.attempts.handshaking.borrow_mut().remove(&token)?;
+        taken.outcome.handshaking.set(None);
+        Some(taken)
     }
 
     /// Whether the failure was an attempt's; if so the attempt goes on with its next address, at once.
@@ -403,6 +463,12 @@ fn connect_error(addr: SocketAddr, bind_addr: Option<SocketAddr>, source: io::Er
 
 impl PendingAttempt {
     pub(crate) fn cancel(&self) {
+        if let Some(token) = self.cell.handshaking.get()
+            && let Some(attempt) = self.shard.take_handshaking(token)
+        {
+            self.shard.end(token, CloseReason::Aborted, EndKind::Close(CloseKind::Orderly));
+            return self.shard.resolve_attempt(&attempt.outcome, Err(ConnectError::Cancelled));
+        }
         let Some(id) = self.cell.attempt.get() else { return };
         self.shard.fail_attempt(id, ConnectError::Cancelled);
     }

@@ -2,16 +2,18 @@
 //! calls of the driver. The bytes themselves are `net`'s.
 
 use std::any::Any;
+use std::cell::RefMut;
 use std::error::Error;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::error::{CloseReason, Result, log_contained, panic_message};
+use crate::error::{CloseReason, Result, TlsError, log_contained, panic_message};
 use crate::net::connection::{Connection, EndKind, Phase, ReadHalf, WriteHalf};
 use crate::net::input::Input;
 use crate::net::kept::Kept;
+use crate::net::wire::Wire;
 use crate::reactor::driver::CloseKind;
 use crate::reactor::lease::Lease;
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
@@ -88,10 +90,17 @@ impl Shard {
         let marks = Marks { draining, ..Marks::default() };
         let mut slot = Slot { connection, handler, deadline: None, guard: None, marks };
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
+        if slot.connection.wire.is_tls() {
+            self.begin_handshake(token, &mut slot);
+        }
+        let is_tls = slot.connection.wire.is_tls();
         inner.connections.borrow_mut().insert_at(token, slot);
         inner.stats.open.add(1);
         if is_protocol {
             self.call_protocol(token, |protocol, transport| protocol.connected(transport));
+        }
+        if is_tls {
+            self.inner.mark_unsettled(token);
         }
     }
 
@@ -101,17 +110,38 @@ impl Shard {
         let inner = &*self.inner;
         inner.stats.receives.add(1);
         inner.stats.received_bytes.add(lease.len() as u64);
-        let mut connections = inner.connections.borrow_mut();
-        let Some(slot) = connections.get_mut(token) else { return };
+        let connections = inner.connections.borrow_mut();
+        let Ok(slot) = RefMut::filter_map(connections, |connections| connections.get_mut(token)) else {
+            return;
+        };
+        if slot.connection.wire.is_tls() {
+            drop(slot);
+            return self.on_received_sealed(token, lease);
+        }
+        self.give(token, slot, lease);
+    }
+
+    /// Gives bytes that TLS has opened to whoever handles the connection.
+    pub(super) fn hand_over(&self, token: Token, lease: Lease) {
+        let connections = self.inner.connections.borrow_mut();
+        if let Ok(slot) = RefMut::filter_map(connections, |connections| connections.get_mut(token)) {
+            self.give(token, slot, lease);
+        }
+    }
+
+    /// Gives bytes, as the application is to see them, to whoever handles the connection.
+    #[inline]
+    fn give(&self, token: Token, mut slot: RefMut<'_, Slot>, lease: Lease) {
+        let inner = &*self.inner;
         if !slot.connection.may_read() {
-            drop(connections);
+            drop(slot);
             return self.received_unasked(token, &lease);
         }
         match std::mem::replace(&mut slot.handler, Handler::Busy) {
             Handler::Protocol(protocol) => {
                 inner.activate(token, &slot.connection);
                 let kept = slot.connection.input.take();
-                drop(connections);
+                drop(slot);
                 if kept.is_empty() {
                     self.deliver(token, protocol, &lease);
                 } else {
@@ -124,11 +154,14 @@ impl Shard {
             }
             Handler::Stream(stream) => {
                 slot.handler = Handler::Stream(Rc::clone(&stream));
-                drop(connections);
+                drop(slot);
                 self.with_active(token, || stream.on_received(self, token, lease));
             }
             // Its own callback cannot be running: nothing re-enters.
-            other @ (Handler::Busy | Handler::Gone) => slot.handler = other,
+            other @ (Handler::Busy | Handler::Gone) => {
+                slot.handler = other;
+                drop(slot);
+            }
         }
         if inner.phase.get() == ShardPhase::Draining {
             self.tell_draining_if_served(token);
@@ -137,7 +170,7 @@ impl Shard {
 
     /// Bytes came that the application cannot be given now, or ever.
     #[cold]
-    fn received_unasked(&self, token: Token, bytes: &[u8]) {
+    pub(super) fn received_unasked(&self, token: Token, bytes: &[u8]) {
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         match (&mut slot.connection.phase, &slot.handler) {
@@ -208,7 +241,11 @@ impl Shard {
             self.callback_failed(token, outcome);
             return self.settle(token);
         }
-        if rest_len > 0 && slot.connection.is_open() {
+        if slot.connection.session().is_some_and(|session| session.fresh) {
+            // It has begun TLS in this callback: not a byte after that is plain.
+            let handshake = rest();
+            self.inner.keep_handshake(token, slot, &handshake);
+        } else if rest_len > 0 && slot.connection.is_open() {
             // Whatever came before was lent together with what has come now.
             slot.connection.input.set(rest());
             // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
@@ -226,8 +263,8 @@ impl Shard {
         }
     }
 
-    /// The peer has sent FIN.
-    pub(crate) fn on_peer_finished(&self, token: Token) {
+    /// No more input will come.
+    pub(super) fn input_ended(&self, token: Token) {
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         match slot.connection.phase {
@@ -251,6 +288,10 @@ impl Shard {
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         slot.connection.read = ReadHalf::Finished;
+        if slot.connection.session().is_some_and(|session| session.truncated) {
+            drop(connections);
+            return self.begin_close(token, CloseReason::Tls(TlsError::Truncated));
+        }
         let both_finished = slot.connection.write == WriteHalf::Finished;
         if let Handler::Stream(stream) = &slot.handler {
             let stream = Rc::clone(stream);
@@ -356,12 +397,16 @@ impl Shard {
     }
 
     /// Calls the protocol, then sends what it wrote.
-    fn call_protocol(&self, token: Token, call: impl FnOnce(&mut dyn Protocol, &Transport) -> Result<()>) {
+    pub(super) fn call_protocol(
+        &self,
+        token: Token,
+        call: impl FnOnce(&mut dyn Protocol, &Transport) -> Result<()>,
+    ) {
         self.with_active(token, || self.invoke(token, call));
     }
 
     /// Runs `body` with `token` as the connection whose small writes are staged, then settles it.
-    fn with_active(&self, token: Token, body: impl FnOnce()) {
+    pub(super) fn with_active(&self, token: Token, body: impl FnOnce()) {
         match self.inner.connections.borrow().get(token) {
             Some(slot) => self.inner.activate(token, &slot.connection),
             None => return,
@@ -638,6 +683,7 @@ impl Shard {
                     self.forget_resumed(token);
                 }
             }
+            self.open_resumed(token);
             let finish = self.inner.connections.borrow().get(token).is_some_and(|slot| {
                 let reads_on = slot.connection.may_read() && !slot.marks.resumed;
                 slot.connection.read == ReadHalf::FinishPending && reads_on
@@ -693,9 +739,11 @@ impl Shard {
             let handler = std::mem::replace(&mut slot.handler, Handler::Gone);
             let peer = slot.connection.peer_addr();
             let mut timers = inner.timers.borrow_mut();
-            for key in [slot.deadline.take(), slot.guard.take()].into_iter().flatten() {
+            let handshake = inner.handshakes.leave(&mut slot.connection);
+            for key in [slot.deadline.take(), slot.guard.take(), handshake].into_iter().flatten() {
                 drop(timers.cancel(key));
             }
+            slot.connection.wire = Wire::Plain;
             let mut driver = inner.driver.borrow_mut();
             match kind {
                 EndKind::Linger => {
@@ -715,6 +763,7 @@ impl Shard {
             }
             (handler, *reason, peer, produced)
         };
+        self.handshake_ended(token, &reason);
         if !reason.is_clean() {
             self.log_end(&reason, peer);
         }

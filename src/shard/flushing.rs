@@ -2,6 +2,7 @@
 
 use crate::error::CloseReason;
 use crate::net::connection::{Connection, Crossing, EndKind, Flushed, Phase, ReadHalf, WriteHalf};
+use crate::net::tls::Session;
 use crate::reactor::driver::CloseKind;
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
@@ -82,6 +83,9 @@ impl Inner {
     #[inline]
     pub(super) fn flush(&self, token: Token, slot: &mut Slot) -> Option<Notice> {
         let mut staged = self.staged.borrow_mut();
+        if slot.connection.wire.is_tls() {
+            self.seal(token, slot, &mut staged);
+        }
         if staged.is_empty() && !slot.connection.has_output() {
             if slot.connection.is_open() && slot.connection.write == WriteHalf::Open {
                 return self.crossing(token, slot);
@@ -140,6 +144,25 @@ impl Inner {
         }
     }
 
+    /// Plaintext out, ciphertext in its place.
+    #[inline(never)]
+    fn seal(&self, token: Token, slot: &mut Slot, staged: &mut Vec<u8>) {
+        let mut spare = self.spare.borrow_mut();
+        if let Err(error) = slot.connection.seal(staged, &mut spare) {
+            staged.clear();
+            self.stats.unsent_bytes_dropped.add(slot.connection.discard_output() as u64);
+            let reason = CloseReason::Tls(error);
+            self.mark_ending(token, slot, reason, EndKind::Close(CloseKind::Orderly));
+        }
+        if slot.connection.is_handshaking() {
+            // What waits for the handshake keeps a connection that is being closed reading until then.
+            slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
+        }
+        if spare.capacity() > STAGED_KEEP_BYTES {
+            spare.shrink_to(STAGED_KEEP_BYTES);
+        }
+    }
+
     #[inline]
     fn crossing(&self, token: Token, slot: &mut Slot) -> Option<Notice> {
         let Some(crossing) = slot.connection.crossing(&self.shared.config.watermarks) else {
@@ -173,7 +196,8 @@ impl Inner {
             Handler::Stream(stream) => stream.owes_reader(),
             _ => !slot.connection.input.is_empty(),
         };
-        if kept || slot.connection.read == ReadHalf::FinishPending {
+        let unopened = slot.connection.session().is_some_and(Session::has_unopened);
+        if kept || unopened || slot.connection.read == ReadHalf::FinishPending {
             self.mark_slot_resumed(token, slot);
         }
     }
@@ -188,6 +212,9 @@ impl Inner {
     /// All output is with the kernel, and we have finished, or begun to: FIN goes out, or the connection ends.
     fn output_is_out(&self, token: Token, slot: &mut Slot) -> Option<Notice> {
         let connection = &mut slot.connection;
+        if connection.waits_for_handshake() {
+            return None;
+        }
         let closing = match connection.phase {
             Phase::Flushing(_) => true,
             Phase::Open => false,

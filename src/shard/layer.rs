@@ -38,6 +38,11 @@ pub trait Layer: 'static {
         self.inner().connected(transport)
     }
 
+    /// See [`Protocol::handshake_completed`].
+    fn handshake_completed(&mut self, transport: &Transport) -> Result<()> {
+        self.inner().handshake_completed(transport)
+    }
+
     /// See [`Protocol::data_received`].
     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
         self.inner().data_received(transport, input)
@@ -82,6 +87,10 @@ pub trait Layer: 'static {
 impl<L: Layer> Protocol for L {
     fn connected(&mut self, transport: &Transport) -> Result<()> {
         Layer::connected(self, transport)
+    }
+
+    fn handshake_completed(&mut self, transport: &Transport) -> Result<()> {
+        Layer::handshake_completed(self, transport)
     }
 
     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {

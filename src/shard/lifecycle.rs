@@ -489,7 +489,7 @@ impl Shard {
         let leaks = Leaks {
             connections: inner.connections.borrow().len() + census.connections,
             listeners: census.listeners,
-            leases: census.leases,
+            leases: census.leases + inner.plain.on_loan(),
             timers: inner.timers.borrow().len(),
             tasks: inner.executor.live(),
         };

@@ -8,8 +8,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::{ListenError, log_contained};
+use crate::error::{ListenError, TlsError, log_contained};
 use crate::net::connection::Connection;
+use crate::net::tls::Session;
+use crate::net::wire::Wire;
 use crate::reactor::driver::{CloseKind, Driver, Emptied, ListenSpec};
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
@@ -30,6 +32,8 @@ pub(crate) struct Listening {
     pub(crate) token: Token,
     pub(crate) group: Arc<Group>,
     opener: RefCell<Option<Opener>>,
+    /// Makes the TLS of each connection, if they begin with it.
+    secure: Option<Box<SessionMaker>>,
     /// Accepted by the last look and not yet dispatched.
     undispatched: Cell<usize>,
 }
@@ -41,6 +45,7 @@ pub(crate) enum Opener {
 }
 
 pub(crate) type ProtocolMaker = dyn FnMut(&Incoming<'_>) -> Option<Box<dyn Protocol>>;
+pub(crate) type SessionMaker = dyn Fn() -> Result<Box<Session>, TlsError>;
 pub(crate) type StreamServer = dyn Fn(&Shard, Token, Connection);
 
 /// How a listener is opened.
@@ -88,6 +93,7 @@ impl Shard {
         addr: SocketAddr,
         how: ListenHow,
         opener: Opener,
+        secure: Option<Box<SessionMaker>>,
     ) -> Result<Arc<Group>, ListenError> {
         let inner = &self.inner;
         if !matches!(inner.phase.get(), ShardPhase::Starting | ShardPhase::Running) {
@@ -106,6 +112,7 @@ impl Shard {
             token,
             group: Arc::clone(&group),
             opener: RefCell::new(Some(opener)),
+            secure,
             undispatched: Cell::new(0),
         };
         inner.listeners.open.borrow_mut().push(Rc::new(listening));
@@ -171,6 +178,15 @@ impl Shard {
         };
         listening.undispatched.set(listening.undispatched.get().saturating_sub(1));
         let mut connection = Connection::new(peer_addr);
+        match listening.secure.as_ref().map(|secure| secure()) {
+            None => {}
+            Some(Ok(session)) => connection.wire = Wire::Tls(session),
+            Some(Err(error)) => {
+                tracing::error!(shard = inner.id.index(), %error, "a TLS session cannot be made");
+                inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+                return;
+            }
+        }
         let Some(opener) = listening.opener.borrow_mut().take() else {
             unreachable!("factories are not called from within factories")
         };

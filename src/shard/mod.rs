@@ -15,6 +15,7 @@ pub(crate) mod listening;
 pub(crate) mod placement;
 pub(crate) mod producers;
 pub(crate) mod protocol;
+pub(crate) mod secured;
 pub(crate) mod shared;
 pub(crate) mod stats;
 pub(crate) mod turn;
@@ -32,8 +33,9 @@ use crate::ShardId;
 use crate::cross_shard::Endpoint;
 use crate::error::{log_contained, panic_message};
 use crate::inline::InlineCall;
+use crate::net::wire::PIECE_BYTES;
 use crate::reactor::driver::Driver;
-use crate::reactor::lease::Lease;
+use crate::reactor::lease::{Lease, LeasePool};
 use crate::reactor::registry::Registry;
 use crate::reactor::timer_wheel::TimerWheel;
 use crate::reactor::token::Token;
@@ -46,6 +48,7 @@ use handles::delayed_call::DelayedCall;
 use lifecycle::ShardPhase;
 use listening::Listeners;
 use producers::Producers;
+use secured::Handshakes;
 use shared::Shared;
 use stats::ShardStats;
 use turn::Rest;
@@ -85,6 +88,11 @@ pub(crate) struct Inner {
     pub(crate) producers: Producers,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
+    /// Memory for their ciphertext. Empty between uses.
+    pub(crate) spare: RefCell<Vec<u8>>,
+    /// Pieces of plaintext on loan.
+    pub(crate) plain: Rc<LeasePool>,
+    pub(crate) handshakes: Handshakes,
     /// What it has just received, while its stream's task may take it.
     pub(crate) lent: Cell<Option<Lease>>,
     /// How much may be staged without a further look at that connection; 0 when it may not be written to, or has output
@@ -196,6 +204,9 @@ impl Shard {
             watches: Watches::default(),
             producers: Producers::default(),
             staged: RefCell::default(),
+            spare: RefCell::default(),
+            plain: LeasePool::new(2 * PIECE_BYTES),
+            handshakes: Handshakes::default(),
             lent: Cell::new(None),
             staged_room: Cell::new(0),
             active: Cell::new(Token::NOBODY),

@@ -30,7 +30,18 @@ use crate::shard::handles::transport::Transport;
 /// ```
 pub trait Protocol: 'static {
     /// The connection stands. Pausing here is honoured: no input comes before it is resumed.
+    ///
+    /// Where the connection begins with TLS its handshake has only begun. What is written here is sent after it, and no
+    /// input comes before [`Protocol::handshake_completed`].
     fn connected(&mut self, transport: &Transport) -> Result<()> {
+        let _ = transport;
+        Ok(())
+    }
+
+    /// The TLS handshake is complete: [`Transport::tls_info`] tells with whom, and what was agreed on. Whoever does not
+    /// like it aborts or closes here, and has been given no byte. Not called when the handshake fails: then
+    /// [`Protocol::disconnected`] is.
+    fn handshake_completed(&mut self, transport: &Transport) -> Result<()> {
         let _ = transport;
         Ok(())
     }

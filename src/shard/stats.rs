@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 #[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct ShardStats {
+    pub(crate) handshakes: Count,
+    pub(crate) tls_failures: Count,
     pub(crate) accepted: Count,
     pub(crate) connected: Count,
     pub(crate) open: Count,

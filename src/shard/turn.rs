@@ -133,8 +133,9 @@ impl Shard {
         self.deliver_resumed();
         let messages_left = self.deliver_messages();
         let events_left = self.dispatch_events();
+        let handshakes_left = self.run_handshakes();
         let timers_left = self.expire_timers();
-        let mut busy = messages_left || events_left || timers_left;
+        let mut busy = messages_left || events_left || handshakes_left || timers_left;
         loop {
             busy |= self.finish_turn();
             match self.choose_rest(busy)? {
@@ -275,6 +276,7 @@ impl Shard {
             || !inner.unsettled.borrow().is_empty()
             || !inner.resumed.borrow().is_empty()
             || !inner.ending.borrow().is_empty()
+            || inner.handshakes.has_work(inner.shared.config.handshakes_max)
             || self.datagrams_end()
             || self.watches_end()
             || inner.phase.get() == ShardPhase::Stopped

@@ -157,6 +157,7 @@ impl Drop for Inside {
 /// A callback of a protocol.
 pub(crate) enum Call<'a, 'b> {
     Connected,
+    HandshakeCompleted,
     Data(&'a mut Input<'b>),
     ReadFinished,
     WriteFinished,
@@ -209,6 +210,10 @@ impl Protocol for Probe {
     fn connected(&mut self, transport: &Transport) -> Result<()> {
         self.log.state.borrow_mut().transport = Some(transport.clone());
         self.call("connected", Call::Connected, transport, Defaults::connected)
+    }
+
+    fn handshake_completed(&mut self, transport: &Transport) -> Result<()> {
+        self.call("handshake", Call::HandshakeCompleted, transport, Defaults::handshake_completed)
     }
 
     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {

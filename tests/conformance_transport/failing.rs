@@ -14,6 +14,7 @@ pub(crate) const CALLBACKS: [&str; 8] =
 fn name(call: &Call<'_, '_>) -> &'static str {
     match call {
         Call::Connected => "connected",
+        Call::HandshakeCompleted => "handshake",
         Call::Data(_) => "data",
         Call::ReadFinished => "read_finished",
         Call::WriteFinished => "write_finished",

@@ -233,6 +233,10 @@ pub struct ShardReport {
     pub accepted: u64,
     /// Outgoing connections established.
     pub connected: u64,
+    /// TLS handshakes completed, in either role.
+    pub handshakes: u64,
+    /// Connections whose TLS failed, in the handshake or after it. Ends without close_notify are not counted.
+    pub tls_failures: u64,
     /// Connections that are open now, those that wait for their peer's FIN included.
     pub open_connections: u64,
     /// Times bytes were received.
@@ -283,6 +287,8 @@ impl ShardReport {
             cpu: shared.cpus[shard.index()],
             accepted: stats.accepted.get(),
             connected: stats.connected.get(),
+            handshakes: stats.handshakes.get(),
+            tls_failures: stats.tls_failures.get(),
             open_connections: stats.open.get(),
             receives: stats.receives.get(),
             received_bytes: stats.received_bytes.get(),

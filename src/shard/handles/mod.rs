@@ -12,6 +12,8 @@ pub(crate) mod listener;
 pub(crate) mod resolving;
 pub(crate) mod stream_core;
 pub(crate) mod tcp_stream;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 pub(crate) mod transport;
 pub(crate) mod udp_socket;
 pub(crate) mod udp_transport;

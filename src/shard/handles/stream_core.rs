@@ -5,14 +5,17 @@ use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use crate::error::CloseReason;
+use crate::error::{CloseReason, TlsError};
 use crate::net::kept::Kept;
+use crate::net::wire::PIECE_BYTES;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
 use crate::shard::{Shard, wake_contained};
 
 /// Received bytes that nobody has read yet are copied and kept; above this many the stream stops receiving.
 const QUEUED_BYTES_MAX: usize = 64 * 1024;
+/// The same for bytes that were decrypted: what nobody reads stays as it came.
+const DECRYPTED_BYTES_MAX: usize = PIECE_BYTES;
 
 /// The state of one stream. Small, since ten thousand idle ones are ten thousand of these.
 pub(crate) struct StreamCore {
@@ -28,6 +31,8 @@ struct StreamState {
     /// Half a frame has been read: a drain lets the rest come.
     within_frame: bool,
     told_draining: bool,
+    /// Its bytes are decrypted.
+    secured: bool,
     /// The stream has stopped receiving, since nobody reads.
     full: bool,
     /// The writer waits until nothing is unsent, not just for room.
@@ -41,7 +46,12 @@ struct StreamState {
 /// What reads and writes say once the connection has broken.
 struct Broken {
     kind: io::ErrorKind,
-    message: String,
+    cause: Cause,
+}
+
+enum Cause {
+    Tls(TlsError),
+    Other(String),
 }
 
 /// What a reader finds.
@@ -54,6 +64,12 @@ pub(super) enum Found {
     Nothing,
 }
 
+impl StreamState {
+    fn queued_bytes_max(&self) -> usize {
+        if self.secured { DECRYPTED_BYTES_MAX } else { QUEUED_BYTES_MAX }
+    }
+}
+
 impl StreamCore {
     pub(crate) fn new() -> Rc<Self> {
         Rc::new(StreamCore {
@@ -63,6 +79,7 @@ impl StreamCore {
                 ends_on_drain: true,
                 within_frame: false,
                 told_draining: false,
+                secured: false,
                 full: false,
                 flushing: false,
                 broken: None,
@@ -91,7 +108,7 @@ impl StreamCore {
             self.keep(&rest);
         }
         let mut state = self.state.borrow_mut();
-        if state.queued.len() >= QUEUED_BYTES_MAX && !state.full {
+        if state.queued.len() >= state.queued_bytes_max() && !state.full {
             state.full = true;
             drop(state);
             hold(shard, token, true);
@@ -114,6 +131,22 @@ impl StreamCore {
         if self.owes_reader() {
             self.wake_reader(shard);
         }
+    }
+
+    /// From here on the stream is given decrypted bytes.
+    pub(crate) fn set_secured(&self) {
+        self.state.borrow_mut().secured = true;
+    }
+
+    /// The TLS handshake is complete.
+    pub(crate) fn on_secured(&self, shard: &Shard) {
+        self.wake_reader(shard);
+    }
+
+    /// Waits, like a reader, for the handshake.
+    pub(super) fn wait_secured(&self, context: &Context<'_>) {
+        let replaced = self.state.borrow_mut().reader.replace(context.waker().clone());
+        drop(replaced);
     }
 
     fn wake_reader(&self, shard: &Shard) {
@@ -160,10 +193,17 @@ impl StreamCore {
                 CloseReason::WriteStalled { .. } | CloseReason::DeadlineReached => {
                     Some(io::ErrorKind::TimedOut)
                 }
+                CloseReason::Tls(TlsError::Truncated) => Some(io::ErrorKind::UnexpectedEof),
+                CloseReason::Tls(TlsError::HandshakeTimedOut { .. }) => Some(io::ErrorKind::TimedOut),
+                CloseReason::Tls(_) => Some(io::ErrorKind::InvalidData),
                 _ => Some(io::ErrorKind::ConnectionAborted),
             };
+            let cause = match reason {
+                CloseReason::Tls(error) => Cause::Tls(error),
+                reason => Cause::Other(reason.to_string()),
+            };
             match kind {
-                Some(kind) => state.broken = Some(Box::new(Broken { kind, message: reason.to_string() })),
+                Some(kind) => state.broken = Some(Box::new(Broken { kind, cause })),
                 None => state.finished = true,
             }
             [state.reader.take(), state.writer.take().map(|writer| *writer)]
@@ -191,6 +231,12 @@ impl StreamCore {
         bytes
     }
 
+    /// All that was kept, for an upgrade: it is no plaintext any more. Says whether it was so much that reading is held.
+    pub(super) fn take_unread(&self) -> (Vec<u8>, bool) {
+        let mut state = self.state.borrow_mut();
+        (state.queued.take(), std::mem::take(&mut state.full))
+    }
+
     /// Copies what was kept into `buffer`, as much as fits.
     pub(super) fn read_queued(&self, shard: &Shard, token: Token, buffer: &mut [u8]) -> usize {
         let count = self.state.borrow_mut().queued.read(buffer);
@@ -200,7 +246,7 @@ impl StreamCore {
 
     fn made_room(&self, shard: &Shard, token: Token) {
         let mut state = self.state.borrow_mut();
-        if state.full && state.queued.len() < QUEUED_BYTES_MAX / 2 {
+        if state.full && state.queued.len() < state.queued_bytes_max() / 2 {
             state.full = false;
             drop(state);
             hold(shard, token, false);
@@ -242,7 +288,10 @@ impl StreamCore {
 
     pub(super) fn check_broken(&self) -> io::Result<()> {
         match &self.state.borrow().broken {
-            Some(broken) => Err(io::Error::new(broken.kind, broken.message.clone())),
+            Some(broken) => Err(match &broken.cause {
+                Cause::Tls(error) => io::Error::new(broken.kind, error.clone()),
+                Cause::Other(message) => io::Error::new(broken.kind, message.clone()),
+            }),
             None => Ok(()),
         }
     }

@@ -14,6 +14,7 @@ use crate::error::ConnectError;
 use crate::net::connection::{Connection, ReadHalf};
 use crate::net::framing::{ReadChunks, WriteBytes};
 use crate::net::target::ToTarget;
+use crate::net::wire::Wire;
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
@@ -53,6 +54,14 @@ impl TcpStream {
         TcpStream { core, transport: Transport::new(shard, token) }
     }
 
+    pub(super) fn from_parts(core: Rc<StreamCore>, transport: Transport) -> Self {
+        TcpStream { core, transport }
+    }
+
+    pub(super) fn core(&self) -> &StreamCore {
+        &self.core
+    }
+
     /// Connects to `target`, from the shard this is called on; see [`Shard::connect_tcp`].
     ///
     /// # Errors
@@ -80,7 +89,7 @@ impl TcpStream {
         let shard = Shard::current();
         let core = StreamCore::new();
         let becomes = Target::Handler(Handler::Stream(Rc::clone(&core)));
-        let attempt = shard.connect_to(target.to_target(), options.how(), becomes);
+        let attempt = shard.connect_to(target.to_target(), options.how(), becomes, None);
         let transport = attempt.await?;
         Ok(TcpStream { core, transport })
     }
@@ -311,7 +320,8 @@ impl TcpStream {
         inner.stats.open.subtract(1);
         let mut timers = inner.timers.borrow_mut();
         let deadline = slot.deadline.and_then(|key| timers.deadline(key));
-        for key in [slot.deadline.take(), slot.guard.take()].into_iter().flatten() {
+        let handshake = inner.handshakes.leave(&mut slot.connection);
+        for key in [slot.deadline.take(), slot.guard.take(), handshake].into_iter().flatten() {
             timers.cancel(key);
         }
         drop(timers);
@@ -319,7 +329,10 @@ impl TcpStream {
             shard.stop_producer(token);
         }
         let unsent = slot.connection.unsent();
-        let finished = slot.connection.read != ReadHalf::Open;
+        // An end that was not announced is found again by whoever goes on.
+        let truncated = slot.connection.session_mut().is_some_and(|tls| std::mem::take(&mut tls.truncated));
+        let finished = slot.connection.read != ReadHalf::Open && !truncated;
+        let wire = std::mem::replace(&mut slot.connection.wire, Wire::Plain);
         let mut unread = match self.core.find(shard, token) {
             Found::Lent(lease) => lease.to_vec(),
             Found::Queued | Found::Nothing => self.core.take_queued(shard, token),
@@ -332,6 +345,7 @@ impl TcpStream {
             peer_addr,
             unread,
             unsent,
+            wire,
             finished,
             ends_on_drain,
             deadline,
@@ -431,7 +445,9 @@ pub struct DetachedTcpStream {
     socket: DetachedSocket,
     peer_addr: SocketAddr,
     unread: Vec<u8>,
+    /// As it goes out: sealed, where there is TLS.
     unsent: Vec<u8>,
+    wire: Wire,
     /// The peer's FIN was seen already.
     finished: bool,
     ends_on_drain: bool,
@@ -460,7 +476,8 @@ impl DetachedTcpStream {
         let core = StreamCore::new();
         core.begin_with(self.unread, self.finished, self.ends_on_drain);
         let mut connection = Connection::new(self.peer_addr);
-        connection.queue(&self.unsent);
+        connection.queue_sealed(&self.unsent);
+        connection.wire = self.wire;
         if self.finished {
             connection.read = ReadHalf::Finished;
         }

@@ -100,8 +100,9 @@ impl Transport {
         slot.connection.check_write(staged_len, bytes.len(), marks)?;
         let mut rest = bytes;
         if staged_len == 0 {
-            // A statement of its own: the match would hold the driver while the connection ends.
-            let sent = slot.connection.send_straight(&mut **inner.driver.borrow_mut(), self.token, bytes);
+            let (mut driver, mut spare) = (inner.driver.borrow_mut(), inner.spare.borrow_mut());
+            let sent = slot.connection.send_straight(&mut **driver, self.token, bytes, &mut spare);
+            drop((driver, spare));
             match sent {
                 Ok(sent) => rest = &bytes[sent..],
                 Err(source) => {
@@ -361,11 +362,11 @@ impl Transport {
         self.shard.inner.timers.borrow().deadline(key)
     }
 
-    fn look<T>(&self, look: impl FnOnce(&Slot) -> T) -> Option<T> {
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Slot) -> T) -> Option<T> {
         self.shard.inner.connections.borrow().get(self.token).map(look)
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Slot) -> T) -> Option<T> {
         self.shard.inner.connections.borrow_mut().get_mut(self.token).map(change)
     }
 }

@@ -5,4 +5,6 @@ pub(crate) mod fd_set;
 pub(crate) mod tcp;
 pub(crate) mod threads;
 pub(crate) mod time;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 pub(crate) mod udp;

@@ -31,6 +31,10 @@ impl ListenOptions {
         ListenOptions::default()
     }
 
+    pub(crate) fn how(&self) -> ListenHow {
+        self.how
+    }
+
     /// Finished handshakes that may wait, per shard. The kernel cuts it down to `net.core.somaxconn`.
     pub fn backlog(mut self, connections: u32) -> Self {
         self.how.backlog = Some(connections.max(1));
@@ -111,7 +115,7 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> std::result::Result<Listener, ListenError> {
         let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
-        let group = self.listen(addr.to_addr()?, options.how, opener)?;
+        let group = self.listen(addr.to_addr()?, options.how, opener, None)?;
         Ok(Listener::new(self.clone(), group))
     }
 
@@ -154,7 +158,7 @@ impl Shard {
                 serving.end(outcome);
             }));
         };
-        let group = self.listen(addr.to_addr()?, options.how, Opener::Streams(Rc::new(serve)))?;
+        let group = self.listen(addr.to_addr()?, options.how, Opener::Streams(Rc::new(serve)), None)?;
         Ok(Listener::new(self.clone(), group))
     }
 
@@ -179,22 +183,26 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        Connecting::new(self.connect_to(target.to_target(), options.how, becomes))
+        Connecting::new(self.connect_to(target.to_target(), options.how, becomes, None))
     }
 }
 
 /// Counts a handler's task for as long as it runs, so that a drain waits for it.
-struct Serving {
+pub(crate) struct Serving {
     shard: Shard,
 }
 
 impl Serving {
-    fn begin(shard: &Shard) -> Self {
+    pub(crate) fn begin(shard: &Shard) -> Self {
         shard.inner.serving.set(shard.inner.serving.get() + 1);
         Serving { shard: shard.clone() }
     }
 
-    fn end(self, outcome: Result<()>) {
+    pub(crate) fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    pub(crate) fn end(self, outcome: Result<()>) {
         if let Err(error) = outcome {
             self.shard.log_failure(&*error, "a connection's handler failed");
             self.shard.drop_contained(error);

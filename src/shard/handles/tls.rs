@@ -1,0 +1,152 @@
+//! ITLSTransport: TLS on a connection that stands, and what was agreed on.
+
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::task::Poll;
+
+use crate::error::{ConnectError, TlsError};
+use crate::net::connection::{ReadHalf, WriteHalf};
+use crate::net::target::ToTarget;
+use crate::net::tls::{TlsClientConfig, TlsInfo, TlsRole};
+use crate::net::wire::Wire;
+use crate::shard::Shard;
+use crate::shard::connecting::{ConnectHow, Target};
+use crate::shard::connections::Handler;
+use crate::shard::handles::stream_core::StreamCore;
+use crate::shard::handles::tcp_stream::TcpStream;
+use crate::shard::handles::transport::Transport;
+
+impl Transport {
+    /// Speaks TLS from here on (STARTTLS), as the server with a `&TlsServerConfig`, as the client with
+    /// `(&TlsClientConfig, "name of the server")`: whichever side opened the connection.
+    ///
+    /// What was written before goes out first, as it is; what is written after it waits for the handshake, whose end is
+    /// [`Protocol::handshake_completed`](crate::Protocol::handshake_completed). No byte that the protocol has not consumed
+    /// is taken for plaintext any more: the input runs dry, and what is left of it belongs to the handshake, so that
+    /// nobody can slip a command in before it (CVE-2011-0411). A protocol has to stop parsing here, and must not have
+    /// consumed more.
+    ///
+    /// # Errors
+    /// [`TlsError`]: the name is none, the connection speaks TLS already, or is not open in both directions. Nothing has
+    /// changed then.
+    pub fn start_tls(&self, role: impl Into<TlsRole>) -> Result<(), TlsError> {
+        let session = role.into().session()?;
+        let shard = self.shard();
+        let inner = &shard.inner;
+        let mut connections = inner.connections.borrow_mut();
+        let slot = connections.get_mut(self.token()).ok_or(TlsError::NotConnected)?;
+        if slot.connection.wire.is_tls() {
+            return Err(TlsError::AlreadyTls);
+        }
+        let connection = &mut slot.connection;
+        if !connection.is_open()
+            || connection.write != WriteHalf::Open
+            || connection.read == ReadHalf::Finished
+        {
+            return Err(TlsError::NotConnected);
+        }
+        let active = inner.active.get() == self.token();
+        if active {
+            let mut staged = inner.staged.borrow_mut();
+            connection.queue_sealed(&staged);
+            staged.clear();
+            inner.staged_room.set(0);
+            inner.dry.set(true);
+        }
+        connection.wire = Wire::Tls(session);
+        let mut left = match &slot.handler {
+            Handler::Stream(stream) => {
+                let (unread, held) = stream.take_unread();
+                connection.read_holds -= u16::from(held);
+                unread
+            }
+            _ => connection.input.take(),
+        };
+        if active && let Some(lent) = inner.lent.take() {
+            left.extend_from_slice(&lent);
+        }
+        if connection.read == ReadHalf::FinishPending {
+            connection.read = ReadHalf::Open;
+            connection.session_mut().into_iter().for_each(|session| session.socket_ended = true);
+        }
+        shard.begin_handshake(self.token(), slot);
+        inner.keep_handshake(self.token(), slot, &left);
+        if let Some(session) = slot.connection.session_mut() {
+            // What the callback that runs now has not consumed will be kept when it returns.
+            session.fresh = active && matches!(slot.handler, Handler::Busy);
+        }
+        inner.mark_slot_unsettled(self.token(), slot);
+        Ok(())
+    }
+
+    /// Whether the connection speaks TLS, from [`Transport::start_tls`] or the beginning on.
+    pub fn is_tls(&self) -> bool {
+        self.look(|slot| slot.connection.wire.is_tls()).unwrap_or(false)
+    }
+
+    /// What was agreed on with the peer; `None` without TLS, and before the handshake is complete. Makes copies.
+    pub fn tls_info(&self) -> Option<TlsInfo> {
+        self.look(|slot| slot.connection.session().and_then(|session| session.info())).flatten()
+    }
+}
+
+impl TcpStream {
+    /// Connects to `target`, from the shard this is called on, and speaks TLS with a server that has to be `name`. What comes
+    /// out is a stream like any other; its bytes are sealed on their way.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; a handshake that fails is [`ConnectError::Tls`].
+    /// # Cancel safety
+    /// Dropping the future gives the attempt up.
+    /// # Panics
+    /// When no shard is current on this thread.
+    pub async fn connect_tls(
+        target: impl ToTarget,
+        tls: &TlsClientConfig,
+        name: &str,
+    ) -> Result<TcpStream, ConnectError> {
+        let shard = Shard::current();
+        let core = StreamCore::new();
+        let becomes = Target::Handler(Handler::Stream(Rc::clone(&core)));
+        let session = TlsRole::from((tls, name)).session();
+        let attempt = shard.connect_to(target.to_target(), ConnectHow::default(), becomes, Some(session));
+        let transport = attempt.await?;
+        Ok(TcpStream::from_parts(core, transport))
+    }
+
+    /// As [`Transport::start_tls`], and waits until the handshake is complete. Received bytes that were not read belong to
+    /// it.
+    ///
+    /// # Errors
+    /// An [`io::Error`] around the [`TlsError`], or the connection broke.
+    /// # Cancel safety
+    /// TLS has begun by the first poll, and goes on when the future is dropped; reads and writes work then as well.
+    pub async fn start_tls(&mut self, role: impl Into<TlsRole>) -> io::Result<()> {
+        self.transport()
+            .start_tls(role)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        self.secured().await
+    }
+
+    /// What was agreed on with the peer; see [`Transport::tls_info`].
+    pub fn tls_info(&self) -> Option<TlsInfo> {
+        self.transport().tls_info()
+    }
+
+    /// Waits until the handshake is complete.
+    pub(crate) async fn secured(&mut self) -> io::Result<()> {
+        poll_fn(|context| {
+            self.core().check_broken()?;
+            match self.transport().look(|slot| slot.connection.is_handshaking()) {
+                Some(true) => {
+                    self.core().wait_secured(context);
+                    Poll::Pending
+                }
+                Some(false) => Poll::Ready(Ok(())),
+                None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            }
+        })
+        .await
+    }
+}

@@ -1,0 +1,166 @@
+//! IReactorSSL: listening and connecting with TLS.
+
+use std::rc::Rc;
+
+use crate::error::{ListenError, Result};
+use crate::net::addr::ToAddr;
+use crate::net::connection::Connection;
+use crate::net::target::ToTarget;
+use crate::net::tls::{TlsClientConfig, TlsRole, TlsServerConfig};
+use crate::reactor::token::Token;
+use crate::shard::Shard;
+use crate::shard::connecting::Target;
+use crate::shard::connections::Handler;
+use crate::shard::handles::connecting::Connecting;
+use crate::shard::handles::listener::Listener;
+use crate::shard::handles::stream_core::StreamCore;
+use crate::shard::handles::tcp_stream::TcpStream;
+use crate::shard::interfaces::tcp::{ConnectOptions, ListenOptions, Serving};
+use crate::shard::listening::{Opener, SessionMaker};
+use crate::shard::protocol::Factory;
+
+impl Shard {
+    /// As [`Shard::listen_tcp`], for peers that speak TLS.
+    ///
+    /// [`Protocol::connected`](crate::Protocol::connected) is called when the connection stands, as ever;
+    /// [`Protocol::handshake_completed`](crate::Protocol::handshake_completed) when TLS does, and no byte is delivered
+    /// before. What is written before is sent after it. A handshake that fails, or takes longer than
+    /// [`Config::handshake_timeout`](crate::Config::handshake_timeout), ends the connection with
+    /// [`CloseReason::Tls`](crate::CloseReason::Tls). A peer that ends the connection without saying so (close_notify) is
+    /// reported as [`TlsError::Truncated`](crate::TlsError::Truncated).
+    ///
+    /// ```no_run
+    /// use shardwise::{Input, Protocol, Result, Runtime, Shard, TlsServerConfig, Transport};
+    ///
+    /// struct Echo;
+    /// impl Protocol for Echo {
+    ///     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+    ///         transport.write(input.take())?;
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// fn main() -> Result<()> {
+    ///     // One for all shards, so that sessions are resumed on any of them.
+    ///     let tls = TlsServerConfig::from_files("cert.pem", "key.pem")?;
+    ///     Runtime::new().run(async move |shard: Shard| {
+    ///         shard.listen_tls("127.0.0.1:7443", &tls, || Echo)?;
+    ///         Ok(())
+    ///     })?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Shard::listen_tcp`]. A configuration that cannot work was refused when it was made.
+    pub fn listen_tls<M>(
+        &self,
+        addr: impl ToAddr,
+        tls: &TlsServerConfig,
+        factory: impl Factory<M>,
+    ) -> std::result::Result<Listener, ListenError> {
+        self.listen_tls_with(addr, tls, &ListenOptions::default(), factory)
+    }
+
+    /// As [`Shard::listen_tls`], with options.
+    ///
+    /// # Errors
+    /// As [`Shard::listen_tls`].
+    pub fn listen_tls_with<M>(
+        &self,
+        addr: impl ToAddr,
+        tls: &TlsServerConfig,
+        options: &ListenOptions,
+        mut factory: impl Factory<M>,
+    ) -> std::result::Result<Listener, ListenError> {
+        let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
+        let group = self.listen(addr.to_addr()?, options.how(), opener, Some(session_maker(tls)))?;
+        Ok(Listener::new(self.clone(), group))
+    }
+
+    /// As [`Shard::serve_tcp`], for peers that speak TLS. The handler's task is there from the connection on, and the
+    /// handler is called once the handshake is complete, or not at all.
+    ///
+    /// # Errors
+    /// As [`Shard::listen_tls`].
+    pub fn serve_tls<H>(
+        &self,
+        addr: impl ToAddr,
+        tls: &TlsServerConfig,
+        handler: H,
+    ) -> std::result::Result<Listener, ListenError>
+    where
+        H: AsyncFn(TcpStream) -> Result<()> + 'static,
+    {
+        self.serve_tls_with(addr, tls, &ListenOptions::default(), handler)
+    }
+
+    /// As [`Shard::serve_tls`], with options.
+    ///
+    /// # Errors
+    /// As [`Shard::listen_tls`].
+    pub fn serve_tls_with<H>(
+        &self,
+        addr: impl ToAddr,
+        tls: &TlsServerConfig,
+        options: &ListenOptions,
+        handler: H,
+    ) -> std::result::Result<Listener, ListenError>
+    where
+        H: AsyncFn(TcpStream) -> Result<()> + 'static,
+    {
+        let handler = Rc::new(handler);
+        let serve = move |shard: &Shard, token: Token, connection: Connection| {
+            let core = StreamCore::new();
+            shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
+            let handler = Rc::clone(&handler);
+            let serving = Serving::begin(shard);
+            drop(shard.spawn(async move {
+                let mut stream = TcpStream::new(serving.shard().clone(), token, core);
+                let outcome = match stream.secured().await {
+                    Ok(()) => handler(stream).await,
+                    Err(error) => Err(error.into()),
+                };
+                serving.end(outcome);
+            }));
+        };
+        let opener = Opener::Streams(Rc::new(serve));
+        let group = self.listen(addr.to_addr()?, options.how(), opener, Some(session_maker(tls)))?;
+        Ok(Listener::new(self.clone(), group))
+    }
+
+    /// As [`Shard::connect_tcp`], then TLS with a server that has to be `name`: a DNS name, or an IP address. The attempt
+    /// succeeds when the handshake is complete.
+    ///
+    /// # Errors
+    /// None here: whatever goes wrong is the outcome of the attempt. A `name` that cannot be one is so before anything is
+    /// sent, and a failed handshake is told to the protocol, too.
+    pub fn connect_tls<M>(
+        &self,
+        target: impl ToTarget,
+        tls: &TlsClientConfig,
+        name: &str,
+        factory: impl Factory<M>,
+    ) -> Connecting {
+        self.connect_tls_with(target, tls, name, &ConnectOptions::default(), factory)
+    }
+
+    /// As [`Shard::connect_tls`], with options.
+    pub fn connect_tls_with<M>(
+        &self,
+        target: impl ToTarget,
+        tls: &TlsClientConfig,
+        name: &str,
+        options: &ConnectOptions,
+        mut factory: impl Factory<M>,
+    ) -> Connecting {
+        let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
+        let session = TlsRole::from((tls, name)).session();
+        Connecting::new(self.connect_to(target.to_target(), options.how(), becomes, Some(session)))
+    }
+}
+
+fn session_maker(tls: &TlsServerConfig) -> Box<SessionMaker> {
+    let role = TlsRole::from(tls);
+    Box::new(move || role.session())
+}

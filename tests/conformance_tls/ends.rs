@@ -1,0 +1,204 @@
+//! Ends: announced, cut off, of one half only, and by a drain.
+
+use std::io;
+
+use crate::common::{Call, Log, let_others_go_on, pattern, read_to_end};
+use crate::relay::{Fate, relay};
+use crate::tls_kit::Authority;
+use crate::{listen, pair};
+use shardwise::testing::on_every_driver;
+use shardwise::{TcpStream, TlsError, WriteError};
+
+#[test]
+fn close_sends_what_was_written_and_close_notify_and_both_ends_are_clean() {
+    on_every_driver(async |env| {
+        let (log, mut client) = pair(&env, |call, transport| {
+            if let Call::Data(input) = call {
+                input.take();
+                transport.write(&pattern(100_000)).unwrap();
+                for _ in 0..3 {
+                    transport.close();
+                }
+                assert_eq!(transport.write(b"after"), Err(WriteError::Closed));
+                return Some(Ok(()));
+            }
+            None
+        })
+        .await?;
+        client.write_all(b"go").await?;
+        assert_eq!(read_to_end(&mut client).await?, pattern(100_000));
+        drop(client);
+        assert_eq!(log.ended().await, "Closed");
+        let transport = log.transport().await;
+        transport.close();
+        transport.abort();
+        assert_eq!(transport.write(b"gone"), Err(WriteError::Closed));
+        assert!(!transport.is_tls() && transport.tls_info().is_none());
+        // The other way round: the peer is answered with close_notify, and that end is clean as well.
+        let (log, client) = pair(&env, |_, _| None).await?;
+        client.close();
+        assert_eq!(log.ended().await, "PeerFinished");
+        assert_eq!(log.seen(), ["connected", "handshake", "read_finished", "disconnected", "dropped"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn an_end_without_close_notify_is_told_as_truncation_after_what_came() {
+    on_every_driver(async |env| {
+        let (server, tls) = Authority::new().both();
+        let log = Log::new();
+        let listener = listen(&env, &server, &log, |call, transport| {
+            if let Call::Data(input) = call {
+                input.take();
+                transport.write(&pattern(60_000)).unwrap();
+                return Some(Ok(()));
+            }
+            None
+        })?;
+        // Within a record, and between two of them or so: the handshake is about 1 KB.
+        for cut in [20_000, 45_678] {
+            let addr = relay(&env, listener.local_addr(), Fate::CutAfter(cut))?;
+            let mut client = TcpStream::connect_tls(addr, &tls, "localhost").await?;
+            client.write_all(b"go").await?;
+            let mut received = Vec::new();
+            let error = loop {
+                match client.read_chunk().await {
+                    Ok(chunk) => received.extend_from_slice(&chunk.expect("that would be a clean end")),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+            let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<TlsError>());
+            assert_eq!(cause, Some(&TlsError::Truncated));
+            assert!(received.len() > cut / 2 && received.len() < cut, "{} of {cut}", received.len());
+            assert_eq!(received, pattern(received.len()));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_protocol_is_told_of_truncation_too_also_while_it_is_paused() {
+    on_every_driver(async |env| {
+        let (server, tls) = Authority::new().both();
+        for pauses in [false, true] {
+            let log = Log::new();
+            let listener = listen(&env, &server, &log, move |call, transport| {
+                if let (Call::HandshakeCompleted, true) = (call, pauses) {
+                    transport.pause_reading();
+                }
+                None
+            })?;
+            // A reset of the relay's other side: it closes this one in order, with nothing announced.
+            let addr = relay(&env, listener.local_addr(), Fate::CutAfter(usize::MAX))?;
+            let mut client = TcpStream::connect_tls(addr, &tls, "localhost").await?;
+            client.write_all(b"partial").await?;
+            client.flush().await?;
+            if pauses {
+                for _ in 0..5 {
+                    let_others_go_on(&env).await?;
+                }
+            } else {
+                log.until(|state| state.received == b"partial").await;
+            }
+            client.abort();
+            if pauses {
+                let_others_go_on(&env).await?;
+                assert_eq!(log.seen(), ["connected", "handshake"]);
+                log.transport().await.resume_reading();
+            }
+            assert_eq!(log.ended().await, "Tls(Truncated)");
+            assert_eq!(log.received(), b"partial");
+            assert_eq!(log.seen(), ["connected", "handshake", "data", "disconnected", "dropped"]);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn what_comes_after_close_notify_is_ignored() {
+    on_every_driver(async |env| {
+        let (server, tls) = Authority::new().both();
+        let listener = env.shard().serve_tls("127.0.0.1:0", &server, async |mut stream: TcpStream| {
+            stream.write_all(b"all").await?;
+            Ok(())
+        })?;
+        // A well-formed record, but of nobody's keys.
+        let addr = relay(&env, listener.local_addr(), Fate::ThenGarbage(&[23, 3, 3, 0, 20, 7, 7, 7, 7]))?;
+        let mut client = TcpStream::connect_tls(addr, &tls, "localhost").await?;
+        assert_eq!(read_to_end(&mut client).await?, b"all");
+        assert!(client.read_chunk().await?.is_none(), "and it stays a clean end");
+        Ok(())
+    });
+}
+
+#[test]
+fn half_a_connection_can_be_closed_and_the_other_half_goes_on() {
+    on_every_driver(async |env| {
+        let (log, mut client) = pair(&env, |call, transport| {
+            if let Call::ReadFinished = call {
+                transport.write(&pattern(200_000)).unwrap();
+                transport.close();
+                return Some(Ok(()));
+            }
+            None
+        })
+        .await?;
+        client.write_all(b"the question").await?;
+        client.shutdown_write();
+        assert!(client.write_all(b"more").await.is_err());
+        assert_eq!(read_to_end(&mut client).await?, pattern(200_000));
+        assert_eq!(log.ended().await, "PeerFinished");
+        assert_eq!(log.received(), b"the question");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_drain_ends_with_close_notify() {
+    on_every_driver(async |env| {
+        let (server, tls) = Authority::new().both();
+        let log = Log::new();
+        let listener = listen(&env, &server, &log, |_, _| None)?;
+        let streams = env.shard().serve_tls("127.0.0.1:0", &server, async |mut stream: TcpStream| {
+            read_to_end(&mut stream).await?;
+            stream.write_all(b"bye").await?;
+            Ok(())
+        })?;
+        let mut client = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
+        let mut other = TcpStream::connect_tls(streams.local_addr(), &tls, "localhost").await?;
+        client.set_ends_on_drain(false);
+        other.set_ends_on_drain(false);
+        log.saw("handshake").await;
+        env.handle().stop()?;
+        assert!(read_to_end(&mut client).await?.is_empty(), "an end without close_notify would be an error");
+        assert_eq!(read_to_end(&mut other).await?, b"bye");
+        drop((client, other));
+        assert!(matches!(log.ended().await.as_str(), "Closed" | "PeerFinished"));
+        Ok(())
+    });
+}
+
+/// Twisted's test_disconnectAfterWriteAfterStartTLS.
+#[test]
+fn an_end_comes_though_the_peer_has_vanished() {
+    on_every_driver(async |env| {
+        let (log, client) = pair(&env, |call, transport| {
+            if let Call::Data(input) = call {
+                input.take();
+                transport.write(b"into the void").unwrap();
+                transport.close();
+                return Some(Ok(()));
+            }
+            None
+        })
+        .await?;
+        client.transport().write(b"go")?;
+        shardwise::yield_now().await;
+        client.abort();
+        let reason = log.ended().await;
+        assert!(matches!(reason.as_str(), "Closed" | "Os(ConnectionReset)" | "Os(BrokenPipe)"), "{reason}");
+        Ok(())
+    });
+}
