@@ -74,6 +74,15 @@ line_comes_back() {
     ) 2>/dev/null
 }
 
+tls_line_comes_back() {
+    local answer
+    # The line has to come back before the end of the input ends the connection.
+    answer=$({ echo 'hello, shards'; sleep 0.5; } |
+        timeout 5 openssl s_client -connect "$1:$2" -CAfile "$work/cert.pem" -verify_return_error \
+            -servername localhost -quiet -no_ign_eof 2>/dev/null)
+    [[ $answer == 'hello, shards' ]]
+}
+
 datagram_comes_back() {
     (
         exec 3<>"/dev/udp/$1/$2"

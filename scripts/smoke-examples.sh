@@ -19,6 +19,12 @@ describe() {
         ;;
     cross_shard) probe=counter_counts ;;
     *udp*) probe=datagram_comes_back ;;
+    tls_echo)
+        probe=tls_line_comes_back
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost \
+            -addext subjectAltName=DNS:localhost -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
+        arguments=(--cert "$work/cert.pem" --key "$work/key.pem")
+        ;;
     *echo*) probe=line_comes_back ;;
     *http* | *hello* | *static* | *metrics*) probe=http_answers ;;
     *redis* | *resp* | *kv*) probe=redis_answers ;;
