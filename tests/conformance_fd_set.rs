@@ -1,54 +1,20 @@
 //! Descriptors of the application: each test's name is a promise of the contract. On mio alone, but for the first: a
 //! simulation has no descriptors.
 
-use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+#[path = "common/notes.rs"]
+mod notes;
+
+use std::cell::Cell;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
-use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use notes::Notes;
 use shardwise::testing::{Env, on_every_driver, on_every_driver_with};
 use shardwise::{AsyncFd, CloseReason, Config, Fd, FdGuard, FdHandler, Result, Runtime, Shard};
-
-/// What happened to a handler. Clones are one list.
-#[derive(Clone, Default)]
-struct Notes {
-    state: Rc<RefCell<(Vec<String>, Vec<Waker>)>>,
-}
-
-impl Notes {
-    fn add(&self, note: impl Into<String>) {
-        let wakers = {
-            let mut state = self.state.borrow_mut();
-            state.0.push(note.into());
-            std::mem::take(&mut state.1)
-        };
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
-    fn all(&self) -> Vec<String> {
-        self.state.borrow().0.clone()
-    }
-
-    fn count(&self, note: &str) -> usize {
-        self.state.borrow().0.iter().filter(|kept| *kept == note).count()
-    }
-
-    async fn until(&self, note: &str, count: usize) {
-        poll_fn(|context| {
-            if self.count(note) >= count {
-                return Poll::Ready(());
-            }
-            self.state.borrow_mut().1.push(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-}
 
 type Hook<T> = dyn FnMut(&str, &mut T, &Fd) -> Result<()>;
 

@@ -11,52 +11,17 @@ mod receiving;
 #[path = "conformance_udp/sending.rs"]
 mod sending;
 
+#[path = "common/notes.rs"]
+mod notes;
+
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use notes::Notes;
 use shardwise::testing::Env;
 use shardwise::{CloseReason, Datagram, DatagramProtocol, Received, Result, UdpSocket, UdpTransport};
-
-/// What happened to a [`Talk`], in order. Clones are one list.
-#[derive(Clone, Default)]
-struct Notes {
-    state: Rc<RefCell<(Vec<String>, Vec<Waker>)>>,
-}
-
-impl Notes {
-    fn add(&self, note: impl Into<String>) {
-        let wakers = {
-            let mut state = self.state.borrow_mut();
-            state.0.push(note.into());
-            std::mem::take(&mut state.1)
-        };
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
-    fn all(&self) -> Vec<String> {
-        self.state.borrow().0.clone()
-    }
-
-    fn count(&self, note: &str) -> usize {
-        self.state.borrow().0.iter().filter(|kept| *kept == note).count()
-    }
-
-    /// Waits until there are so many of these.
-    async fn until(&self, note: &str, count: usize) {
-        poll_fn(|context| {
-            if self.count(note) >= count {
-                return Poll::Ready(());
-            }
-            self.state.borrow_mut().1.push(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-}
 
 /// What a [`Talk`] is told.
 enum Said<'a> {
