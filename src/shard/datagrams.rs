@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use crate::addr::{Addr, UnixAddr};
 use crate::error::{CloseReason, ListenError, Result, SendError, log_contained};
 use crate::net::udp::family_fits;
 use crate::reactor::datagrams::{Batch, Lent};
@@ -21,11 +22,13 @@ use crate::reactor::token::Token;
 use crate::shard::groups::{Group, Net};
 use crate::shard::handles::udp_transport::UdpTransport;
 use crate::shard::interfaces::udp::{Datagram, DatagramProtocol, UdpOptions};
+use crate::shard::interfaces::unix_datagram::UnixDatagramOptions;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::listening::listen_error;
 use crate::shard::{Shard, wake_contained};
-use crate::sys::datagram::SendFailure;
-use crate::sys::socket::Reuse;
+use crate::sys::datagram::{DATAGRAM_BYTES_MAX, SendFailure};
+use crate::sys::socket::{Reuse, Socket};
+use crate::sys::unix::NO_IP;
 
 /// The datagram sockets of one shard.
 #[derive(Default)]
@@ -44,6 +47,8 @@ pub(crate) struct UdpCore {
     /// One of its own when it shares its address with no other shard.
     pub(crate) group: Arc<Group>,
     pub(crate) is_ipv6: bool,
+    /// Whom a UNIX socket is connected to.
+    pub(crate) unix_peer: RefCell<Option<UnixAddr>>,
     /// It serves whoever comes, and ends when the shard drains.
     listens: bool,
     style: Style,
@@ -77,6 +82,13 @@ struct Kept {
     bytes: Box<[u8]>,
     source: SocketAddr,
     truncated: bool,
+}
+
+/// Why a UNIX datagram socket was not made.
+pub(crate) enum NotBound {
+    Stopping,
+    Bind(io::Error),
+    Connect(io::Error),
 }
 
 /// How a socket is bound.
@@ -130,12 +142,37 @@ impl Shard {
                 _ => Reuse::No,
             };
             let bound = inner.driver.borrow_mut().bind_datagram(&spec(addr, reuse));
-            let (token, bound) = bound.map_err(|source| listen_error(addr, source))?;
-            (token, Arc::new(Group::of_one(bound, inner.id)))
+            let (token, bound) = bound.map_err(|source| listen_error(addr.into(), source))?;
+            (token, Arc::new(Group::of_one(bound.into(), inner.id)))
         };
+        Ok(self.open_datagram(token, group, listens, protocol))
+    }
+
+    fn open_datagram(
+        &self,
+        token: Token,
+        group: Arc<Group>,
+        listens: bool,
+        protocol: Option<Box<dyn DatagramProtocol>>,
+    ) -> UdpTransport {
+        self.open_datagram_with(token, group, listens, protocol, None)
+    }
+
+    /// Gives a socket to its protocol, or to tasks.
+    fn open_datagram_with(
+        &self,
+        token: Token,
+        group: Arc<Group>,
+        listens: bool,
+        protocol: Option<Box<dyn DatagramProtocol>>,
+        unix_peer: Option<UnixAddr>,
+    ) -> UdpTransport {
+        let inner = &self.inner;
+        let phase = inner.phase.get();
         let core = Rc::new(UdpCore {
             token,
-            is_ipv6: group.addr.is_ipv6(),
+            unix_peer: RefCell::new(unix_peer),
+            is_ipv6: group.addr.as_ip().is_some_and(|addr| addr.is_ipv6()),
             group,
             listens,
             style: if protocol.is_some() { Style::Protocol } else { Style::Tasks },
@@ -165,7 +202,75 @@ impl Shard {
                 self.receive_datagrams(&core, true);
             }
         }
-        Ok(UdpTransport::new(self.clone(), core))
+        UdpTransport::new(self.clone(), core)
+    }
+
+    /// Binds a datagram socket to a name, or to none, for this shard alone; connects it to `peer`.
+    pub(crate) fn bind_unix_datagram(
+        &self,
+        name: &UnixAddr,
+        peer: Option<&UnixAddr>,
+        options: &UnixDatagramOptions,
+        protocol: Box<dyn DatagramProtocol>,
+    ) -> std::result::Result<UdpTransport, NotBound> {
+        let listens = peer.is_none();
+        let too_late = if listens { ShardPhase::Draining } else { ShardPhase::Drained };
+        if self.inner.phase.get() as u8 >= too_late as u8 {
+            return Err(NotBound::Stopping);
+        }
+        let spec = self.plain_spec(NO_IP, options.datagram_bytes_max);
+        let mut driver = self.inner.driver.borrow_mut();
+        let token = driver.bind_unix_datagram(name, options.how, &spec).map_err(NotBound::Bind)?;
+        if let Some(peer) = peer
+            && let Err(source) = driver.connect_unix_datagram(token, peer)
+        {
+            driver.close(token, CloseKind::Orderly);
+            return Err(NotBound::Connect(source));
+        }
+        drop(driver);
+        let group = Arc::new(Group::of_one(Addr::from(name.clone()), self.inner.id));
+        let transport = self.open_datagram_with(token, group, listens, Some(protocol), peer.cloned());
+        Ok(transport)
+    }
+
+    fn plain_spec(&self, addr: SocketAddr, datagram_bytes_max: usize) -> DatagramSpec {
+        let config = &self.inner.shared.config;
+        DatagramSpec {
+            addr,
+            reuse: Reuse::No,
+            datagram_bytes_max,
+            joined: false,
+            receive_buffer_bytes: None,
+            send_buffer_bytes: None,
+            datagrams_per_turn: config.datagrams_per_turn,
+            bytes_per_turn: config.datagram_bytes_per_turn,
+        }
+    }
+
+    /// A UNIX receiver's queue was full. The kernel says nothing when it has room, unless the two are connected.
+    pub(crate) fn retry_later(&self, core: &Rc<UdpCore>) {
+        if !core.retrying.replace(true) {
+            let core = Rc::clone(core);
+            self.call_later(NO_BUFFERS_RETRY, move |shard| {
+                core.retrying.set(false);
+                shard.on_room(&core);
+            });
+        }
+    }
+
+    /// Takes over a datagram socket that is bound, and perhaps connected, already.
+    pub(crate) fn adopt_datagram(
+        &self,
+        socket: Socket,
+        protocol: Box<dyn DatagramProtocol>,
+    ) -> io::Result<UdpTransport> {
+        let peer = socket.peer_addr().ok();
+        let spec = self.plain_spec(socket.local_addr()?, DATAGRAM_BYTES_MAX);
+        let (token, addr) = self.inner.driver.borrow_mut().adopt_datagram(socket, &spec)?;
+        let group = Arc::new(Group::of_one(addr.into(), self.inner.id));
+        let transport = self.open_datagram(token, group, true, Some(protocol));
+        transport.core().peer.set(peer);
+        Ok(transport)
     }
 
     /// The start barrier is open.
@@ -196,7 +301,7 @@ impl Shard {
             DatagramEvent::Room => self.on_room(&core),
             DatagramEvent::Complaint(error) => self.on_complaint(&core, error),
             DatagramEvent::Broken(source) => {
-                let (shard, addr) = (self.inner.id.index(), core.group.addr);
+                let (shard, addr) = (self.inner.id.index(), &core.group.addr);
                 log_contained(
                     || tracing::error!(shard, %addr, error = %source, "a datagram socket broke; nothing is received here any more"),
                 );
@@ -223,8 +328,8 @@ impl Shard {
         let Some(mut protocol) = core.protocol.take() else { return };
         let transport = UdpTransport::new(self.clone(), Rc::clone(core));
         while core.open.get() {
-            let Some(Lent { bytes, source, truncated }) = batch.take() else { break };
-            let datagram = Datagram::new(bytes, source, truncated);
+            let Some(Lent { bytes, source, name, truncated }) = batch.take() else { break };
+            let datagram = Datagram::new(bytes, source, name, truncated);
             let outcome = catch_unwind(AssertUnwindSafe(|| protocol.datagram_received(&transport, datagram)));
             if !matches!(outcome, Ok(Ok(()))) {
                 // One datagram is not worth a socket: whoever sent it could take it from all others.
@@ -248,7 +353,7 @@ impl Shard {
         }
         self.receive_datagrams(core, false);
         let mut kept = core.kept.borrow_mut();
-        while let Some(Lent { bytes, source, truncated }) = rest.take() {
+        while let Some(Lent { bytes, source, truncated, .. }) = rest.take() {
             kept.push_back(Kept { bytes: bytes.into(), source, truncated });
         }
     }
@@ -266,7 +371,7 @@ impl Shard {
         let refused = error.kind() == io::ErrorKind::ConnectionRefused;
         match core.style {
             // A socket without a peer cannot know whom it is about, and does not care.
-            _ if core.peer.get().is_none() => {
+            _ if core.peer.get().is_none() && core.unix_peer.borrow().is_none() => {
                 log_contained(
                     || tracing::debug!(shard = self.inner.id.index(), %error, "about a datagram sent earlier"),
                 );
@@ -428,13 +533,7 @@ impl Shard {
         match SendFailure::of(&error) {
             SendFailure::TooLong => SendError::TooLong { bytes },
             SendFailure::NoBuffers => {
-                if !core.retrying.replace(true) {
-                    let core = Rc::clone(core);
-                    self.call_later(NO_BUFFERS_RETRY, move |shard| {
-                        core.retrying.set(false);
-                        shard.on_room(&core);
-                    });
-                }
+                self.retry_later(core);
                 SendError::NoRoom
             }
             SendFailure::NoRoom => SendError::NoRoom,
@@ -452,6 +551,13 @@ impl UdpCore {
     ) -> std::result::Result<Option<SocketAddr>, SendError> {
         if !self.open.get() {
             return Err(SendError::Closed);
+        }
+        if let Some(peer) = &*self.unix_peer.borrow() {
+            return if to.is_none() {
+                Ok(None)
+            } else {
+                Err(SendError::ConnectedUnix { peer: peer.clone() })
+            };
         }
         match (self.peer.get(), to) {
             (None, None) => Err(SendError::NotConnected),
@@ -477,7 +583,7 @@ impl UdpCore {
             return Some(take(&bytes, source, truncated));
         }
         let mut lent = self.lent.borrow_mut();
-        let Lent { bytes, source, truncated } = lent.as_mut()?.take()?;
+        let Lent { bytes, source, truncated, .. } = lent.as_mut()?.take()?;
         Some(take(bytes, source, truncated))
     }
 

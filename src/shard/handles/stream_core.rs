@@ -156,6 +156,14 @@ impl StreamCore {
         }
     }
 
+    /// Wakes the reader, to run with the other tasks.
+    pub(crate) fn wake_reader_later(&self) {
+        let reader = self.state.borrow_mut().reader.take();
+        if let Some(reader) = reader {
+            wake_contained(reader);
+        }
+    }
+
     pub(crate) fn on_draining(&self, shard: &Shard) {
         let ends = {
             let mut state = self.state.borrow_mut();

@@ -1,5 +1,6 @@
 //! One watched listener: accepting within a budget, and waiting while the process is out of descriptors.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -7,12 +8,15 @@ use rustix::io::Errno;
 use super::connection::{Connection, Phase};
 use super::turn::{News, Readiness};
 use super::{MioDriver, Source};
+use crate::addr::Addr;
 use crate::reactor::driver::Event;
 use crate::reactor::token::Token;
 use crate::sys::socket::Socket;
+use crate::sys::unix::{self, Bound};
 
 pub(super) struct Listener {
     pub(super) socket: Socket,
+    kind: ListenerKind,
     pub(super) accepts_per_turn: usize,
     pub(super) accepting: bool,
     /// Peers wait in the queue, or may.
@@ -25,17 +29,63 @@ pub(super) struct Listener {
     pub(super) reported_at: Option<Instant>,
 }
 
+/// Where a listening socket comes from.
+pub(super) enum ListenerKind {
+    Tcp,
+    /// With the file it is bound to, unless its name is an abstract one. Shut is a socket that takes nobody any more.
+    Unix {
+        bound: Option<Bound>,
+        shut: bool,
+    },
+    /// Made elsewhere, where others may still have it.
+    Adopted {
+        is_unix: bool,
+    },
+}
+
 impl Listener {
-    pub(super) fn new(socket: Socket, accepts_per_turn: usize) -> Self {
+    pub(super) fn new(socket: Socket, kind: ListenerKind, accepts_per_turn: usize) -> Self {
         Listener {
             socket,
-            accepts_per_turn,
+            kind,
+            accepts_per_turn: accepts_per_turn.max(1),
             accepting: false,
             unread: false,
             carried: false,
             paused: false,
             reported_at: None,
         }
+    }
+}
+
+impl Listener {
+    /// Takes nobody any more, if that is ours to say. Who waits can still be accepted.
+    pub(super) fn refuse_handshakes(&mut self) -> io::Result<()> {
+        match &mut self.kind {
+            ListenerKind::Tcp => self.socket.refuse_handshakes(),
+            ListenerKind::Unix { bound, shut } => {
+                // The file first: who comes now finds whoever is bound there next, or nothing.
+                drop(bound.take());
+                *shut = true;
+                unix::refuse_connections(&self.socket)
+            }
+            ListenerKind::Adopted { .. } => Ok(()),
+        }
+    }
+
+    #[inline]
+    fn accept(&self) -> io::Result<(Socket, Addr)> {
+        match self.kind {
+            ListenerKind::Tcp | ListenerKind::Adopted { is_unix: false } => {
+                self.socket.accept().map(|(socket, peer)| (socket, peer.into()))
+            }
+            _ => self.socket.accept_unix().map(|(socket, peer)| (socket, peer.into())),
+        }
+    }
+
+    /// Whether accepting fails only because the socket is shut, and nobody waits any more.
+    fn is_empty(&self, errno: Option<Errno>) -> bool {
+        errno == Some(Errno::INVAL) && matches!(self.kind, ListenerKind::Unix { shut: true, .. })
     }
 }
 
@@ -89,7 +139,7 @@ impl MioDriver {
     pub(super) fn accept_one(&mut self, listener_token: Token) -> Accept {
         let now = self.now;
         let Ok(listener) = self.listener_mut(listener_token) else { return Accept::Nothing };
-        let (error, hung_up) = match listener.socket.accept() {
+        let (error, hung_up) = match listener.accept() {
             Ok((socket, peer)) => match self.add(Source::Connection(Connection::new(socket, Phase::Open))) {
                 Ok(token) => return Accept::One(Event::Accepted { listener: listener_token, token, peer }),
                 // Too many are watched: the same shortage, only that this peer has been hung up on.
@@ -97,6 +147,10 @@ impl MioDriver {
             },
             Err(error) => match Errno::from_io_error(&error) {
                 Some(Errno::AGAIN) => {
+                    listener.unread = false;
+                    return Accept::Nothing;
+                }
+                errno if listener.is_empty(errno) => {
                     listener.unread = false;
                     return Accept::Nothing;
                 }
