@@ -69,6 +69,7 @@ pub use shard::handles::transport::{Flow, ReadHold, Transport};
 pub use shard::handles::udp_socket::{ReceiveDatagram, Received, UdpSocket};
 pub use shard::handles::udp_transport::{SendDatagram, UdpTransport};
 pub use shard::handles::unix::{DescriptorRefusal, DescriptorRefused, UnixStream};
+pub use shard::handles::unix_datagram::{ReceiveUnixDatagram, UnixDatagram, UnixReceived};
 pub use shard::interfaces::fd_set::FdHandler;
 pub use shard::interfaces::socket::{AdoptError, AdoptReason};
 pub use shard::interfaces::tcp::{ConnectOptions, ListenOptions};

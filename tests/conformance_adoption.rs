@@ -275,3 +275,106 @@ fn a_protocol_may_adopt_a_connection_in_its_own_callback() {
         Ok(())
     });
 }
+
+/// Sends every datagram back to the name it came from, or to the peer.
+struct UnixMirror;
+
+impl shardwise::DatagramProtocol for UnixMirror {
+    fn datagram_received(
+        &mut self,
+        transport: &shardwise::UdpTransport,
+        datagram: shardwise::Datagram<'_>,
+    ) -> Result<()> {
+        match datagram.unix_source() {
+            Some(name) if !name.is_unnamed() => transport.try_send_to_name(datagram.bytes(), name)?,
+            _ => transport.try_send(datagram.bytes())?,
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn an_adopted_unix_datagram_port_serves_and_its_file_stays() {
+    let directory = std::env::temp_dir().join(format!("shardwise-datagrams-{}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    let path = directory.join("socket");
+    let theirs = UnixDatagram::bind(&path).unwrap();
+    let served = path.clone();
+    on_the_kernel(1, async move |shard| {
+        let transport = shard.adopt_datagram_port(theirs.try_clone()?.into(), UnixMirror)?;
+        assert_eq!(transport.local().as_unix().and_then(|name| name.path()), Some(&*served));
+        assert!(transport.local_addr().is_err(), "it has no IP address");
+        let own = shardwise::UnixAddr::from_abstract(format!("shardwise-mirror-{}", std::process::id()))?;
+        let client = shardwise::UnixDatagram::connect_with(&served, Some(&own), &Default::default())?;
+        client.send(b"ping").await?;
+        let mut buffer = [0; 16];
+        let received = client.recv_from(&mut buffer).await?;
+        assert_eq!((&buffer[..received.len], received.source.path()), (&b"ping"[..], Some(&*served)));
+        transport.close().await;
+        client.send(b"theirs").await?;
+        theirs.set_nonblocking(false)?;
+        theirs.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
+        assert_eq!(theirs.recv(&mut buffer)?, 6, "their copy receives on");
+        Ok(())
+    });
+    assert!(path.exists(), "nothing was removed");
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+#[test]
+fn one_end_of_a_pair_of_datagram_sockets_is_adopted_connected() {
+    on_the_kernel(1, async |shard| {
+        let (ours, theirs) = UnixDatagram::pair()?;
+        let transport = shard.adopt_datagram_port(ours.into(), UnixMirror)?;
+        theirs.send(b"back to me")?;
+        theirs.set_nonblocking(true)?;
+        let mut buffer = [0; 16];
+        let len = loop {
+            match theirs.recv(&mut buffer) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    shardwise::sleep(std::time::Duration::from_millis(1)).await;
+                }
+                received => break received?,
+            }
+        };
+        assert_eq!(&buffer[..len], b"back to me");
+        transport.close().await;
+        Ok(())
+    });
+}
+
+/// Faults, row 20, for a socket that somebody else may have, too: whoever shuts it down takes it from everybody. That is
+/// told, nothing more is accepted there, the shard goes on, and a close still ends.
+#[test]
+fn a_listener_that_somebody_else_shuts_down_is_reported_once_and_never_spins() {
+    on_the_kernel(1, async |shard| {
+        let unix = UnixListener::bind_addr(&{
+            use std::os::linux::net::SocketAddrExt;
+            std::os::unix::net::SocketAddr::from_abstract_name(format!(
+                "shardwise-shut-{}",
+                std::process::id()
+            ))?
+        })?;
+        let (tcp, addr) = tcp();
+        for theirs in [OwnedFd::from(unix), tcp] {
+            let listener = shard.adopt_stream_port(theirs.try_clone()?, || Echo)?;
+            let before = shard.handle().report().remove(0);
+            rustix::net::shutdown(&theirs, rustix::net::Shutdown::Both)?;
+            let failures =
+                |shard: &Shard| shard.handle().report().remove(0).accept_failures - before.accept_failures;
+            while failures(shard) == 0 {
+                shardwise::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            let turns = shard.handle().report().remove(0).turns;
+            shardwise::sleep(std::time::Duration::from_millis(50)).await;
+            let turns = shard.handle().report().remove(0).turns - turns;
+            assert!(turns < 20, "{turns} turns in 50 ms");
+            assert_eq!(failures(shard), 1, "it is told once");
+            listener.close().await;
+        }
+        assert!(TcpStream::connect(addr).await.is_err());
+        let others = shard.listen_tcp("127.0.0.1:0", || Echo)?;
+        round_trip(&mut TcpStream::connect(others.local_addr()).await?, b"the others go on").await?;
+        Ok(())
+    });
+}

@@ -11,6 +11,8 @@ mod datagrams;
 mod descriptors;
 #[path = "conformance_unix/files.rs"]
 mod files;
+#[path = "conformance_unix/limits.rs"]
+mod limits;
 #[path = "conformance_unix/peers.rs"]
 mod peers;
 #[path = "conformance_unix/streams.rs"]

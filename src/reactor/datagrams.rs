@@ -36,6 +36,15 @@ pub(crate) struct Lent<'a> {
     pub(crate) truncated: bool,
 }
 
+impl Lent<'_> {
+    /// Fills `buffer`; says with how much, and whether any of it was lost.
+    pub(crate) fn copy_to(&self, buffer: &mut [u8]) -> (usize, bool) {
+        let len = self.bytes.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&self.bytes[..len]);
+        (len, self.truncated || len < self.bytes.len())
+    }
+}
+
 impl Batch {
     /// Takes the next datagram.
     #[inline]

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::addr::{Addr, UnixAddr};
@@ -81,6 +81,7 @@ enum Style {
 struct Kept {
     bytes: Box<[u8]>,
     source: SocketAddr,
+    name: Option<UnixAddr>,
     truncated: bool,
 }
 
@@ -145,29 +146,21 @@ impl Shard {
             let (token, bound) = bound.map_err(|source| listen_error(addr.into(), source))?;
             (token, Arc::new(Group::of_one(bound.into(), inner.id)))
         };
-        Ok(self.open_datagram(token, group, listens, protocol))
+        Ok(self.open_datagram(token, group, listens, protocol, None))
     }
 
+    /// Gives a socket to its protocol, or to tasks.
     fn open_datagram(
         &self,
         token: Token,
         group: Arc<Group>,
         listens: bool,
         protocol: Option<Box<dyn DatagramProtocol>>,
-    ) -> UdpTransport {
-        self.open_datagram_with(token, group, listens, protocol, None)
-    }
-
-    /// Gives a socket to its protocol, or to tasks.
-    fn open_datagram_with(
-        &self,
-        token: Token,
-        group: Arc<Group>,
-        listens: bool,
-        protocol: Option<Box<dyn DatagramProtocol>>,
-        unix_peer: Option<UnixAddr>,
+        peer: Option<Addr>,
     ) -> UdpTransport {
         let inner = &self.inner;
+        let ip_peer = peer.as_ref().and_then(Addr::as_ip);
+        let unix_peer = peer.and_then(|peer| peer.as_unix().cloned());
         let phase = inner.phase.get();
         let core = Rc::new(UdpCore {
             token,
@@ -177,7 +170,7 @@ impl Shard {
             listens,
             style: if protocol.is_some() { Style::Protocol } else { Style::Tasks },
             open: Cell::new(true),
-            peer: Cell::new(None),
+            peer: Cell::new(ip_peer),
             receiving: Cell::new(false),
             protocol: RefCell::new(protocol),
             lent: RefCell::default(),
@@ -211,9 +204,9 @@ impl Shard {
         name: &UnixAddr,
         peer: Option<&UnixAddr>,
         options: &UnixDatagramOptions,
-        protocol: Box<dyn DatagramProtocol>,
+        protocol: Option<Box<dyn DatagramProtocol>>,
     ) -> std::result::Result<UdpTransport, NotBound> {
-        let listens = peer.is_none();
+        let listens = peer.is_none() && protocol.is_some();
         let too_late = if listens { ShardPhase::Draining } else { ShardPhase::Drained };
         if self.inner.phase.get() as u8 >= too_late as u8 {
             return Err(NotBound::Stopping);
@@ -229,8 +222,7 @@ impl Shard {
         }
         drop(driver);
         let group = Arc::new(Group::of_one(Addr::from(name.clone()), self.inner.id));
-        let transport = self.open_datagram_with(token, group, listens, Some(protocol), peer.cloned());
-        Ok(transport)
+        Ok(self.open_datagram(token, group, listens, protocol, peer.cloned().map(Addr::from)))
     }
 
     fn plain_spec(&self, addr: SocketAddr, datagram_bytes_max: usize) -> DatagramSpec {
@@ -264,13 +256,17 @@ impl Shard {
         socket: Socket,
         protocol: Box<dyn DatagramProtocol>,
     ) -> io::Result<UdpTransport> {
-        let peer = socket.peer_addr().ok();
-        let spec = self.plain_spec(socket.local_addr()?, DATAGRAM_BYTES_MAX);
-        let (token, addr) = self.inner.driver.borrow_mut().adopt_datagram(socket, &spec)?;
-        let group = Arc::new(Group::of_one(addr.into(), self.inner.id));
-        let transport = self.open_datagram(token, group, true, Some(protocol));
-        transport.core().peer.set(peer);
-        Ok(transport)
+        let peer = socket.peer().ok();
+        let local = socket.local()?;
+        let spec = self.plain_spec(local.as_ip().unwrap_or(NO_IP), DATAGRAM_BYTES_MAX);
+        let mut driver = self.inner.driver.borrow_mut();
+        let token = match local {
+            Addr::Ip(_) => driver.adopt_datagram(socket, &spec)?.0,
+            Addr::Unix(_) => driver.adopt_unix_datagram(socket, &spec)?,
+        };
+        drop(driver);
+        let group = Arc::new(Group::of_one(local, self.inner.id));
+        Ok(self.open_datagram(token, group, true, Some(protocol), peer))
     }
 
     /// The start barrier is open.
@@ -353,8 +349,8 @@ impl Shard {
         }
         self.receive_datagrams(core, false);
         let mut kept = core.kept.borrow_mut();
-        while let Some(Lent { bytes, source, truncated, .. }) = rest.take() {
-            kept.push_back(Kept { bytes: bytes.into(), source, truncated });
+        while let Some(Lent { bytes, source, name, truncated }) = rest.take() {
+            kept.push_back(Kept { bytes: bytes.into(), source, name: name.cloned(), truncated });
         }
     }
 
@@ -569,30 +565,41 @@ impl UdpCore {
     }
 
     /// Gives the next datagram to `take`, if there is one.
-    pub(crate) fn next_datagram<T>(
-        &self,
-        shard: &Shard,
-        take: impl FnOnce(&[u8], SocketAddr, bool) -> T,
-    ) -> Option<T> {
+    fn next_datagram<T>(&self, shard: &Shard, take: impl FnOnce(Lent<'_>) -> T) -> Option<T> {
         let kept = self.kept.borrow_mut().pop_front();
-        if let Some(Kept { bytes, source, truncated }) = kept {
+        if let Some(Kept { bytes, source, name, truncated }) = kept {
             if self.kept.borrow().is_empty() {
                 self.kept.take();
                 shard.receive_datagrams(self, !self.readers.borrow().is_empty());
             }
-            return Some(take(&bytes, source, truncated));
+            return Some(take(Lent { bytes: &bytes, source, name: name.as_ref(), truncated }));
         }
         let mut lent = self.lent.borrow_mut();
-        let Lent { bytes, source, truncated, .. } = lent.as_mut()?.take()?;
-        Some(take(bytes, source, truncated))
+        lent.as_mut()?.take().map(take)
     }
 
-    pub(crate) fn take_complaint(&self) -> Option<io::Error> {
-        self.complaint.take()
+    /// As [`UdpCore::next_datagram`], and waits for one.
+    pub(crate) fn poll_datagram<T>(
+        &self,
+        shard: &Shard,
+        context: &Context<'_>,
+        take: impl FnOnce(Lent<'_>) -> T,
+    ) -> Poll<io::Result<T>> {
+        if let Some(received) = self.next_datagram(shard, take) {
+            return Poll::Ready(Ok(received));
+        }
+        if let Some(error) = self.complaint.take() {
+            return Poll::Ready(Err(error));
+        }
+        if !self.open.get() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::NotConnected, "the socket is closed")));
+        }
+        self.wait_to_receive(shard, context);
+        Poll::Pending
     }
 
     /// Waits for something to receive. Receiving goes on from now on.
-    pub(crate) fn wait_to_receive(&self, shard: &Shard, context: &Context<'_>) {
+    fn wait_to_receive(&self, shard: &Shard, context: &Context<'_>) {
         keep(&self.readers, context);
         shard.receive_datagrams(self, true);
     }

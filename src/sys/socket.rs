@@ -333,6 +333,10 @@ impl Socket {
         any_addr(Some(addr), self.family()?)
     }
 
+    pub(crate) fn is_unix(&self) -> io::Result<bool> {
+        Ok(self.family()? == AddressFamily::UNIX)
+    }
+
     /// The other end's address, whatever the socket is.
     ///
     /// # Errors

@@ -191,34 +191,70 @@ pub(crate) fn is_short_of_flights(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::TOOMANYREFS)
 }
 
-/// Reads what has come, and the descriptors that came with it. 0 is the peer's FIN.
+/// What a read came to.
+pub(crate) struct ReceivedBytes {
+    /// 0 is the peer's FIN.
+    pub(crate) bytes: usize,
+    /// Something came beside them. The kernel stops a read behind such bytes, so that there may be more.
+    pub(crate) with_control: bool,
+}
+
+/// Reads what has come, and the descriptors that came with it; where those are not wanted, the kernel closes them.
 ///
 /// # Errors
-/// What the kernel says; `InvalidData` when descriptors were lost, for want of room in the process's table.
+/// What the kernel says; `InvalidData` when wanted descriptors were lost, for want of room in the process's table.
 pub(crate) fn receive(
     socket: &Socket,
     buffer: &mut [u8],
+    wanted: Option<&mut Vec<OwnedFd>>,
+) -> io::Result<ReceivedBytes> {
+    match wanted {
+        Some(descriptors) => receive_with_descriptors(socket, buffer, descriptors),
+        None => {
+            // Room for none: that some came is told all the same.
+            let mut control = RecvAncillaryBuffer::default();
+            let (bytes, lost) = receive_once(socket, buffer, &mut control)?;
+            Ok(ReceivedBytes { bytes, with_control: lost })
+        }
+    }
+}
+
+fn receive_with_descriptors(
+    socket: &Socket,
+    buffer: &mut [u8],
     descriptors: &mut Vec<OwnedFd>,
-) -> io::Result<usize> {
+) -> io::Result<ReceivedBytes> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_PER_MESSAGE))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = retry(|| {
-        let mut slices = [IoSliceMut::new(buffer)];
-        rustix::net::recvmsg(socket.as_fd(), &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC)
-    })?;
+    let (bytes, lost) = receive_once(socket, buffer, &mut control)?;
+    let mut with_control = false;
     for message in control.drain() {
+        with_control = true;
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             descriptors.extend(rights);
         }
     }
-    if received.flags.contains(ReturnFlags::CTRUNC) {
+    if lost {
         descriptors.clear();
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "descriptors that the peer passed are lost: the process has no room for them (MSG_CTRUNC)",
         ));
     }
-    Ok(received.bytes)
+    Ok(ReceivedBytes { bytes, with_control })
+}
+
+/// One `recvmsg(2)`, and whether there was no room for all that came beside the bytes.
+fn receive_once(
+    socket: &Socket,
+    buffer: &mut [u8],
+    control: &mut RecvAncillaryBuffer<'_>,
+) -> io::Result<(usize, bool)> {
+    let received = retry(|| {
+        let mut slices = [IoSliceMut::new(buffer)];
+        rustix::net::recvmsg(socket.as_fd(), &mut slices, control, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    Ok((received.bytes, received.flags.contains(ReturnFlags::CTRUNC)))
 }
 
 fn new_socket(kind: SocketType) -> io::Result<OwnedFd> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use shardwise::{
     ConnectError, Datagram, DatagramProtocol, ListenError, Result, SendError, ToUnixAddr, UdpTransport,
-    UnixDatagramOptions,
+    UnixDatagram as AsyncDatagram, UnixDatagramOptions,
 };
 
 use crate::{Directory, is_there, on_a_shard, unique_name};
@@ -167,6 +167,111 @@ fn a_datagram_longer_than_is_taken_says_that_it_was_cut() {
         assert_eq!(*keeper.came.borrow(), [b"1234", b"1234"]);
         assert_eq!(*keeper.truncated.borrow(), [true, false]);
         client.close().await;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_second_datagram_socket_is_refused_by_the_lock_alone() {
+    on_a_shard(async |shard| {
+        let directory = Directory::new();
+        let path = directory.join("socket");
+        let options = UnixDatagramOptions::new().lock(true);
+        let bound = shard.listen_unix_datagram(&path, &options, Keeper::default())?;
+        assert_eq!(directory.names(), ["socket", "socket.lock"]);
+        // The file is gone, and the owner lives.
+        std::fs::remove_file(&path)?;
+        let error = shard.listen_unix_datagram(&path, &options, Keeper::default()).unwrap_err();
+        assert!(matches!(&error, ListenError::AddressInUse { .. }), "{error}");
+        let error = AsyncDatagram::bind_with(&path, &options).unwrap_err();
+        assert!(matches!(&error, ListenError::AddressInUse { .. }), "{error}");
+        bound.close().await;
+        assert!(directory.names().is_empty(), "{:?}", directory.names());
+        drop(AsyncDatagram::bind_with(&path, &options)?);
+        Ok(())
+    });
+}
+
+#[test]
+fn tasks_receive_and_answer_datagrams_by_name() {
+    on_a_shard(async |shard| {
+        let directory = Directory::new();
+        let path = directory.join("server");
+        let server = AsyncDatagram::bind(&path)?;
+        assert_eq!(server.local().path(), Some(&*path));
+        let answering = shard.spawn(async move {
+            let mut buffer = [0; 8];
+            let mut received = Vec::new();
+            while received.len() < 3 {
+                let one = server.recv_from(&mut buffer).await?;
+                if !one.source.is_unnamed() {
+                    server.send_to(&buffer[..one.len], &one.source).await?;
+                }
+                received.push(one);
+            }
+            shardwise::Result::Ok(received)
+        });
+        let own = unique_name("client").to_unix_addr()?;
+        let client = AsyncDatagram::connect_with(&path, Some(&own), &UnixDatagramOptions::new())?;
+        client.send(b"hello").await?;
+        // Longer than the buffer over there.
+        client.send(b"123456789").await?;
+        let mut buffer = [0; 64];
+        for expected in [&b"hello"[..], b"12345678"] {
+            let one = client.recv_from(&mut buffer).await?;
+            assert_eq!(
+                (&buffer[..one.len], one.source.path(), one.truncated),
+                (expected, Some(&*path), false)
+            );
+        }
+        AsyncDatagram::connect(&path)?.send(b"").await?;
+        let received = answering.await??;
+        let told: Vec<_> = received.iter().map(|one| (one.len, one.truncated)).collect();
+        assert_eq!(told, [(5, false), (8, true), (0, false)]);
+        assert_eq!((&received[0].source, received[2].source.is_unnamed()), (&own, true));
+        // Dropping it has removed its file, or does with this turn.
+        while !directory.names().is_empty() {
+            shardwise::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    });
+}
+
+/// Datagrams that come while no task waits are kept in order, with their senders, and nothing more is received meanwhile.
+#[test]
+fn datagrams_that_nobody_waits_for_keep_their_senders() {
+    on_a_shard(async |_| {
+        let name = unique_name("kept");
+        let server = AsyncDatagram::bind(&name)?;
+        let clients: Vec<_> = (0..3)
+            .map(|_| {
+                let own = unique_name("client").to_unix_addr()?;
+                Ok((AsyncDatagram::connect_with(&name, Some(&own), &UnixDatagramOptions::new())?, own))
+            })
+            .collect::<Result<_>>()?;
+        for (client, _) in &clients {
+            client.send(b"x").await?;
+        }
+        for (_, own) in &clients {
+            assert_eq!(server.recv_from(&mut [0; 8]).await?.source, *own);
+        }
+        Ok(())
+    });
+}
+
+/// The kernel heeds no UDP_SEGMENT here: it would send everything as one datagram.
+#[test]
+fn segments_are_datagrams_of_their_own_on_unix_sockets_too() {
+    on_a_shard(async |_| {
+        let name = unique_name("segments");
+        let server = AsyncDatagram::bind(&name)?;
+        let client = AsyncDatagram::connect(&name)?;
+        assert_eq!(client.transport().try_send_segments(b"abcdefg", 3, None)?, 7);
+        let mut buffer = [0; 64];
+        for expected in [&b"abc"[..], b"def", b"g"] {
+            let one = server.recv_from(&mut buffer).await?;
+            assert_eq!(&buffer[..one.len], expected);
+        }
         Ok(())
     });
 }

@@ -261,3 +261,37 @@ fn connecting_to_a_full_queue_waits_until_there_is_room() {
         Ok(())
     });
 }
+
+/// As the kernel does it, and documented: there is no RST between UNIX sockets.
+#[test]
+fn an_abort_is_seen_as_a_reset_only_where_bytes_were_left_unread() {
+    common_abort(false, Ok(0));
+    common_abort(true, Err(std::io::ErrorKind::ConnectionReset));
+}
+
+fn common_abort(leaves_bytes: bool, expected: std::result::Result<usize, std::io::ErrorKind>) {
+    crate::on_a_shard(async move |shard| {
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair()?;
+        let stream = shard.adopt_stream(ours.into())?;
+        stream.transport().pause_reading();
+        if leaves_bytes {
+            std::io::Write::write_all(&mut theirs, b"unread")?;
+        }
+        let transport = stream.transport().clone();
+        stream.abort();
+        while transport.is_open() {
+            shardwise::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        theirs.set_nonblocking(true)?;
+        let seen = loop {
+            match std::io::Read::read(&mut theirs, &mut [0; 8]).map_err(|error| error.kind()) {
+                Err(std::io::ErrorKind::WouldBlock) => {
+                    shardwise::sleep(std::time::Duration::from_millis(1)).await;
+                }
+                seen => break seen,
+            }
+        };
+        assert_eq!(seen, expected);
+        Ok(())
+    });
+}

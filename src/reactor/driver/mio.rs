@@ -242,7 +242,11 @@ impl Driver for MioDriver {
     fn adopt(&mut self, socket: DetachedSocket) -> io::Result<Token> {
         let socket = socket.into_os()?;
         socket.make_nonblocking()?;
-        self.add(Source::Connection(Connection::new(socket, Phase::Open)))
+        let connection = match socket.is_unix()? {
+            true => Connection::unix(socket, Phase::Open),
+            false => Connection::new(socket, Phase::Open),
+        };
+        self.add(Source::Connection(connection))
     }
 
     fn release(&mut self, token: Token) -> Option<DetachedSocket> {

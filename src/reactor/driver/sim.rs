@@ -294,6 +294,10 @@ impl UnixDriver for SimDriver {
         Err(real_world("have a process at its other end"))
     }
 
+    fn adopt_unix_datagram(&mut self, _socket: Socket, _spec: &DatagramSpec) -> io::Result<Token> {
+        Err(real_world("adopt sockets"))
+    }
+
     fn adopt_listener(&mut self, _socket: Socket, _accepts_per_turn: usize) -> io::Result<(Token, Addr)> {
         Err(real_world("adopt sockets"))
     }

@@ -45,6 +45,9 @@ pub(crate) trait UnixDriver {
     fn peer_credentials(&self, token: Token) -> io::Result<PeerCredentials>;
     fn peer_pidfd(&self, token: Token) -> io::Result<OwnedFd>;
 
+    /// Takes over a UNIX datagram socket. No file is removed with it.
+    fn adopt_unix_datagram(&mut self, socket: Socket, spec: &DatagramSpec) -> io::Result<Token>;
+
     /// Accepts at a socket that listens already, and that other processes may have, too: it is never shut down, and
     /// nothing is removed with it.
     fn adopt_listener(&mut self, socket: Socket, accepts_per_turn: usize) -> io::Result<(Token, Addr)>;

@@ -18,3 +18,4 @@ pub(crate) mod transport;
 pub(crate) mod udp_socket;
 pub(crate) mod udp_transport;
 pub(crate) mod unix;
+pub(crate) mod unix_datagram;

@@ -256,7 +256,8 @@ impl TcpStream {
     /// Sends what was written, then closes. The same as dropping the stream.
     pub fn close(self) {}
 
-    /// Ends the connection now: unsent output is lost, the peer sees a reset.
+    /// Ends the connection now: unsent output is lost, the peer sees a reset; see [`Transport::abort`], also for what a
+    /// UNIX socket tells.
     pub fn abort(self) {
         self.transport.abort();
     }

@@ -176,6 +176,10 @@ impl Transport {
 
     /// Ends the connection now: unsent output is lost, the peer sees a reset. Idempotent; never reported back before
     /// it returns.
+    ///
+    /// A UNIX socket has no reset of its own: the kernel tells the peer `ECONNRESET` when bytes that it had sent were not
+    /// read here, and an end of input like that of an orderly close when there are none (`unix(7)`). A peer that has to tell
+    /// the two apart needs a protocol that says where a message ends.
     pub fn abort(&self) {
         self.shard.end(self.token, CloseReason::Aborted, EndKind::Close(CloseKind::Reset));
     }

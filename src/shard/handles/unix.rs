@@ -34,6 +34,8 @@ pub enum DescriptorRefusal {
     Full,
     /// Only UNIX connections pass descriptors.
     NotUnix,
+    /// The connection speaks TLS, which protects bytes alone: a descriptor would travel unprotected beside them.
+    Tls,
 }
 
 impl DescriptorRefused {
@@ -54,6 +56,7 @@ impl fmt::Display for DescriptorRefused {
             DescriptorRefusal::Closed => "the connection is closed for writing",
             DescriptorRefusal::Full => "the connection has too many unsent descriptors",
             DescriptorRefusal::NotUnix => "only UNIX connections pass descriptors",
+            DescriptorRefusal::Tls => "a connection that speaks TLS passes no descriptors",
         })
     }
 }
@@ -71,7 +74,7 @@ impl From<DescriptorRefused> for io::Error {
         let kind = match error.reason {
             DescriptorRefusal::Closed => io::ErrorKind::BrokenPipe,
             DescriptorRefusal::Full => io::ErrorKind::WouldBlock,
-            DescriptorRefusal::NotUnix => io::ErrorKind::Unsupported,
+            DescriptorRefusal::NotUnix | DescriptorRefusal::Tls => io::ErrorKind::Unsupported,
         };
         io::Error::new(kind, error)
     }
@@ -90,8 +93,8 @@ impl Transport {
     /// [`Config::write_timeout`](crate::Config::write_timeout).
     ///
     /// # Errors
-    /// [`DescriptorRefused`] gives it back: the connection is closed for writing, is none of a UNIX socket, or has 256
-    /// unsent already.
+    /// [`DescriptorRefused`] gives it back: the connection is closed for writing, is none of a UNIX socket, speaks TLS, or
+    /// has 256 unsent already.
     pub fn send_descriptor(&self, descriptor: OwnedFd) -> Result<Flow, DescriptorRefused> {
         let inner = &self.shard().inner;
         let token = self.token();
@@ -105,6 +108,9 @@ impl Transport {
         }
         if !slot.connection.may_write() {
             return refused(descriptor, DescriptorRefusal::Closed);
+        }
+        if slot.connection.wire.is_tls() {
+            return refused(descriptor, DescriptorRefusal::Tls);
         }
         if slot.connection.unsent_descriptors() >= UNSENT_MAX {
             return refused(descriptor, DescriptorRefusal::Full);
@@ -227,7 +233,7 @@ impl TcpStream {
     /// with the first byte that is written afterwards.
     ///
     /// # Errors
-    /// The connection is closed for writing, broke, or is none of a UNIX socket; `WouldBlock` when 256 wait for a byte that
+    /// The connection is closed for writing, broke, speaks TLS, or is none of a UNIX socket; `WouldBlock` when 256 wait for a byte that
     /// has not been written. The descriptor is closed then.
     /// # Cancel safety
     /// Dropped before it is ready, the descriptor is closed and was not sent.

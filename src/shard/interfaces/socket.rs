@@ -198,8 +198,9 @@ impl Shard {
         Ok(TcpStream::new(self.clone(), token, core))
     }
 
-    /// Gives the datagrams of a bound IPv4 or IPv6 socket to `protocol`, which is started before this returns; also one that
-    /// is connected. Closing it only closes the descriptor. Otherwise as [`Shard::listen_udp`], for this shard alone.
+    /// Gives the datagrams of a bound socket, IPv4, IPv6 or UNIX, to `protocol`, which is started before this returns; also
+    /// those of one that is connected, or of a `socketpair(2)`. Closing it only closes the descriptor: no file is removed.
+    /// Otherwise as [`Shard::listen_udp`] or [`Shard::listen_unix_datagram`], for this shard alone.
     ///
     /// # Errors
     /// [`AdoptError`] names the descriptor and what it is.
@@ -216,10 +217,6 @@ impl Shard {
                 is: describe(&nature),
                 wanted: "a datagram socket",
             }));
-        }
-        if nature.family == Family::Unix {
-            let is = "a datagram socket of the UNIX family";
-            return Err(refused(AdoptReason::WrongKind { is, wanted: "one of IPv4 or IPv6" }));
         }
         if !matches!(self.inner.phase.get(), ShardPhase::Starting | ShardPhase::Running) {
             return Err(refused(AdoptReason::Stopping));

@@ -40,6 +40,13 @@ impl UnixDatagramOptions {
         self
     }
 
+    /// Holds a lock on `path.lock` for as long as it is bound: see
+    /// [`UnixListenOptions::lock`](crate::UnixListenOptions::lock). Off by default.
+    pub fn lock(mut self, on: bool) -> Self {
+        self.how.lock = on;
+        self
+    }
+
     /// The longest datagram that is received whole; 65,535 bytes, which is also the most. Longer ones are cut, and say so.
     pub fn datagram_bytes_max(mut self, bytes: usize) -> Self {
         self.datagram_bytes_max = bytes.clamp(1, DATAGRAM_BYTES_MAX);
@@ -61,10 +68,8 @@ impl Shard {
         protocol: impl DatagramProtocol,
     ) -> Result<UdpTransport, ListenError> {
         let name = name.to_unix_addr()?;
-        self.bind_unix_datagram(&name, None, options, Box::new(protocol)).map_err(|error| match error {
-            NotBound::Stopping => ListenError::Stopping,
-            NotBound::Bind(source) | NotBound::Connect(source) => listen_error(name.clone().into(), source),
-        })
+        let bound = self.bind_unix_datagram(&name, None, options, Some(Box::new(protocol)));
+        bound.map_err(|error| error.of_listening(&name))
     }
 
     /// Makes a UNIX datagram socket that talks with `peer` alone. Bound to `name`, if one is given, since a socket without
@@ -81,15 +86,28 @@ impl Shard {
     ) -> Result<UdpTransport, ConnectError> {
         let peer = peer.to_unix_addr()?;
         let name = name.unwrap_or(&UnixAddr::UNNAMED);
-        let bound = self.bind_unix_datagram(name, Some(&peer), options, Box::new(protocol));
-        bound.map_err(|error| match error {
+        let bound = self.bind_unix_datagram(name, Some(&peer), options, Some(Box::new(protocol)));
+        bound.map_err(|error| error.of_connecting(name, &peer))
+    }
+}
+
+impl NotBound {
+    pub(crate) fn of_listening(self, name: &UnixAddr) -> ListenError {
+        match self {
+            NotBound::Stopping => ListenError::Stopping,
+            NotBound::Bind(source) | NotBound::Connect(source) => listen_error(name.clone().into(), source),
+        }
+    }
+
+    pub(crate) fn of_connecting(self, name: &UnixAddr, peer: &UnixAddr) -> ConnectError {
+        match self {
             NotBound::Stopping => ConnectError::Stopping,
             NotBound::Bind(source) => ConnectError::Bind { addr: name.clone().into(), source },
             NotBound::Connect(source) if source.kind() == std::io::ErrorKind::ConnectionRefused => {
                 ConnectError::Refused { addr: peer.clone().into(), source }
             }
             NotBound::Connect(source) => ConnectError::Os { addr: peer.clone().into(), source },
-        })
+        }
     }
 }
 

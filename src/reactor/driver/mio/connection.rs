@@ -27,8 +27,17 @@ pub(super) struct Connection {
     pub(super) blocked: bool,
     /// It is on the driver's carry list.
     pub(super) carried: bool,
-    /// Descriptors that come with its bytes are told.
-    pub(super) takes_descriptors: bool,
+    pub(super) rights: Rights,
+}
+
+/// What becomes of descriptors that come with the bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rights {
+    /// None can come: it is no UNIX socket.
+    Never,
+    /// The kernel closes them.
+    Closed,
+    Told,
 }
 
 /// How far a connection has come.
@@ -63,6 +72,7 @@ pub(super) enum ReadEnd {
 }
 
 impl Connection {
+    /// One over IP.
     pub(super) fn new(socket: Socket, phase: Phase) -> Self {
         Connection {
             socket,
@@ -73,8 +83,12 @@ impl Connection {
             errored: false,
             blocked: false,
             carried: false,
-            takes_descriptors: false,
+            rights: Rights::Never,
         }
+    }
+
+    pub(super) fn unix(socket: Socket, phase: Phase) -> Self {
+        Connection { rights: Rights::Closed, ..Connection::new(socket, phase) }
     }
 
     /// Remembers what an edge told.
@@ -100,7 +114,7 @@ impl Connection {
     #[inline]
     pub(super) fn only_reads(&self, readiness: Readiness) -> bool {
         let has_bytes = self.unread || readiness.has(Readiness::READABLE);
-        let is_unusual = self.blocked | self.carried | self.takes_descriptors;
+        let is_unusual = self.blocked | self.carried | (self.rights != Rights::Never);
         has_bytes && self.reads() && !is_unusual && !readiness.is_unusual()
     }
 
@@ -132,8 +146,8 @@ impl Connection {
         }
         // What is carried already has had its share of this turn.
         if self.reads() && self.unread && !self.carried {
-            if self.takes_descriptors {
-                return self.read_with_descriptors(token, turn, pool);
+            if self.rights != Rights::Never {
+                return self.read_unix(token, turn, pool);
             }
             return match self.read(turn, pool) {
                 Ok(bytes) => Some(Event::Received { token, bytes }),
@@ -222,24 +236,24 @@ impl Connection {
         None
     }
 
-    /// As `read` and `after_read`, for a connection whose descriptors are told.
-    #[cold]
-    fn read_with_descriptors(
-        &mut self,
-        token: Token,
-        turn: &mut Turn,
-        pool: &Rc<LeasePool>,
-    ) -> Option<Event> {
+    /// As `read` and `after_read`, for a UNIX socket. The kernel ends a read behind the bytes that carried descriptors, also
+    /// where nobody wants those: after one of these a short read proves nothing.
+    #[inline(never)]
+    fn read_unix(&mut self, token: Token, turn: &mut Turn, pool: &Rc<LeasePool>) -> Option<Event> {
         let mut descriptors: Vec<OwnedFd> = Vec::new();
-        // The kernel ends a message behind the bytes that carried descriptors: after those, a short read proves nothing.
+        let mut stopped_early = false;
+        let told = self.rights == Rights::Told;
         let to_the_end = std::mem::replace(&mut self.to_the_end, true);
-        let outcome =
-            self.read_by(turn, pool, |socket, buffer| unix::receive(socket, buffer, &mut descriptors));
+        let outcome = self.read_by(turn, pool, |socket, buffer| {
+            let wanted = told.then_some(&mut descriptors);
+            let received = unix::receive(socket, buffer, wanted)?;
+            stopped_early = received.with_control;
+            Ok(received.bytes)
+        });
         self.to_the_end = to_the_end;
         let read = match outcome {
             Ok(bytes) => {
-                let is_last = descriptors.is_empty() && bytes.len() < pool.buffer_bytes() && !to_the_end;
-                if is_last {
+                if !stopped_early && bytes.len() < pool.buffer_bytes() && !to_the_end {
                     self.unread = false;
                     turn.pass_head();
                 }

@@ -326,6 +326,7 @@ impl MioDriver {
         // A joined message is as long as the longest datagram, whatever its parts are.
         let joined_bytes = if spec.joined { datagram::DATAGRAM_BYTES_MAX } else { 0 };
         let slot_bytes = spec.datagram_bytes_max.max(joined_bytes).clamp(1, datagram::DATAGRAM_BYTES_MAX);
+        let is_unix = unix.is_some();
         let source = Datagram {
             socket,
             is_ipv6,
@@ -336,7 +337,8 @@ impl MioDriver {
             blocked: false,
             carried: false,
             broken: false,
-            cannot_segment: false,
+            // The kernel would send it in one piece: UNIX sockets heed no UDP_SEGMENT.
+            cannot_segment: is_unix,
             complaint: None,
             slots: Slots::new(slot_bytes),
             wanted: 2,

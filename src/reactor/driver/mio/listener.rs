@@ -25,6 +25,8 @@ pub(super) struct Listener {
     pub(super) carried: bool,
     /// It is on the list of those that wait for descriptors.
     pub(super) paused: bool,
+    /// Shut, and that has not been told.
+    pub(super) hung_up: bool,
     /// When [`Event::AcceptFailed`] was last told.
     pub(super) reported_at: Option<Instant>,
 }
@@ -53,6 +55,7 @@ impl Listener {
             unread: false,
             carried: false,
             paused: false,
+            hung_up: false,
             reported_at: None,
         }
     }
@@ -83,9 +86,9 @@ impl Listener {
         }
     }
 
-    /// Whether accepting fails only because the socket is shut, and nobody waits any more.
-    fn is_empty(&self, errno: Option<Errno>) -> bool {
-        errno == Some(Errno::INVAL) && matches!(self.kind, ListenerKind::Unix { shut: true, .. })
+    /// Whether we have shut the socket ourselves: then there is nothing to tell.
+    fn is_shut(&self) -> bool {
+        matches!(self.kind, ListenerKind::Unix { shut: true, .. })
     }
 }
 
@@ -95,9 +98,11 @@ impl MioDriver {
     pub(super) fn serve_listener(&mut self, token: Token, readiness: Readiness) -> Option<Event> {
         let short_of_descriptors = self.shortage.lasts_at(self.now);
         let Ok(listener) = self.listener_mut(token) else { return None };
-        if readiness.has(Readiness::READABLE) {
+        // One that is shut may say that alone: only accepting tells the rest.
+        if readiness.has(Readiness::READABLE) || readiness.is_unusual() {
             listener.unread = true;
         }
+        listener.hung_up |= readiness.has(Readiness::TO_THE_END) && !listener.is_shut();
         if !listener.accepting || !listener.unread || listener.carried || listener.paused {
             self.turn.pass_head();
             return None;
@@ -140,17 +145,31 @@ impl MioDriver {
         let now = self.now;
         let Ok(listener) = self.listener_mut(listener_token) else { return Accept::Nothing };
         let (error, hung_up) = match listener.accept() {
-            Ok((socket, peer)) => match self.add(Source::Connection(Connection::new(socket, Phase::Open))) {
-                Ok(token) => return Accept::One(Event::Accepted { listener: listener_token, token, peer }),
-                // Too many are watched: the same shortage, only that this peer has been hung up on.
-                Err(error) => (error, true),
-            },
+            Ok((socket, peer)) => {
+                let connection = match peer {
+                    Addr::Ip(_) => Connection::new(socket, Phase::Open),
+                    Addr::Unix(_) => Connection::unix(socket, Phase::Open),
+                };
+                match self.add(Source::Connection(connection)) {
+                    Ok(token) => {
+                        return Accept::One(Event::Accepted { listener: listener_token, token, peer });
+                    }
+                    // Too many are watched: the same shortage, only that this peer has been hung up on.
+                    Err(error) => (error, true),
+                }
+            }
             Err(error) => match Errno::from_io_error(&error) {
+                // Somebody else has shut it, and nobody is left in the queue. A UNIX socket says it by its readiness alone.
+                Some(Errno::AGAIN) if std::mem::take(&mut listener.hung_up) => {
+                    listener.accepting = false;
+                    let error = Errno::INVAL.into();
+                    return Accept::Ended(Event::Failed { token: listener_token, error });
+                }
                 Some(Errno::AGAIN) => {
                     listener.unread = false;
                     return Accept::Nothing;
                 }
-                errno if listener.is_empty(errno) => {
+                Some(Errno::INVAL) if listener.is_shut() => {
                     listener.unread = false;
                     return Accept::Nothing;
                 }
@@ -159,6 +178,7 @@ impl MioDriver {
                 _ => {
                     // The listener itself is broken: trying again would spin.
                     listener.accepting = false;
+                    listener.hung_up = false;
                     return Accept::Ended(Event::Failed { token: listener_token, error });
                 }
             },

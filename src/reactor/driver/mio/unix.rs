@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::connection::{Connection, Phase, send_again};
+use super::connection::{Connection, Phase, Rights, send_again};
 use super::listener::{Listener, ListenerKind};
 use super::{MioDriver, Source};
 use crate::addr::{Addr, UnixAddr};
@@ -53,7 +53,7 @@ impl UnixDriver for MioDriver {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Phase::Knocking,
             Err(error) => return Err(error),
         };
-        let token = self.add(Source::Connection(Connection::new(socket, phase)))?;
+        let token = self.add(Source::Connection(Connection::unix(socket, phase)))?;
         if phase == Phase::Knocking {
             let interval = KNOCK_FIRST;
             let again_at = self.now + interval;
@@ -77,8 +77,10 @@ impl UnixDriver for MioDriver {
     }
 
     fn receive_descriptors(&mut self, token: Token, on: bool) {
-        if let Ok(connection) = self.connected_mut(token) {
-            connection.takes_descriptors = on;
+        if let Ok(connection) = self.connected_mut(token)
+            && connection.rights != Rights::Never
+        {
+            connection.rights = if on { Rights::Told } else { Rights::Closed };
         }
     }
 
@@ -106,6 +108,11 @@ impl UnixDriver for MioDriver {
 
     fn peer_pidfd(&self, token: Token) -> io::Result<OwnedFd> {
         self.source(token)?.socket()?.peer_pidfd()
+    }
+
+    fn adopt_unix_datagram(&mut self, socket: Socket, spec: &DatagramSpec) -> io::Result<Token> {
+        socket.make_nonblocking()?;
+        self.add_unix_datagram(socket, None, spec)
     }
 
     fn adopt_listener(&mut self, socket: Socket, accepts_per_turn: usize) -> io::Result<(Token, Addr)> {
