@@ -97,6 +97,9 @@ pub(crate) trait Driver: DatagramDriver + UnixDriver + WatchDriver {
     /// stays ready for the next one. One connection is read per call.
     fn next(&mut self) -> Option<Event>;
 
+    /// A descriptor that can be read from while `wait` would find something in the kernel: for loops around this one.
+    fn news_fd(&self) -> io::Result<OwnedFd>;
+
     /// What is open and on loan, for leak checks and metrics.
     fn census(&self) -> Census;
 }

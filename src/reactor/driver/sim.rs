@@ -188,6 +188,12 @@ impl Driver for SimDriver {
         self.world.with(|network| network.next_event(self.shard, &self.buffers))
     }
 
+    /// # Errors
+    /// `Unsupported`: there is no kernel here.
+    fn news_fd(&self) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn census(&self) -> Census {
         self.world.with(|network| {
             let side = &network.shards[self.shard];
