@@ -359,6 +359,11 @@ impl Connection {
         }
     }
 
+    /// Whether descriptors have come that nobody has taken. Bytes that came with them wait as well.
+    pub(crate) fn has_unread_descriptors(&self) -> bool {
+        self.descriptors().is_some_and(|descriptors| !descriptors.unread.is_empty())
+    }
+
     /// Descriptors that have not been sent.
     pub(crate) fn unsent_descriptors(&self) -> usize {
         self.descriptors().map_or(0, |descriptors| descriptors.unsent())
@@ -424,14 +429,14 @@ impl Connection {
     #[inline]
     pub(crate) fn crossing(&mut self, marks: &Watermarks) -> Option<Crossing> {
         let queued = self.queued_bytes();
-        let descriptors = self.unsent_descriptors();
         match self.mark {
-            Mark::Below if queued <= marks.high_bytes && descriptors <= DESCRIPTORS_HIGH => None,
+            // Whoever has queued too many descriptors was told so.
+            Mark::Below if queued <= marks.high_bytes => None,
             Mark::Below | Mark::ToldAbove => {
                 self.mark = Mark::AboveHigh;
                 Some(Crossing::Paused)
             }
-            Mark::AboveHigh if queued <= marks.low_bytes && descriptors <= DESCRIPTORS_LOW => {
+            Mark::AboveHigh if queued <= marks.low_bytes && self.unsent_descriptors() <= DESCRIPTORS_LOW => {
                 self.mark = Mark::Below;
                 Some(Crossing::Resumed)
             }

@@ -135,20 +135,22 @@ impl Shard {
             drop(slot);
             return self.received_unasked(token, &lease);
         }
-        if slot.connection.descriptors().is_some_and(|descriptors| !descriptors.unread.is_empty())
-            && matches!(slot.handler, Handler::Protocol(_))
-        {
-            drop(slot);
-            return self.received_behind_descriptors(token, lease);
-        }
         match std::mem::replace(&mut slot.handler, Handler::Busy) {
             Handler::Protocol(protocol) => {
                 inner.activate(token, &slot.connection);
                 let kept = slot.connection.input.take();
-                drop(slot);
                 if kept.is_empty() {
+                    drop(slot);
                     self.deliver(token, protocol, &lease);
+                } else if slot.connection.has_unread_descriptors() {
+                    // Those that it was not given yet, since it had paused, come first.
+                    slot.connection.input.set(kept);
+                    slot.handler = Handler::Protocol(protocol);
+                    drop(slot);
+                    inner.deactivate();
+                    return self.received_behind_descriptors(token, lease);
                 } else {
+                    drop(slot);
                     let mut bytes = kept;
                     bytes.extend_from_slice(&lease);
                     drop(lease);

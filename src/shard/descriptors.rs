@@ -90,7 +90,7 @@ impl Shard {
     pub(super) fn deliver_kept_descriptors(&self, token: Token) {
         let has_some = |slot: &Slot| {
             let is_due = slot.marks.resumed && matches!(slot.handler, Handler::Protocol(_));
-            is_due && slot.connection.descriptors().is_some_and(|kept| !kept.unread.is_empty())
+            is_due && slot.connection.has_unread_descriptors()
         };
         if self.inner.connections.borrow().get(token).is_some_and(has_some) {
             self.deliver_descriptors(token);
@@ -101,7 +101,7 @@ impl Shard {
     #[cold]
     pub(super) fn received_behind_descriptors(&self, token: Token, lease: Lease) {
         self.deliver_descriptors(token);
-        let is_left = |slot: &Slot| slot.connection.descriptors().is_some_and(|left| !left.unread.is_empty());
+        let is_left = |slot: &Slot| slot.connection.has_unread_descriptors();
         if self.inner.connections.borrow().get(token).is_some_and(is_left) {
             return self.received_unasked(token, &lease);
         }

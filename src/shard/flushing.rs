@@ -225,10 +225,7 @@ impl Inner {
         slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
         let kept = match &slot.handler {
             Handler::Stream(stream) => stream.owes_reader(),
-            _ => {
-                let descriptors = slot.connection.descriptors();
-                !slot.connection.input.is_empty() || descriptors.is_some_and(|kept| !kept.unread.is_empty())
-            }
+            _ => !slot.connection.input.is_empty() || slot.connection.has_unread_descriptors(),
         };
         let unopened = slot.connection.session().is_some_and(Session::has_unopened);
         if kept || unopened || slot.connection.read == ReadHalf::FinishPending {

@@ -12,7 +12,7 @@ use crate::net::connection::DESCRIPTORS_HIGH;
 use crate::shard::Shard;
 use crate::shard::connecting::Target;
 use crate::shard::connections::Handler;
-use crate::shard::handles::stream_core::StreamCore;
+use crate::shard::handles::stream_core::{StreamCore, WritesAfter};
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::handles::transport::{Flow, Transport};
 use crate::shard::interfaces::unix::UnixConnectOptions;
@@ -248,7 +248,7 @@ impl TcpStream {
                 {
                     descriptor = Some(refused.into_inner());
                     self.core().check_broken()?;
-                    self.core().wait_to_write(context, false);
+                    self.core().wait_to_write(context, WritesAfter::Room);
                     self.transport().shard().inner.mark_unsettled(self.transport().token());
                     Poll::Pending
                 }
