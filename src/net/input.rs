@@ -26,18 +26,24 @@ use std::cell::Cell;
 pub struct Input<'a> {
     bytes: &'a [u8],
     consumed: usize,
+    /// Whether they were looked at.
+    seen: Cell<bool>,
     dry: &'a Cell<bool>,
 }
 
 impl<'a> Input<'a> {
     pub(crate) fn new(bytes: &'a [u8], dry: &'a Cell<bool>) -> Self {
-        Input { bytes, consumed: 0, dry }
+        Input { bytes, consumed: 0, seen: Cell::new(false), dry }
     }
 
     /// The bytes not yet consumed, oldest first. Empty once reading has stopped.
     #[inline]
     pub fn bytes(&self) -> &'a [u8] {
-        if self.dry.get() { &[] } else { &self.bytes[self.consumed..] }
+        if self.dry.get() {
+            return &[];
+        }
+        self.seen.set(true);
+        &self.bytes[self.consumed..]
     }
 
     /// How many bytes there are.
@@ -74,8 +80,16 @@ impl<'a> Input<'a> {
         bytes
     }
 
-    pub(crate) fn consumed(&self) -> usize {
+    /// How many bytes have been used so far, in this callback. Layers count by it: [`Input::len`] is 0 when the input has
+    /// run dry, whatever is left.
+    #[inline]
+    pub fn consumed(&self) -> usize {
         self.consumed
+    }
+
+    /// Whether all of it was looked at, and nothing used.
+    pub(crate) fn was_left_whole(&self) -> bool {
+        self.seen.get() && self.consumed == 0
     }
 }
 
@@ -110,6 +124,20 @@ mod tests {
         assert_eq!(input.take(), b"");
         input.consume(frame.len());
         assert_eq!(input.consumed(), 3);
+    }
+
+    #[test]
+    fn it_is_left_whole_by_who_looks_and_takes_nothing() {
+        let dry = Cell::new(false);
+        let mut input = Input::new(b"abc", &dry);
+        assert!(!input.was_left_whole(), "nobody has looked");
+        assert!(!input.is_empty());
+        assert!(input.was_left_whole());
+        input.consume(1);
+        assert!(!input.was_left_whole());
+        dry.set(true);
+        let unseen = Input::new(b"abc", &dry);
+        assert!(unseen.is_empty() && !unseen.was_left_whole(), "it was dry before anybody looked");
     }
 
     #[test]

@@ -3,13 +3,11 @@
 
 use std::any::Any;
 use std::cell::RefMut;
-use std::error::Error;
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::error::{CloseReason, Result, TlsError, log_contained, panic_message};
+use crate::error::{CloseReason, Result, TlsError};
 use crate::net::connection::{Connection, EndKind, Phase, ReadHalf, WriteHalf};
 use crate::net::input::Input;
 use crate::net::kept::Kept;
@@ -22,6 +20,7 @@ use crate::shard::flushing::Notice;
 use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::transport::Transport;
 use crate::shard::lifecycle::ShardPhase;
+use crate::shard::policies::{Watched, Way};
 use crate::shard::producers::{EndsAfterProducer, Producing};
 use crate::shard::protocol::Protocol;
 use crate::shard::{Shard, Timer};
@@ -56,6 +55,10 @@ pub(crate) struct Marks {
     pub(crate) draining: Draining,
     pub(crate) producing: Producing,
     pub(crate) ends_after_producer: EndsAfterProducer,
+    /// The protocol has looked at all that is kept of its input, and took nothing: it is shown again with the next bytes,
+    /// or when it asks to read on.
+    pub(crate) left_whole: bool,
+    pub(crate) watched: Watched,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -76,6 +79,14 @@ const DRAINING_LINGER: Duration = Duration::from_millis(500);
 
 type Outcome = std::result::Result<Result<()>, Box<dyn Any + Send>>;
 
+/// What a protocol has made of the bytes it was shown.
+struct Shown {
+    outcome: Outcome,
+    consumed: usize,
+    /// It has looked at them all.
+    left_whole: bool,
+}
+
 impl Shard {
     /// Gives a new connection its slot and tells the handler.
     pub(crate) fn open_connection(&self, token: Token, connection: Connection, handler: Handler) {
@@ -87,7 +98,7 @@ impl Shard {
         } else {
             Draining::No
         };
-        let marks = Marks { draining, ..Marks::default() };
+        let marks = Marks { draining, watched: self.begin_policing(token), ..Marks::default() };
         let mut slot = Slot { connection, handler, deadline: None, guard: None, marks };
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
         if slot.connection.wire.is_tls() {
@@ -114,19 +125,28 @@ impl Shard {
         let Ok(slot) = RefMut::filter_map(connections, |connections| connections.get_mut(token)) else {
             return;
         };
-        if slot.connection.wire.is_tls() {
+        let watched = slot.marks.watched;
+        if watched.is_any() | slot.connection.wire.is_tls() {
             drop(slot);
-            return self.on_received_sealed(token, lease);
+            return self.on_received_watched(token, watched, lease);
         }
         self.give(token, slot, lease);
     }
 
-    /// Gives bytes that TLS has opened to whoever handles the connection.
+    /// Gives bytes that TLS has opened, or whose connection is watched, to whoever handles it.
     pub(super) fn hand_over(&self, token: Token, lease: Lease) {
-        let connections = self.inner.connections.borrow_mut();
-        if let Ok(slot) = RefMut::filter_map(connections, |connections| connections.get_mut(token)) {
-            self.give(token, slot, lease);
+        let slot = || {
+            let connections = self.inner.connections.borrow_mut();
+            RefMut::filter_map(connections, |connections| connections.get_mut(token)).ok()
+        };
+        let Some(mut found) = slot() else { return };
+        if found.marks.watched.logs() {
+            drop(found);
+            self.log_traffic(token, Way::Received, &lease);
+            let Some(again) = slot() else { return };
+            found = again;
         }
+        self.give(token, found, lease);
     }
 
     /// Gives bytes, as the application is to see them, to whoever handles the connection.
@@ -139,7 +159,7 @@ impl Shard {
         }
         match std::mem::replace(&mut slot.handler, Handler::Busy) {
             Handler::Protocol(protocol) => {
-                inner.activate(token, &slot.connection);
+                inner.activate(token, &slot);
                 let kept = slot.connection.input.take();
                 drop(slot);
                 if kept.is_empty() {
@@ -175,7 +195,10 @@ impl Shard {
         let Some(slot) = connections.get_mut(token) else { return };
         match (&mut slot.connection.phase, &slot.handler) {
             (Phase::Open, Handler::Stream(stream)) => stream.keep(bytes),
-            (Phase::Open, _) => slot.connection.input.push(bytes),
+            (Phase::Open, _) => {
+                slot.marks.left_whole = false;
+                slot.connection.input.push(bytes);
+            }
             (Phase::Flushing(_) | Phase::Ending(..), _) => {}
             (Phase::Lingering { discarded_bytes, reading }, _) => {
                 *discarded_bytes += bytes.len();
@@ -189,17 +212,18 @@ impl Shard {
     /// Lends `bytes` to the protocol, keeps a copy of what it leaves, and sends what it wrote.
     #[inline]
     fn deliver(&self, token: Token, mut protocol: Box<dyn Protocol>, bytes: &[u8]) {
-        let (outcome, consumed) = self.show(token, &mut *protocol, bytes);
-        let rest = &bytes[consumed..];
-        self.callback_done(token, protocol, outcome, rest.len(), || rest.to_vec());
+        let shown = self.show(token, &mut *protocol, bytes);
+        let rest = &bytes[shown.consumed..];
+        self.callback_done(token, protocol, shown, rest.len(), || rest.to_vec());
     }
 
     /// As `deliver`, for bytes that were kept before: what the protocol leaves stays where it is. Copied each time, a
     /// large frame in small segments would cost its square. Says whether the protocol was shown all of it, and took nothing.
     fn deliver_kept(&self, token: Token, mut protocol: Box<dyn Protocol>, mut kept: Vec<u8>) -> bool {
-        let (outcome, consumed) = self.show(token, &mut *protocol, &kept);
+        let shown = self.show(token, &mut *protocol, &kept);
+        let consumed = shown.consumed;
         let left_all = consumed == 0 && !self.inner.dry.get();
-        self.callback_done(token, protocol, outcome, kept.len() - consumed, || {
+        self.callback_done(token, protocol, shown, kept.len() - consumed, || {
             kept.drain(..consumed);
             if kept.capacity() > KEPT_SLACK_BYTES.max(4 * kept.len()) {
                 kept.shrink_to_fit();
@@ -209,13 +233,13 @@ impl Shard {
         left_all
     }
 
-    /// Shows `bytes` to the protocol; says how many it has used.
+    /// Shows `bytes` to the protocol.
     #[inline]
-    fn show(&self, token: Token, protocol: &mut dyn Protocol, bytes: &[u8]) -> (Outcome, usize) {
+    fn show(&self, token: Token, protocol: &mut dyn Protocol, bytes: &[u8]) -> Shown {
         let transport = Transport::new(self.clone(), token);
         let mut input = Input::new(bytes, &self.inner.dry);
         let outcome = catch_unwind(AssertUnwindSafe(|| protocol.data_received(&transport, &mut input)));
-        (outcome, input.consumed())
+        Shown { outcome, consumed: input.consumed(), left_whole: input.was_left_whole() }
     }
 
     /// Puts the protocol back, keeps what it left of its input, and settles the connection: one look at its slot for
@@ -225,7 +249,7 @@ impl Shard {
         &self,
         token: Token,
         protocol: Box<dyn Protocol>,
-        outcome: Outcome,
+        Shown { outcome, left_whole, .. }: Shown,
         rest_len: usize,
         rest: impl FnOnce() -> Vec<u8>,
     ) {
@@ -248,6 +272,7 @@ impl Shard {
         } else if rest_len > 0 && slot.connection.is_open() {
             // Whatever came before was lent together with what has come now.
             slot.connection.input.set(rest());
+            slot.marks.left_whole = left_whole;
             // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
             let limit_bytes = inner.shared.config.input_bytes_max;
             if rest_len > limit_bytes && slot.connection.read_holds == 0 {
@@ -408,7 +433,7 @@ impl Shard {
     /// Runs `body` with `token` as the connection whose small writes are staged, then settles it.
     pub(super) fn with_active(&self, token: Token, body: impl FnOnce()) {
         match self.inner.connections.borrow().get(token) {
-            Some(slot) => self.inner.activate(token, &slot.connection),
+            Some(slot) => self.inner.activate(token, slot),
             None => return,
         }
         body();
@@ -482,43 +507,6 @@ impl Shard {
             return;
         }
         self.begin_close(token, failure);
-    }
-
-    /// Counts and logs a panic of application code, and gives its message. The payload is dropped safely.
-    pub(crate) fn panicked(&self, who: &str, payload: Box<dyn Any + Send>) -> String {
-        let message = panic_message(&*payload);
-        self.inner.stats.panics.add(1);
-        log_contained(|| tracing::error!(shard = self.inner.id.index(), message, "{who} panicked"));
-        self.drop_contained(payload);
-        message
-    }
-
-    /// Logs an application's error. A `Display` that panics is counted like any other code of the application.
-    #[cold]
-    pub(crate) fn log_failure(&self, error: &(dyn Error + Send + Sync), what: &str) {
-        let logged = log_contained(|| tracing::debug!(shard = self.inner.id.index(), %error, "{what}"));
-        if !logged {
-            self.inner.stats.panics.add(1);
-        }
-    }
-
-    /// Logs an end that was not in order. The reason may hold an application's error.
-    #[cold]
-    fn log_end(&self, reason: &CloseReason, peer: SocketAddr) {
-        let shard = self.inner.id.index();
-        if !log_contained(|| tracing::debug!(shard, %peer, %reason, "a connection ended")) {
-            self.inner.stats.panics.add(1);
-        }
-    }
-
-    /// Drops an application's value; a panic in its destructor goes no further.
-    pub(crate) fn drop_contained<T>(&self, value: T) {
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-            self.inner.stats.panics.add(1);
-            log_contained(|| tracing::error!(shard = self.inner.id.index(), "a destructor panicked"));
-            // Its payload may panic again when it is dropped; it is leaked instead.
-            std::mem::forget(payload);
-        }
     }
 
     /// Sends what was written, and follows what that brings about.
@@ -632,6 +620,7 @@ impl Shard {
         let inner = &self.inner;
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
+        slot.marks.left_whole = false;
         inner.read_on(token, slot);
         // What the callback that runs now leaves is not kept yet, and it may not have been shown all of it.
         if inner.active.get() == token {
@@ -666,7 +655,8 @@ impl Shard {
                     Handler::Stream(stream) => Some(Rc::clone(stream)),
                     _ => None,
                 };
-                (slot.connection.input.take(), stream)
+                let kept = if slot.marks.left_whole { Vec::new() } else { slot.connection.input.take() };
+                (kept, stream)
             };
             if let Some(stream) = stream {
                 self.with_active(token, || stream.on_resumed(self));
@@ -675,7 +665,7 @@ impl Shard {
                 && let Some(protocol) = self.take_protocol(token)
             {
                 if let Some(slot) = self.inner.connections.borrow().get(token) {
-                    self.inner.activate(token, &slot.connection);
+                    self.inner.activate(token, slot);
                 }
                 let left_all = self.deliver_kept(token, protocol, kept);
                 self.inner.deactivate();
@@ -764,6 +754,7 @@ impl Shard {
             (handler, *reason, peer, produced)
         };
         self.handshake_ended(token, &reason);
+        self.end_policing(token, &reason);
         if !reason.is_clean() {
             self.log_end(&reason, peer);
         }

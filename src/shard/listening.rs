@@ -19,6 +19,7 @@ use crate::shard::Shard;
 use crate::shard::connections::Handler;
 use crate::shard::groups::{Group, GroupKey, Net, Role};
 use crate::shard::lifecycle::ShardPhase;
+use crate::shard::policies::Policies;
 use crate::shard::protocol::{Incoming, Protocol};
 
 /// The listeners of one shard. They are few, so they are searched in order.
@@ -34,6 +35,7 @@ pub(crate) struct Listening {
     opener: RefCell<Option<Opener>>,
     /// Makes the TLS of each connection, if they begin with it.
     secure: Option<Box<SessionMaker>>,
+    policies: Option<Arc<Policies>>,
     /// Accepted by the last look and not yet dispatched.
     undispatched: Cell<usize>,
 }
@@ -49,10 +51,11 @@ pub(crate) type SessionMaker = dyn Fn() -> Result<Box<Session>, TlsError>;
 pub(crate) type StreamServer = dyn Fn(&Shard, Token, Connection);
 
 /// How a listener is opened.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ListenHow {
     pub(crate) backlog: Option<u32>,
     pub(crate) share_port: bool,
+    pub(crate) policies: Option<Arc<Policies>>,
 }
 
 /// Handshakes on loopback are done within the client's own system call, but that may be running right now.
@@ -113,6 +116,7 @@ impl Shard {
             group: Arc::clone(&group),
             opener: RefCell::new(Some(opener)),
             secure,
+            policies: how.policies,
             undispatched: Cell::new(0),
         };
         inner.listeners.open.borrow_mut().push(Rc::new(listening));
@@ -177,14 +181,18 @@ impl Shard {
             return;
         };
         listening.undispatched.set(listening.undispatched.get().saturating_sub(1));
+        if !self.admit(token, listening.policies.as_ref(), Some(peer_addr)) {
+            // Before anything is done for it, and so that nothing of it is left: see `ConnectionLimit`.
+            inner.driver.borrow_mut().close(token, CloseKind::Reset);
+            return;
+        }
         let mut connection = Connection::new(peer_addr);
         match listening.secure.as_ref().map(|secure| secure()) {
             None => {}
             Some(Ok(session)) => connection.wire = Wire::Tls(session),
             Some(Err(error)) => {
                 tracing::error!(shard = inner.id.index(), %error, "a TLS session cannot be made");
-                inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-                return;
+                return self.turn_away(token, CloseKind::Orderly);
             }
         }
         let Some(opener) = listening.opener.borrow_mut().take() else {
@@ -208,10 +216,10 @@ impl Shard {
                         self.open_connection(token, connection, Handler::Protocol(protocol));
                         return;
                     }
-                    Ok(None) => inner.driver.borrow_mut().close(token, CloseKind::Orderly),
+                    Ok(None) => self.turn_away(token, CloseKind::Orderly),
                     Err(payload) => {
                         self.panicked("a factory", payload);
-                        inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+                        self.turn_away(token, CloseKind::Orderly);
                     }
                 }
             }

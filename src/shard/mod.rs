@@ -3,6 +3,7 @@
 pub(crate) mod blocking_resolver;
 pub(crate) mod connecting;
 pub(crate) mod connections;
+pub(crate) mod containing;
 pub(crate) mod datagrams;
 pub(crate) mod draining;
 pub(crate) mod flushing;
@@ -13,6 +14,8 @@ pub(crate) mod layer;
 pub(crate) mod lifecycle;
 pub(crate) mod listening;
 pub(crate) mod placement;
+pub mod policies;
+pub(crate) mod policing;
 pub(crate) mod producers;
 pub(crate) mod protocol;
 pub(crate) mod secured;
@@ -47,6 +50,7 @@ use draining::DrainCalls;
 use handles::delayed_call::DelayedCall;
 use lifecycle::ShardPhase;
 use listening::Listeners;
+use policing::Policing;
 use producers::Producers;
 use secured::Handshakes;
 use shared::Shared;
@@ -86,6 +90,7 @@ pub(crate) struct Inner {
     pub(crate) datagrams: Datagrams,
     pub(crate) watches: Watches,
     pub(crate) producers: Producers,
+    pub(crate) policing: Policing,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
     /// Memory for their ciphertext. Empty between uses.
@@ -203,6 +208,7 @@ impl Shard {
             datagrams: Datagrams::default(),
             watches: Watches::default(),
             producers: Producers::default(),
+            policing: Policing::new(),
             staged: RefCell::default(),
             spare: RefCell::default(),
             plain: LeasePool::new(2 * PIECE_BYTES),

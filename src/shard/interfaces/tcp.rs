@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{ListenError, Result};
@@ -17,10 +18,11 @@ use crate::shard::handles::listener::Listener;
 use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::listening::{ListenHow, Opener};
+use crate::shard::policies::Policies;
 use crate::shard::protocol::Factory;
 
 /// How to listen, where the defaults do not do.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ListenOptions {
     how: ListenHow,
 }
@@ -32,7 +34,13 @@ impl ListenOptions {
     }
 
     pub(crate) fn how(&self) -> ListenHow {
-        self.how
+        self.how.clone()
+    }
+
+    /// What the connections that come in are held to.
+    pub fn policies(mut self, policies: &Policies) -> Self {
+        self.how.policies = Some(Arc::new(policies.clone()));
+        self
     }
 
     /// Finished handshakes that may wait, per shard. The kernel cuts it down to `net.core.somaxconn`.
@@ -50,7 +58,7 @@ impl ListenOptions {
 }
 
 /// How to connect, where the defaults do not do.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ConnectOptions {
     how: ConnectHow,
 }
@@ -80,8 +88,14 @@ impl ConnectOptions {
         self
     }
 
+    /// What the connection is held to.
+    pub fn policies(mut self, policies: &Policies) -> Self {
+        self.how.policies = Some(Arc::new(policies.clone()));
+        self
+    }
+
     pub(crate) fn how(&self) -> ConnectHow {
-        self.how
+        self.how.clone()
     }
 }
 
@@ -115,7 +129,7 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> std::result::Result<Listener, ListenError> {
         let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
-        let group = self.listen(addr.to_addr()?, options.how, opener, None)?;
+        let group = self.listen(addr.to_addr()?, options.how(), opener, None)?;
         Ok(Listener::new(self.clone(), group))
     }
 
@@ -158,7 +172,7 @@ impl Shard {
                 serving.end(outcome);
             }));
         };
-        let group = self.listen(addr.to_addr()?, options.how, Opener::Streams(Rc::new(serve)), None)?;
+        let group = self.listen(addr.to_addr()?, options.how(), Opener::Streams(Rc::new(serve)), None)?;
         Ok(Listener::new(self.clone(), group))
     }
 
@@ -183,7 +197,7 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        Connecting::new(self.connect_to(target.to_target(), options.how, becomes, None))
+        Connecting::new(self.connect_to(target.to_target(), options.how(), becomes, None))
     }
 }
 
