@@ -25,8 +25,8 @@ mod handshakes;
 mod limits;
 #[path = "conformance_tls/pairs.rs"]
 mod pairs;
-#[path = "conformance_producers.rs"]
-mod producers;
+#[path = "conformance_producers/producing.rs"]
+mod producing;
 #[path = "conformance_transport/reading.rs"]
 mod reading;
 #[path = "conformance_tls/relay.rs"]

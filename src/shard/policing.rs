@@ -79,7 +79,7 @@ impl Inner {
             return slot.connection.flush(&mut **driver, token, staged);
         };
         let before = slot.connection.unsent_bytes() + staged.len();
-        let flushed = if slot.marks.watched.meters_writes() {
+        let flushed = if policed.writes.is_some() {
             slot.connection.queue_sealed(staged);
             drop(driver);
             self.flush_metered(token, slot, policed)
@@ -99,14 +99,15 @@ impl Inner {
         if policed.writes_on.is_some() {
             return Ok(Flushed::Waits);
         }
+        let Some(writes) = &policed.writes else { return Ok(Flushed::All) };
         let mut driver = self.driver.borrow_mut();
         let now = driver.read_clock();
         let mut progress = Flushed::Nothing;
         while slot.connection.unsent_bytes() > 0 {
             if policed.write_credit == 0 {
-                let piece = slot.connection.unsent_bytes().min(policed.writes.piece_bytes());
+                let piece = slot.connection.unsent_bytes().min(writes.piece_bytes());
                 policed.write_credit = piece;
-                if let Some(due) = policed.writes.charge(now, piece) {
+                if let Some(due) = writes.charge(now, piece) {
                     let on = Timer::new(move |shard: &Shard| shard.on_writes_due(token));
                     policed.writes_on = Some(self.timers.borrow_mut().insert(due, on));
                     return Ok(Flushed::Waits);
@@ -245,12 +246,12 @@ impl Shard {
     fn note_received(&self, token: Token, bytes: usize) -> Option<Instant> {
         let mut table = self.inner.policing.table.borrow_mut();
         let policed = table.get_mut(token)?;
-        if policed.idle.is_none() && !policed.reads.is_limited() {
+        if policed.idle.is_none() && policed.reads.is_none() {
             return None;
         }
         let now = self.inner.driver.borrow_mut().read_clock();
         policed.note_activity(|| now);
-        policed.reads.charge(now, bytes)
+        policed.reads.as_ref()?.charge(now, bytes)
     }
 
     /// What has come was more than its rate allows.
@@ -312,7 +313,7 @@ impl Shard {
             let logged = table.get_mut(token).and_then(|policed| policed.logged.as_mut());
             logged.map(|logged| {
                 logged.count(way, bytes.len());
-                logged.clone()
+                Logged::clone(logged)
             })
         };
         // The subscriber may do anything.

@@ -133,33 +133,34 @@ impl Policies {
     pub(crate) fn police(&self, permits: Vec<Permit>, peer: Option<SocketAddr>) -> Policed {
         let log = self.log.as_ref().filter(|log| log.is_wanted());
         Policed {
-            permits,
+            permits: permits.into(),
             idle: self.idle_timeout.map(|after| Idle { after, last: None, timer: None }),
-            reads: Metered::new(self.read_rate, &self.read_throttles),
+            reads: Metered::boxed(self.read_rate, &self.read_throttles),
             reads_on: None,
-            writes: Metered::new(self.write_rate, &self.write_throttles),
+            writes: Metered::boxed(self.write_rate, &self.write_throttles),
             write_credit: 0,
             writes_on: None,
-            logged: log.map(|log| Logged::new(log, peer)),
+            logged: log.map(|log| Box::new(Logged::new(log, peer))),
         }
     }
 }
 
-/// What one connection is held to, and where it stands. `Send`: it moves with its connection.
+/// What one connection is held to, and where it stands. `Send`: it moves with its connection. Ten thousand idle connections
+/// with a timeout are ten thousand of these: what only few have is boxed.
 #[derive(Default)]
 pub(crate) struct Policed {
     #[expect(dead_code, reason = "held for as long as the connection is")]
-    permits: Vec<Permit>,
+    permits: Box<[Permit]>,
     pub(crate) idle: Option<Idle>,
-    pub(crate) reads: Metered,
+    pub(crate) reads: Option<Box<Metered>>,
     /// Set while reading is held, until then; one of the connection's holds is this one.
     pub(crate) reads_on: Option<TimerKey>,
-    pub(crate) writes: Metered,
+    pub(crate) writes: Option<Box<Metered>>,
     /// Bytes that are charged and not sent.
     pub(crate) write_credit: usize,
     /// Set while they wait for their turn.
     pub(crate) writes_on: Option<TimerKey>,
-    pub(crate) logged: Option<Logged>,
+    pub(crate) logged: Option<Box<Logged>>,
 }
 
 /// An idle timeout. The timer is not moved with every byte: it looks, when it fires, whether there was one.
@@ -202,10 +203,10 @@ impl Watched {
 impl Policed {
     pub(crate) fn watched(&self) -> Watched {
         let mut watched = Watched::NOTHING;
-        if self.idle.is_some() || self.reads.is_limited() {
+        if self.idle.is_some() || self.reads.is_some() {
             watched |= Watched::BYTES;
         }
-        if self.writes.is_limited() {
+        if self.writes.is_some() {
             watched |= Watched::WRITES;
         }
         if self.logged.is_some() {
@@ -228,7 +229,9 @@ impl Policed {
 
     /// Its timers, which are to be cancelled. What was charged and not sent is given back.
     pub(crate) fn stop(&mut self) -> impl Iterator<Item = TimerKey> {
-        self.writes.give_back(std::mem::take(&mut self.write_credit));
+        if let Some(writes) = &self.writes {
+            writes.give_back(std::mem::take(&mut self.write_credit));
+        }
         let idle = self.idle.as_mut().and_then(|idle| idle.timer.take());
         [idle, self.reads_on.take(), self.writes_on.take()].into_iter().flatten()
     }
@@ -251,6 +254,18 @@ mod tests {
         let policies = Policies::new().limit_connections(&ConnectionLimit::new().total(1));
         let permits = policies.admit(None).ok().unwrap();
         assert!(!policies.police(permits, None).watched().is_any());
+    }
+
+    #[test]
+    fn traffic_that_nobody_listens_to_is_not_looked_at() {
+        let policies = Policies::new().log_traffic(TrafficLog::new("unheard"));
+        assert!(!policies.police(Vec::new(), None).watched().is_any());
+    }
+
+    #[test]
+    fn what_is_kept_of_a_connection_with_a_timeout_is_small() {
+        let bytes = size_of::<Policed>();
+        assert!(bytes <= 112, "{bytes} bytes");
     }
 
     #[test]

@@ -124,8 +124,8 @@ impl Bucket {
 /// Nobody waits that long, and no arithmetic on the result overflows.
 const CENTURY_NANOS: u64 = 100 * 365 * 86_400 * 1_000_000_000;
 
-/// All the rates that one direction of a connection is kept to.
-#[derive(Debug, Default)]
+/// All the rates that one direction of a connection is kept to; one at least.
+#[derive(Debug)]
 pub(crate) struct Metered {
     own: Option<Bucket>,
     shared: Vec<Throttle>,
@@ -135,12 +135,9 @@ pub(crate) struct Metered {
 const PIECE_BYTES: u64 = 16 * 1024;
 
 impl Metered {
-    pub(super) fn new(own: Option<Rate>, shared: &[Throttle]) -> Self {
-        Metered { own: own.map(Bucket::new), shared: shared.to_vec() }
-    }
-
-    pub(crate) fn is_limited(&self) -> bool {
-        self.own.is_some() || !self.shared.is_empty()
+    pub(super) fn boxed(own: Option<Rate>, shared: &[Throttle]) -> Option<Box<Self>> {
+        let metered = Metered { own: own.map(Bucket::new), shared: shared.to_vec() };
+        (metered.own.is_some() || !metered.shared.is_empty()).then(|| Box::new(metered))
     }
 
     fn buckets(&self) -> impl Iterator<Item = &Bucket> {
@@ -248,12 +245,12 @@ mod tests {
     #[test]
     fn the_strictest_of_several_rates_counts() {
         let shared = Throttle::new(Rate::bytes_per_second(10).burst(100));
-        let both = Metered::new(Some(Rate::bytes_per_second(1000).burst(50)), &[shared]);
+        let both = Metered::boxed(Some(Rate::bytes_per_second(1000).burst(50)), &[shared]).unwrap();
         let now = Instant::now();
         assert_eq!(both.piece_bytes(), 50);
         assert_eq!(both.charge(now, 50), None);
         assert_eq!(both.charge(now, 50), Some(now + 50 * MILLIS), "its own");
         assert_eq!(both.charge(now + 50 * MILLIS, 50), Some(now + 5_000 * MILLIS), "the shared one");
-        assert!(!Metered::default().is_limited());
+        assert!(Metered::boxed(None, &[]).is_none());
     }
 }

@@ -72,11 +72,16 @@ impl TrafficLog {
 
     /// Whether somebody listens.
     pub(crate) fn is_wanted(&self) -> bool {
-        if self.at_debug {
-            tracing::enabled!(target: "shardwise::traffic", Level::DEBUG)
-        } else {
-            tracing::enabled!(target: "shardwise::traffic", Level::TRACE)
-        }
+        let mut is_wanted = false;
+        // The subscriber is the application's code.
+        log_contained(|| {
+            is_wanted = if self.at_debug {
+                tracing::enabled!(target: "shardwise::traffic", Level::DEBUG)
+            } else {
+                tracing::enabled!(target: "shardwise::traffic", Level::TRACE)
+            }
+        });
+        is_wanted
     }
 }
 
@@ -93,7 +98,6 @@ pub(crate) struct Logged {
 macro_rules! line {
     ($log:expr, $($fields:tt)*) => {{
         let log = &$log;
-        // The subscriber is the application's code.
         log_contained(|| if log.at_debug {
             tracing::event!(target: "shardwise::traffic", Level::DEBUG, log = &*log.name, $($fields)*)
         } else {
