@@ -26,14 +26,44 @@ use std::cell::Cell;
 pub struct Input<'a> {
     bytes: &'a [u8],
     consumed: usize,
-    /// Whether they were looked at.
-    seen: Cell<bool>,
-    dry: &'a Cell<bool>,
+    dry: &'a Dry,
+}
+
+/// Whether the input of the callback that runs now has run dry, and whether it was looked at before. One byte for both, so
+/// that neither costs the others anything.
+#[derive(Default)]
+pub(crate) struct Dry(Cell<u8>);
+
+const IS_DRY: u8 = 1;
+const WAS_SEEN: u8 = 2;
+
+impl Dry {
+    /// For the next callback.
+    #[inline]
+    pub(crate) fn begin(&self) {
+        self.0.set(0);
+    }
+
+    #[inline]
+    pub(crate) fn set(&self, dry: bool) {
+        let seen = self.0.get() & WAS_SEEN;
+        self.0.set(if dry { seen | IS_DRY } else { seen });
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> bool {
+        self.0.get() & IS_DRY != 0
+    }
+
+    /// Whether the input was looked at while it was not dry.
+    pub(crate) fn was_seen(&self) -> bool {
+        self.0.get() & WAS_SEEN != 0
+    }
 }
 
 impl<'a> Input<'a> {
-    pub(crate) fn new(bytes: &'a [u8], dry: &'a Cell<bool>) -> Self {
-        Input { bytes, consumed: 0, seen: Cell::new(false), dry }
+    pub(crate) fn new(bytes: &'a [u8], dry: &'a Dry) -> Self {
+        Input { bytes, consumed: 0, dry }
     }
 
     /// The bytes not yet consumed, oldest first. Empty once reading has stopped.
@@ -42,7 +72,7 @@ impl<'a> Input<'a> {
         if self.dry.get() {
             return &[];
         }
-        self.seen.set(true);
+        self.dry.0.set(WAS_SEEN);
         &self.bytes[self.consumed..]
     }
 
@@ -86,11 +116,6 @@ impl<'a> Input<'a> {
     pub fn consumed(&self) -> usize {
         self.consumed
     }
-
-    /// Whether all of it was looked at, and nothing used.
-    pub(crate) fn was_left_whole(&self) -> bool {
-        self.seen.get() && self.consumed == 0
-    }
 }
 
 impl std::fmt::Debug for Input<'_> {
@@ -105,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_is_consumed_does_not_come_again() {
-        let dry = Cell::new(false);
+        let dry = Dry::default();
         let mut input = Input::new(b"abcdef", &dry);
         input.consume(2);
         assert_eq!(input.bytes(), b"cdef");
@@ -116,7 +141,7 @@ mod tests {
 
     #[test]
     fn it_runs_dry_when_told_and_what_was_seen_may_still_be_consumed() {
-        let dry = Cell::new(false);
+        let dry = Dry::default();
         let mut input = Input::new(b"abcdef", &dry);
         let frame = &input.bytes()[..3];
         dry.set(true);
@@ -127,23 +152,24 @@ mod tests {
     }
 
     #[test]
-    fn it_is_left_whole_by_who_looks_and_takes_nothing() {
-        let dry = Cell::new(false);
-        let mut input = Input::new(b"abc", &dry);
-        assert!(!input.was_left_whole(), "nobody has looked");
+    fn who_looks_before_it_runs_dry_has_seen_it() {
+        let dry = Dry::default();
+        let input = Input::new(b"abc", &dry);
+        assert!(!dry.was_seen(), "nobody has looked");
         assert!(!input.is_empty());
-        assert!(input.was_left_whole());
-        input.consume(1);
-        assert!(!input.was_left_whole());
         dry.set(true);
-        let unseen = Input::new(b"abc", &dry);
-        assert!(unseen.is_empty() && !unseen.was_left_whole(), "it was dry before anybody looked");
+        assert!(dry.was_seen() && dry.get());
+        dry.set(false);
+        assert!(dry.was_seen() && !dry.get());
+        dry.begin();
+        dry.set(true);
+        assert!(input.is_empty() && !dry.was_seen(), "it was dry before anybody looked");
     }
 
     #[test]
     #[should_panic(expected = "consumed 7 bytes of an input of 6")]
     fn consuming_more_than_there_is_is_a_bug() {
-        let dry = Cell::new(false);
+        let dry = Dry::default();
         Input::new(b"abcdef", &dry).consume(7);
     }
 }

@@ -79,14 +79,6 @@ const DRAINING_LINGER: Duration = Duration::from_millis(500);
 
 type Outcome = std::result::Result<Result<()>, Box<dyn Any + Send>>;
 
-/// What a protocol has made of the bytes it was shown.
-struct Shown {
-    outcome: Outcome,
-    consumed: usize,
-    /// It has looked at them all.
-    left_whole: bool,
-}
-
 impl Shard {
     /// Gives a new connection its slot and tells the handler.
     pub(crate) fn open_connection(&self, token: Token, connection: Connection, handler: Handler) {
@@ -212,46 +204,45 @@ impl Shard {
     /// Lends `bytes` to the protocol, keeps a copy of what it leaves, and sends what it wrote.
     #[inline]
     fn deliver(&self, token: Token, mut protocol: Box<dyn Protocol>, bytes: &[u8]) {
-        let shown = self.show(token, &mut *protocol, bytes);
-        let rest = &bytes[shown.consumed..];
-        self.callback_done(token, protocol, shown, rest.len(), || rest.to_vec());
+        let (outcome, consumed) = self.show(token, &mut *protocol, bytes);
+        let rest = &bytes[consumed..];
+        self.callback_done(token, protocol, outcome, rest.len(), || (rest.to_vec(), consumed > 0));
     }
 
     /// As `deliver`, for bytes that were kept before: what the protocol leaves stays where it is. Copied each time, a
     /// large frame in small segments would cost its square. Says whether the protocol was shown all of it, and took nothing.
     fn deliver_kept(&self, token: Token, mut protocol: Box<dyn Protocol>, mut kept: Vec<u8>) -> bool {
-        let shown = self.show(token, &mut *protocol, &kept);
-        let consumed = shown.consumed;
+        let (outcome, consumed) = self.show(token, &mut *protocol, &kept);
         let left_all = consumed == 0 && !self.inner.dry.get();
-        self.callback_done(token, protocol, shown, kept.len() - consumed, || {
+        self.callback_done(token, protocol, outcome, kept.len() - consumed, || {
             kept.drain(..consumed);
             if kept.capacity() > KEPT_SLACK_BYTES.max(4 * kept.len()) {
                 kept.shrink_to_fit();
             }
-            kept
+            (kept, consumed > 0)
         });
         left_all
     }
 
-    /// Shows `bytes` to the protocol.
+    /// Shows `bytes` to the protocol; says how many it has used.
     #[inline]
-    fn show(&self, token: Token, protocol: &mut dyn Protocol, bytes: &[u8]) -> Shown {
+    fn show(&self, token: Token, protocol: &mut dyn Protocol, bytes: &[u8]) -> (Outcome, usize) {
         let transport = Transport::new(self.clone(), token);
         let mut input = Input::new(bytes, &self.inner.dry);
         let outcome = catch_unwind(AssertUnwindSafe(|| protocol.data_received(&transport, &mut input)));
-        Shown { outcome, consumed: input.consumed(), left_whole: input.was_left_whole() }
+        (outcome, input.consumed())
     }
 
     /// Puts the protocol back, keeps what it left of its input, and settles the connection: one look at its slot for
-    /// all three.
+    /// all three. `rest` gives what it left, and whether it has used anything.
     #[inline]
     fn callback_done(
         &self,
         token: Token,
         protocol: Box<dyn Protocol>,
-        Shown { outcome, left_whole, .. }: Shown,
+        outcome: Outcome,
         rest_len: usize,
-        rest: impl FnOnce() -> Vec<u8>,
+        rest: impl FnOnce() -> (Vec<u8>, bool),
     ) {
         let inner = &*self.inner;
         let mut connections = inner.connections.borrow_mut();
@@ -267,12 +258,13 @@ impl Shard {
         }
         if slot.connection.session().is_some_and(|session| session.fresh) {
             // It has begun TLS in this callback: not a byte after that is plain.
-            let handshake = rest();
+            let (handshake, _) = rest();
             self.inner.keep_handshake(token, slot, &handshake);
         } else if rest_len > 0 && slot.connection.is_open() {
             // Whatever came before was lent together with what has come now.
-            slot.connection.input.set(rest());
-            slot.marks.left_whole = left_whole;
+            let (rest, has_used) = rest();
+            slot.connection.input.set(rest);
+            slot.marks.left_whole = !has_used && inner.dry.was_seen();
             // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
             let limit_bytes = inner.shared.config.input_bytes_max;
             if rest_len > limit_bytes && slot.connection.read_holds == 0 {

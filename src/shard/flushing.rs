@@ -29,7 +29,7 @@ impl Inner {
     pub(super) fn activate(&self, token: Token, slot: &Slot) {
         debug_assert!(self.active.get() == Token::NOBODY, "callbacks do not nest");
         self.active.set(token);
-        self.dry.set(false);
+        self.dry.begin();
         let connection = &slot.connection;
         let straight = connection.may_write() && !connection.has_output() && !slot.marks.watched.logs();
         self.staged_room.set(if straight { self.shared.config.watermarks.cap_bytes } else { 0 });

@@ -36,6 +36,7 @@ use crate::ShardId;
 use crate::cross_shard::Endpoint;
 use crate::error::{log_contained, panic_message};
 use crate::inline::InlineCall;
+use crate::net::input::Dry;
 use crate::net::wire::PIECE_BYTES;
 use crate::reactor::driver::Driver;
 use crate::reactor::lease::{Lease, LeasePool};
@@ -106,7 +107,7 @@ pub(crate) struct Inner {
     /// That connection, or nobody.
     pub(crate) active: Cell<Token>,
     /// Whether its input has run dry: it was closed or paused in its own callback.
-    pub(crate) dry: Cell<bool>,
+    pub(crate) dry: Dry,
     /// Connections written to, or closed, outside their own event.
     pub(crate) unsettled: RefCell<Vec<Token>>,
     /// Connections whose kept input, or FIN, may be delivered again.
@@ -216,7 +217,7 @@ impl Shard {
             lent: Cell::new(None),
             staged_room: Cell::new(0),
             active: Cell::new(Token::NOBODY),
-            dry: Cell::new(false),
+            dry: Dry::default(),
             unsettled: RefCell::default(),
             resumed: RefCell::default(),
             ending: RefCell::default(),
