@@ -327,7 +327,7 @@ impl Shard {
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::Stopping));
             return;
         }
-        if !self.admit(token, attempt.how.policies.as_ref(), addr.as_ip()) {
+        if !self.admit(token, attempt.how.policies.as_ref(), &addr) {
             inner.driver.borrow_mut().close(token, CloseKind::Reset);
             self.drop_contained(attempt.target);
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::LimitReached { addr }));

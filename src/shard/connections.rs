@@ -125,20 +125,20 @@ impl Shard {
         self.give(token, slot, lease);
     }
 
-    /// Gives bytes that TLS has opened, or whose connection is watched, to whoever handles it.
-    pub(super) fn hand_over(&self, token: Token, lease: Lease) {
-        let slot = || {
-            let connections = self.inner.connections.borrow_mut();
-            RefMut::filter_map(connections, |connections| connections.get_mut(token)).ok()
-        };
-        let Some(mut found) = slot() else { return };
-        if found.marks.watched.logs() {
-            drop(found);
+    /// As `hand_over`, for bytes that nobody has logged yet.
+    pub(super) fn hand_over_logged(&self, token: Token, lease: Lease) {
+        if self.inner.connections.borrow().get(token).is_some_and(|slot| slot.marks.watched.logs()) {
             self.log_traffic(token, Way::Received, &lease);
-            let Some(again) = slot() else { return };
-            found = again;
         }
-        self.give(token, found, lease);
+        self.hand_over(token, lease);
+    }
+
+    /// Gives bytes, as the application is to see them, to whoever handles the connection.
+    pub(super) fn hand_over(&self, token: Token, lease: Lease) {
+        let connections = self.inner.connections.borrow_mut();
+        if let Ok(slot) = RefMut::filter_map(connections, |connections| connections.get_mut(token)) {
+            self.give(token, slot, lease);
+        }
     }
 
     /// Gives bytes, as the application is to see them, to whoever handles the connection.

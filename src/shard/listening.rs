@@ -218,7 +218,7 @@ impl Shard {
     /// Gives an accepted connection to the factory.
     pub(super) fn open_accepted(&self, listening: &Listening, token: Token, peer: Addr) {
         let inner = &self.inner;
-        if !self.admit(token, listening.policies.as_ref(), peer.as_ip()) {
+        if !self.admit(token, listening.policies.as_ref(), &peer) {
             // Before anything is done for it, and so that nothing of it is left: see `ConnectionLimit`.
             inner.driver.borrow_mut().close(token, CloseKind::Reset);
             return;

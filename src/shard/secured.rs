@@ -171,7 +171,7 @@ impl Shard {
                 opened = self.open_piece(token, &mut lease, &mut plain, &mut filled);
             }
             if filled > 0 {
-                self.hand_over(token, self.inner.plain.lend(plain, filled));
+                self.hand_over_logged(token, self.inner.plain.lend(plain, filled));
             } else {
                 self.inner.plain.give_back(plain);
             }
