@@ -5,12 +5,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::addr::Addr;
 use crate::error::{CloseReason, ProducerError, WriteError};
 use crate::net::connection::{EndKind, STRAIGHT_BYTES};
 use crate::reactor::driver::{CloseKind, SocketOption};
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
 use crate::shard::connections::Slot;
+use crate::shard::policies::Way;
 use crate::shard::producers::{Producer, ProducerKind, Producing};
 use crate::shard::{Shard, Timer};
 
@@ -83,13 +85,22 @@ impl Transport {
 
     /// A writer is told now that it is above the high watermark; that may hold reading.
     #[cold]
-    fn above_high(&self) -> Flow {
+    pub(super) fn above_high(&self) -> Flow {
         self.change(|slot| slot.connection.tell_above_high());
         self.reading_held();
         Flow::AboveHigh
     }
 
     fn write_checked(&self, bytes: &[u8]) -> Result<Flow, WriteError> {
+        let flow = self.write_unstaged(bytes)?;
+        let is_policed = !self.shard.inner.policing.is_empty();
+        if is_policed && self.look(|slot| slot.marks.watched.logs()) == Some(true) {
+            self.shard.log_traffic(self.token, Way::Written, bytes);
+        }
+        Ok(flow)
+    }
+
+    fn write_unstaged(&self, bytes: &[u8]) -> Result<Flow, WriteError> {
         let inner = &self.shard.inner;
         let marks = &inner.shared.config.watermarks;
         let mut connections = inner.connections.borrow_mut();
@@ -99,12 +110,17 @@ impl Transport {
         let staged_len = if active { staged.len() } else { 0 };
         slot.connection.check_write(staged_len, bytes.len(), marks)?;
         let mut rest = bytes;
-        if staged_len == 0 {
+        if staged_len == 0 && !slot.marks.watched.meters_writes() {
             let (mut driver, mut spare) = (inner.driver.borrow_mut(), inner.spare.borrow_mut());
             let sent = slot.connection.send_straight(&mut **driver, self.token, bytes, &mut spare);
             drop((driver, spare));
             match sent {
-                Ok(sent) => rest = &bytes[sent..],
+                Ok(sent) => {
+                    rest = &bytes[sent..];
+                    if sent > 0 && slot.marks.watched.is_any() {
+                        self.shard.note_sent(self.token);
+                    }
+                }
                 Err(source) => {
                     drop(staged);
                     drop(connections);
@@ -175,6 +191,10 @@ impl Transport {
 
     /// Ends the connection now: unsent output is lost, the peer sees a reset. Idempotent; never reported back before
     /// it returns.
+    ///
+    /// A UNIX socket has no reset of its own: the kernel tells the peer `ECONNRESET` when bytes that it had sent were not
+    /// read here, and an end of input like that of an orderly close when there are none (`unix(7)`). A peer that has to tell
+    /// the two apart needs a protocol that says where a message ends.
     pub fn abort(&self) {
         self.shard.end(self.token, CloseReason::Aborted, EndKind::Close(CloseKind::Reset));
     }
@@ -277,16 +297,29 @@ impl Transport {
         }
     }
 
-    /// The other end's address; `None` after the connection has ended.
+    /// The other end's address; `None` for a UNIX connection, and after the end.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.look(|slot| slot.connection.peer_addr())
+        self.look(|slot| slot.connection.peer_addr())?
+    }
+
+    /// The other end, whatever it is; `None` after the end.
+    pub fn peer(&self) -> Option<Addr> {
+        self.look(|slot| slot.connection.peer())
     }
 
     /// Our end's address.
     ///
     /// # Errors
-    /// `NotConnected` after the connection has ended.
+    /// `NotConnected` after the connection has ended; `Unsupported` for a UNIX connection.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.local()?.as_ip().ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    /// Our end, whatever it is.
+    ///
+    /// # Errors
+    /// `NotConnected` after the connection has ended.
+    pub fn local(&self) -> io::Result<Addr> {
         self.shard.inner.driver.borrow().local_addr(self.token)
     }
 
@@ -362,6 +395,13 @@ impl Transport {
         self.shard.inner.timers.borrow().deadline(key)
     }
 
+    /// Ends the connection when no byte has gone either way for `after`, counted from now; replaces the timeout it has, and
+    /// `None` removes it. See [`Policies::idle_timeout`](crate::policies::Policies::idle_timeout), which gives one to every
+    /// connection. Without effect on a connection that is closing.
+    pub fn set_idle_timeout(&self, after: Option<Duration>) {
+        self.shard.set_idle_timeout(self.token, after);
+    }
+
     pub(super) fn look<T>(&self, look: impl FnOnce(&Slot) -> T) -> Option<T> {
         self.shard.inner.connections.borrow().get(self.token).map(look)
     }
@@ -375,7 +415,7 @@ impl fmt::Debug for Transport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = formatter.debug_struct("Transport");
         debug.field("shard", &self.shard.inner.id.index());
-        debug.field("peer", &self.peer_addr()).field("open", &self.is_open()).finish()
+        debug.field("peer", &self.peer()).field("open", &self.is_open()).finish()
     }
 }
 
