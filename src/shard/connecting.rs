@@ -160,6 +160,8 @@ pub(crate) struct OutcomeCell {
     attempt: Cell<Option<AttemptId>>,
     /// The connection, while its TLS handshake is under way.
     handshaking: Cell<Option<Token>>,
+    /// Nobody asks any more.
+    given_up: Cell<bool>,
 }
 
 type FailureCall = dyn FnOnce(&Shard, ConnectError);
@@ -172,8 +174,6 @@ pub(crate) struct PendingAttempt {
     goal: Option<Goal>,
     /// Whether dropping this gives the attempt up.
     owned: bool,
-    /// Whether nobody but the asker has the connection: then it ends with this.
-    sole_owner: bool,
 }
 
 impl Shard {
@@ -187,14 +187,8 @@ impl Shard {
     ) -> PendingAttempt {
         let inner = &self.inner;
         let cell = Rc::new(OutcomeCell::default());
-        let sole_owner = matches!(target, Target::Handler(_));
-        let mut pending = PendingAttempt {
-            shard: self.clone(),
-            cell: Rc::clone(&cell),
-            goal: None,
-            owned: true,
-            sole_owner,
-        };
+        let mut pending =
+            PendingAttempt { shard: self.clone(), cell: Rc::clone(&cell), goal: None, owned: true };
         let goal = match goal {
             Ok(goal) => goal,
             Err(error) => {
@@ -489,6 +483,8 @@ impl Shard {
         let on_failure = cell.on_failure.borrow_mut().take();
         match (outcome, on_failure) {
             (Err(error), Some(call)) => self.fail_later(call, error),
+            // Given up in the callback that was told of it.
+            (Ok(transport), _) if cell.given_up.get() => transport.close(),
             (outcome, unneeded) => {
                 *cell.outcome.borrow_mut() = Some(outcome);
                 // It is the application's.
@@ -569,9 +565,14 @@ impl Drop for PendingAttempt {
         if !self.owned {
             return;
         }
+        self.cell.given_up.set(true);
         self.cancel();
-        if let (true, Some(Ok(transport))) = (self.sole_owner, self.cell.outcome.borrow_mut().take()) {
-            transport.close();
+        let untaken = self.cell.outcome.borrow_mut().take();
+        match untaken {
+            Some(Ok(transport)) => transport.close(),
+            // A resolver's error is the application's.
+            Some(Err(error)) => self.shard.drop_contained(error),
+            None => {}
         }
     }
 }
