@@ -1,10 +1,11 @@
 #![allow(unsafe_code)]
 mod common;
-mod tls_kit;
 #[path = "conformance_tls/relay.rs"]
 mod relay;
+mod tls_kit;
 
 use common::{Call, Log, Probe, let_others_go_on, pattern, read_to_end, round_trip};
+use relay::{Fate, relay};
 use shardwise::testing::{Env, on_every_driver, on_every_driver_with};
 use shardwise::*;
 use std::cell::RefCell;
@@ -12,7 +13,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tls_kit::Authority;
-use relay::{Fate, relay};
 
 fn listen<H>(env: &Env, tls: &TlsServerConfig, log: &Log, hook: H) -> Result<Listener>
 where
@@ -58,13 +58,15 @@ fn t01_a_failed_straight_write_does_not_poison_another_connection() {
         let told = shardwise::ShardId::new(0);
         let slots = SendBox(Box::new((victim, noted, done.clone())));
         // Runs in the next turn, before its events: the kernel knows of the reset, the shard does not.
-        env.handle().call_from_thread(told, move |_: &Shard| {
-            let slots = slots;
-            let (victim, noted, done) = *slots.0;
-            let open = victim.is_open();
-            *noted.borrow_mut() = Some((open, victim.write(&[7; 20_000])));
-            done.note("done");
-        }).unwrap();
+        env.handle()
+            .call_from_thread(told, move |_: &Shard| {
+                let slots = slots;
+                let (victim, noted, done) = *slots.0;
+                let open = victim.is_open();
+                *noted.borrow_mut() = Some((open, victim.write(&[7; 20_000])));
+                done.note("done");
+            })
+            .unwrap();
         let _ = home;
         done.saw("done").await;
         println!("{} write to the reset one: {:?}", env.driver(), outcome.borrow());
@@ -80,20 +82,24 @@ fn t02_detach_while_reading_loses_no_ciphertext() {
         let (server, tls) = Authority::new().both();
         let result = Log::new();
         let noted = result.clone();
-        let listener = env.shard().serve_tls("127.0.0.1:0", &server, async move |mut stream: TcpStream| {
-            let first = stream.read_chunk().await?.unwrap().len();
-            let home = stream.transport().shard().clone();
-            let detached = stream.detach().await?;
-            let rest = home
-                .call_async(ShardId::new(1), async move |shard: Shard| -> Result<usize> {
-                    let mut stream = detached.attach(&shard)?;
-                    Ok(read_to_end(&mut stream).await?.len())
-                })
-                .await?;
-            println!("first {first}, rest {rest:?}");
-            noted.note(match rest { Ok(rest) if rest + first == 60_000 => "all", _ => "lost" });
-            Ok(())
-        })?;
+        let listener =
+            env.shard().serve_tls("127.0.0.1:0", &server, async move |mut stream: TcpStream| {
+                let first = stream.read_chunk().await?.unwrap().len();
+                let home = stream.transport().shard().clone();
+                let detached = stream.detach().await?;
+                let rest = home
+                    .call_async(ShardId::new(1), async move |shard: Shard| -> Result<usize> {
+                        let mut stream = detached.attach(&shard)?;
+                        Ok(read_to_end(&mut stream).await?.len())
+                    })
+                    .await?;
+                println!("first {first}, rest {rest:?}");
+                noted.note(match rest {
+                    Ok(rest) if rest + first == 60_000 => "all",
+                    _ => "lost",
+                });
+                Ok(())
+            })?;
         let mut client = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
         let_others_go_on(&env).await?;
         client.write_all(&pattern(60_000)).await?;
@@ -124,7 +130,10 @@ fn t03_detach_at_once_loses_no_data_that_came_with_finished() {
                 })
                 .await?;
             println!("got {got:?}");
-            noted.note(match got { Ok(got) if got == b"hello" => "all", _ => "lost" });
+            noted.note(match got {
+                Ok(got) if got == b"hello" => "all",
+                _ => "lost",
+            });
             Ok(())
         })?;
         let probe = Log::new();
@@ -203,12 +212,17 @@ fn t05_shutdown_write_before_the_handshake_waits_for_it() {
 }
 
 #[derive(Debug)]
-struct Bad { inner: Arc<dyn rustls::server::ResolvesServerCert>, how: &'static str }
+struct Bad {
+    inner: Arc<dyn rustls::server::ResolvesServerCert>,
+    how: &'static str,
+}
 impl rustls::server::ResolvesServerCert for Bad {
     fn resolve(&self, hello: rustls::server::ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
         match self.how {
             "panic" => panic!("the application's resolver"),
-            "look" => { let _ = TRANSPORT.with(|t| t.borrow().as_ref().map(|t| t.is_open())); }
+            "look" => {
+                let _ = TRANSPORT.with(|t| t.borrow().as_ref().map(|t| t.is_open()));
+            }
             _ => {}
         }
         self.inner.resolve(hello)
@@ -216,7 +230,9 @@ impl rustls::server::ResolvesServerCert for Bad {
 }
 impl Drop for Bad {
     fn drop(&mut self) {
-        if self.how == "drop" && let Some(shard) = Shard::try_current() {
+        if self.how == "drop"
+            && let Some(shard) = Shard::try_current()
+        {
             drop(shard.call_later(Duration::ZERO, |_| {}));
         }
     }
@@ -230,9 +246,11 @@ fn with_resolver(authority: &Authority, how: &'static str) -> TlsServerConfig {
     let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let key = provider.key_provider.load_private_key(key).unwrap();
-    let inner = Arc::new(rustls::sign::SingleCertAndKey::from(rustls::sign::CertifiedKey::new(vec![cert], key)));
+    let inner =
+        Arc::new(rustls::sign::SingleCertAndKey::from(rustls::sign::CertifiedKey::new(vec![cert], key)));
     let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13]).unwrap()
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(Bad { inner, how }));
     TlsServerConfig::from_rustls(Arc::new(config))
@@ -246,7 +264,10 @@ fn t06_a_resolver_that_panics_costs_one_connection() {
         let server = with_resolver(&authority, "panic");
         let log = Log::new();
         let listener = listen(&env, &server, &log, |_, _| None)?;
-        println!("{:?}", TcpStream::connect_tls(listener.local_addr(), &authority.client(), "localhost").await.map(|_| ()));
+        println!(
+            "{:?}",
+            TcpStream::connect_tls(listener.local_addr(), &authority.client(), "localhost").await.map(|_| ())
+        );
         log.ended().await;
         Ok(())
     });
@@ -259,7 +280,9 @@ fn t06b_a_resolver_may_look_at_a_transport() {
         let server = with_resolver(&authority, "look");
         let log = Log::new();
         let listener = listen(&env, &server, &log, |call, transport| {
-            if let Call::Connected = call { TRANSPORT.with(|t| *t.borrow_mut() = Some(transport.clone())); }
+            if let Call::Connected = call {
+                TRANSPORT.with(|t| *t.borrow_mut() = Some(transport.clone()));
+            }
             None
         })?;
         let outcome = TcpStream::connect_tls(listener.local_addr(), &authority.client(), "localhost").await;
@@ -306,14 +329,18 @@ fn t08_output_that_a_straight_write_left_has_the_write_timeout() {
         while transport.buffered() == 0 {
             transport.write(&[1; 40_000])?;
             total += 40_000;
-            if transport.buffered() > 0 { break; }
+            if transport.buffered() > 0 {
+                break;
+            }
             shardwise::yield_now().await;
             env.shard().sleep(Duration::from_millis(1)).await;
         }
         println!("{} {total} written, {} buffered", env.driver(), transport.buffered());
         for _ in 0..10 {
             env.shard().sleep(Duration::from_millis(100)).await;
-            if log.count("dropped") > 0 { break; }
+            if log.count("dropped") > 0 {
+                break;
+            }
         }
         println!("after 1 s: {:?}", log.seen());
         assert!(log.count("dropped") > 0, "no WriteStalled in 1 s, {} buffered", transport.buffered());
@@ -354,7 +381,8 @@ fn t11_a_panic_that_discards_output_is_no_clean_end() {
         let (server, tls) = Authority::new().both();
         for len in [1000usize, 60_000_000] {
             let log = Log::new();
-            let mut config = 0; let _ = &mut config;
+            let mut config = 0;
+            let _ = &mut config;
             let listener = listen(&env, &server, &log, move |call, transport| {
                 let Call::Data(input) = call else { return None };
                 input.take();
@@ -477,7 +505,12 @@ fn t42_the_timeout_of_an_attempt_includes_its_handshake() {
         let begun = env.shard().now();
         let options = ConnectOptions::new().timeout(Duration::from_millis(100));
         let probe = Log::new();
-        let outcome = env.shard().connect_tls_with(listener.local_addr(), &tls, "localhost", &options, move || Probe::new(&probe, |_, _| None)).await;
+        let outcome = env
+            .shard()
+            .connect_tls_with(listener.local_addr(), &tls, "localhost", &options, move || {
+                Probe::new(&probe, |_, _| None)
+            })
+            .await;
         let took = env.shard().now() - begun;
         println!("{:?} after {took:?}", outcome.map(|_| ()));
         assert!(took < Duration::from_secs(1), "{took:?}");
@@ -513,7 +546,9 @@ fn t51_handshakes_that_wait_hold_little() {
     let mut config = Config::default();
     config.handshakes_max = 1;
     on_every_driver_with(1, config, async |env| {
-        if env.is_simulated() { return Ok(()); }
+        if env.is_simulated() {
+            return Ok(());
+        }
         let server = Authority::new().server();
         let log = Log::new();
         let listener = env.shard().serve_tls("127.0.0.1:0", &server, async |_| Ok(()))?;
@@ -579,7 +614,10 @@ fn t53_shutdown_write_of_a_server_in_connected() {
         let (server, tls) = Authority::new().both();
         let log = Log::new();
         let listener = listen(&env, &server, &log, |call, transport| {
-            if let Call::Connected = call { transport.shutdown_write(); return Some(Ok(())); }
+            if let Call::Connected = call {
+                transport.shutdown_write();
+                return Some(Ok(()));
+            }
             None
         })?;
         let mut client = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
@@ -595,7 +633,9 @@ fn t53_shutdown_write_of_a_server_in_connected() {
 fn t54_a_stream_that_detaches_in_connected_handshake_with_full_pieces() {
     // What the peer sends after close_notify is read without limit while the half-open connection stands.
     on_every_driver(async |env| {
-        if env.is_simulated() { return Ok(()); }
+        if env.is_simulated() {
+            return Ok(());
+        }
         let (server, tls) = Authority::new().both();
         let listener = env.shard().serve_tls("127.0.0.1:0", &server, async |mut stream: TcpStream| {
             stream.shutdown_write();
@@ -622,7 +662,12 @@ fn t70_stress() {
         let mut seed = env.seed() | 1;
         let log = Log::new();
         let listener = listen(&env, &server, &log, move |call, transport| {
-            let mut next = || { seed ^= seed << 13; seed ^= seed >> 7; seed ^= seed << 17; seed };
+            let mut next = || {
+                seed ^= seed << 13;
+                seed ^= seed >> 7;
+                seed ^= seed << 17;
+                seed
+            };
             let Call::Data(input) = call else { return None };
             let count = (next() as usize % 9000).min(input.len()).max(1);
             transport.write(&input.bytes()[..count]).unwrap();
@@ -630,13 +675,21 @@ fn t70_stress() {
             if next() % 3 == 0 || !input.is_empty() {
                 transport.pause_reading();
                 let again = transport.clone();
-                transport.shard().clone().call_later(Duration::from_micros(next() % 500), move |_| again.resume_reading());
+                transport
+                    .shard()
+                    .clone()
+                    .call_later(Duration::from_micros(next() % 500), move |_| again.resume_reading());
             }
             Some(Ok(()))
         })?;
         let mut stream = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
         let mut seed = env.seed() | 3;
-        let mut next = move || { seed ^= seed << 13; seed ^= seed >> 7; seed ^= seed << 17; seed };
+        let mut next = move || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
         let len = 700_000;
         let sent = pattern(len);
         let (mut written, mut received) = (0, Vec::new());
@@ -645,18 +698,22 @@ fn t70_stress() {
                 let end = len.min(written + 1 + next() as usize % 30_000);
                 stream.write_all(&sent[written..end]).await?;
                 written = end;
-                if next() % 2 == 0 { continue; }
+                if next() % 2 == 0 {
+                    continue;
+                }
             }
             if next() % 8 == 0 {
                 // To another shard and back.
                 let home = env.shard().clone();
                 let detached = stream.detach().await?;
-                let back = home.call_async(ShardId::new(1), async move |shard: Shard| -> Result<DetachedTcpStream> {
-                    let mut stream = detached.attach(&shard)?;
-                    let _ = &mut stream;
-                    shard.sleep(Duration::from_micros(100)).await;
-                    Ok(stream.detach().await?)
-                }).await??;
+                let back = home
+                    .call_async(ShardId::new(1), async move |shard: Shard| -> Result<DetachedTcpStream> {
+                        let mut stream = detached.attach(&shard)?;
+                        let _ = &mut stream;
+                        shard.sleep(Duration::from_micros(100)).await;
+                        Ok(stream.detach().await?)
+                    })
+                    .await??;
                 stream = back.attach(&home)?;
             }
             if written > received.len() {

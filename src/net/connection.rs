@@ -4,11 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 
 use crate::config::Watermarks;
-use crate::error::{CloseReason, TlsError, WriteError};
+use crate::error::{CloseReason, WriteError};
 use crate::net::addr::SmallAddr;
 use crate::net::kept::Kept;
-use crate::net::tls::Session;
-use crate::net::wire::Wire;
+use crate::net::wire::{Tls, Wire};
 use crate::reactor::buffer::Output;
 use crate::reactor::driver::{CloseKind, Driver};
 use crate::reactor::token::Token;
@@ -171,21 +170,21 @@ impl Connection {
     /// Plaintext that is not sealed yet.
     #[inline]
     fn pending_bytes(&self) -> usize {
-        self.session().map_or(0, Session::pending_bytes)
+        self.tls().map_or(0, Tls::pending_bytes)
     }
 
     #[inline]
-    pub(crate) fn session(&self) -> Option<&Session> {
-        self.wire.session()
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.wire.tls()
     }
 
     #[inline]
-    pub(crate) fn session_mut(&mut self) -> Option<&mut Session> {
-        self.wire.session_mut()
+    pub(crate) fn tls_mut(&mut self) -> Option<&mut Tls> {
+        self.wire.tls_mut()
     }
 
     pub(crate) fn is_handshaking(&self) -> bool {
-        self.session().is_some_and(Session::is_handshaking)
+        self.tls().is_some_and(Tls::is_handshaking)
     }
 
     /// Whether output waits for a handshake before it can go anywhere.
@@ -194,15 +193,16 @@ impl Connection {
     }
 
     /// Puts the ciphertext of `staged`, and of what waits before it, in its place; with that the end of all that is
-    /// written, once we have finished. `spare` lends its memory.
-    pub(crate) fn seal(&mut self, staged: &mut Vec<u8>, spare: &mut Vec<u8>) -> Result<(), TlsError> {
+    /// written, once we have finished. `spare` lends its memory. Says how much was thrown away, since nothing more can be
+    /// sealed.
+    pub(crate) fn seal(&mut self, staged: &mut Vec<u8>, spare: &mut Vec<u8>) -> Result<usize, CloseReason> {
         let finish = match self.phase {
             Phase::Open => self.write == WriteHalf::Finishing,
             Phase::Flushing(_) => true,
-            Phase::Ending(..) | Phase::Lingering { .. } => return Ok(()),
+            Phase::Ending(..) | Phase::Lingering { .. } => return Ok(0),
         };
-        let Some(session) = self.wire.session_mut() else { return Ok(()) };
-        let sealed = session.seal(staged, finish, spare);
+        let Some(tls) = self.wire.tls_mut() else { return Ok(0) };
+        let sealed = tls.seal(staged, finish, spare);
         std::mem::swap(staged, spare);
         spare.clear();
         sealed
@@ -232,16 +232,17 @@ impl Connection {
         token: Token,
         bytes: &[u8],
         spare: &mut Vec<u8>,
-    ) -> io::Result<usize> {
+    ) -> Result<usize, CloseReason> {
         if bytes.len() < STRAIGHT_BYTES || self.has_output() {
             return Ok(0);
         }
-        let Some(session) = self.wire.session_mut() else { return driver.try_send(token, bytes) };
-        if session.is_handshaking() {
+        let not_sent = |source| CloseReason::Os { call: "send", source };
+        let Some(tls) = self.wire.tls_mut() else { return driver.try_send(token, bytes).map_err(not_sent) };
+        if !tls.seals_straight() {
             return Ok(0);
         }
-        session.seal_straight(bytes, spare).map_err(io::Error::other)?;
-        let sent = driver.try_send(token, spare)?;
+        tls.seal_straight(bytes, spare)?;
+        let sent = driver.try_send(token, spare).map_err(not_sent)?;
         self.output.push(&spare[sent..]);
         spare.clear();
         Ok(bytes.len())
@@ -249,9 +250,9 @@ impl Connection {
 
     /// Queues `bytes` behind what waits.
     pub(crate) fn queue(&mut self, bytes: &[u8]) {
-        match self.wire.session_mut() {
+        match self.wire.tls_mut() {
             None => self.output.push(bytes),
-            Some(session) => session.queue(bytes),
+            Some(tls) => tls.queue(bytes),
         }
     }
 
@@ -291,7 +292,7 @@ impl Connection {
 
     /// Throws unsent output away; says how much it was.
     pub(crate) fn discard_output(&mut self) -> usize {
-        let bytes = self.output.len() + self.session_mut().map_or(0, Session::discard_pending);
+        let bytes = self.output.len() + self.tls_mut().map_or(0, Tls::discard_pending);
         self.output = Output::new();
         bytes
     }
@@ -380,8 +381,8 @@ impl Connection {
     /// Whether input is to come while it may: what the application holds does not hold a handshake.
     #[inline]
     fn wants_input(&self) -> bool {
-        match self.session() {
-            Some(session) if session.is_handshaking() => !session.queued,
+        match self.tls() {
+            Some(tls) if tls.is_handshaking() => !tls.queued,
             _ => self.read_holds == 0,
         }
     }

@@ -21,7 +21,7 @@ use crate::net::connector::{Race, Runner, interleave};
 use crate::net::host_name::HostName;
 use crate::net::target::ConnectTarget;
 use crate::net::tls::Session;
-use crate::net::wire::Wire;
+use crate::net::wire::{Tls, Wire};
 use crate::reactor::driver::{CloseKind, ConnectSpec};
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
 use crate::reactor::token::Token;
@@ -297,7 +297,7 @@ impl Shard {
         };
         let mut connection = Connection::new(addr);
         if let Some(session) = attempt.session {
-            connection.wire = Wire::Tls(session);
+            connection.wire = Wire::Tls(Tls::new(session));
             attempt.outcome.handshaking.set(Some(token));
             let handshaking = Handshaking { goal: attempt.goal, addr, outcome: attempt.outcome };
             inner.attempts.handshaking.borrow_mut().insert(token, handshaking);

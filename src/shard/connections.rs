@@ -241,7 +241,7 @@ impl Shard {
             self.callback_failed(token, outcome);
             return self.settle(token);
         }
-        if slot.connection.session().is_some_and(|session| session.fresh) {
+        if slot.connection.tls().is_some_and(|tls| tls.fresh) {
             // It has begun TLS in this callback: not a byte after that is plain.
             let handshake = rest();
             self.inner.keep_handshake(token, slot, &handshake);
@@ -288,7 +288,7 @@ impl Shard {
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         slot.connection.read = ReadHalf::Finished;
-        if slot.connection.session().is_some_and(|session| session.truncated) {
+        if slot.connection.tls().is_some_and(|tls| tls.truncated) {
             drop(connections);
             return self.begin_close(token, CloseReason::Tls(TlsError::Truncated));
         }

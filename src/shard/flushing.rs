@@ -2,7 +2,7 @@
 
 use crate::error::CloseReason;
 use crate::net::connection::{Connection, Crossing, EndKind, Flushed, Phase, ReadHalf, WriteHalf};
-use crate::net::tls::Session;
+use crate::net::wire::Tls;
 use crate::reactor::driver::CloseKind;
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
@@ -148,11 +148,14 @@ impl Inner {
     #[inline(never)]
     fn seal(&self, token: Token, slot: &mut Slot, staged: &mut Vec<u8>) {
         let mut spare = self.spare.borrow_mut();
-        if let Err(error) = slot.connection.seal(staged, &mut spare) {
-            staged.clear();
-            self.stats.unsent_bytes_dropped.add(slot.connection.discard_output() as u64);
-            let reason = CloseReason::Tls(error);
-            self.mark_ending(token, slot, reason, EndKind::Close(CloseKind::Orderly));
+        match slot.connection.seal(staged, &mut spare) {
+            Ok(lost) => self.stats.unsent_bytes_dropped.add(lost as u64),
+            Err(reason) => {
+                staged.clear();
+                self.stats.panics.add(u64::from(matches!(reason, CloseReason::Panicked(_))));
+                self.stats.unsent_bytes_dropped.add(slot.connection.discard_output() as u64);
+                self.mark_ending(token, slot, reason, EndKind::Close(CloseKind::Orderly));
+            }
         }
         if slot.connection.is_handshaking() {
             // What waits for the handshake keeps a connection that is being closed reading until then.
@@ -196,7 +199,7 @@ impl Inner {
             Handler::Stream(stream) => stream.owes_reader(),
             _ => !slot.connection.input.is_empty(),
         };
-        let unopened = slot.connection.session().is_some_and(Session::has_unopened);
+        let unopened = slot.connection.tls().is_some_and(Tls::has_unopened);
         if kept || unopened || slot.connection.read == ReadHalf::FinishPending {
             self.mark_slot_resumed(token, slot);
         }

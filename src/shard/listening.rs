@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::error::{ListenError, TlsError, log_contained};
 use crate::net::connection::Connection;
 use crate::net::tls::Session;
-use crate::net::wire::Wire;
+use crate::net::wire::{Tls, Wire};
 use crate::reactor::driver::{CloseKind, Driver, Emptied, ListenSpec};
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
@@ -180,7 +180,7 @@ impl Shard {
         let mut connection = Connection::new(peer_addr);
         match listening.secure.as_ref().map(|secure| secure()) {
             None => {}
-            Some(Ok(session)) => connection.wire = Wire::Tls(session),
+            Some(Ok(session)) => connection.wire = Wire::Tls(Tls::new(session)),
             Some(Err(error)) => {
                 tracing::error!(shard = inner.id.index(), %error, "a TLS session cannot be made");
                 inner.driver.borrow_mut().close(token, CloseKind::Orderly);

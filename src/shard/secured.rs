@@ -6,8 +6,7 @@ use std::collections::VecDeque;
 
 use crate::error::{CloseReason, TlsError};
 use crate::net::connection::{Connection, EndKind, Phase, ReadHalf};
-use crate::net::tls::Session;
-use crate::net::wire::Opened;
+use crate::net::wire::{Opened, Tls};
 use crate::reactor::driver::CloseKind;
 use crate::reactor::lease::Lease;
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
@@ -45,23 +44,23 @@ impl Handshakes {
 
     /// Its handshake is over, or goes on elsewhere. Gives its timer.
     pub(crate) fn leave(&self, connection: &mut Connection) -> Option<TimerKey> {
-        let session = connection.session_mut()?;
-        if std::mem::take(&mut session.has_place) {
+        let tls = connection.tls_mut()?;
+        if std::mem::take(&mut tls.has_place) {
             self.under_way.set(self.under_way.get() - 1);
         }
-        session.queued = false;
-        session.deadline.take()
+        tls.queued = false;
+        tls.deadline.take()
     }
 }
 
 impl Inner {
     /// Keeps bytes of a handshake until it is this connection's turn.
     pub(super) fn keep_handshake(&self, token: Token, slot: &mut Slot, bytes: &[u8]) {
-        let Some(session) = slot.connection.session_mut() else { return };
-        session.fresh = false;
-        session.keep(bytes);
-        if session.has_unopened() && !session.queued {
-            session.queued = true;
+        let Some(tls) = slot.connection.tls_mut() else { return };
+        tls.fresh = false;
+        tls.keep(bytes);
+        if tls.has_unopened() && !tls.queued {
+            tls.queued = true;
             self.handshakes.queue.borrow_mut().push_back(token);
             slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
         }
@@ -75,12 +74,12 @@ impl Shard {
         if let Handler::Stream(stream) = &slot.handler {
             stream.set_secured();
         }
-        let Some(session) = slot.connection.session_mut() else { return };
-        if session.is_handshaking() {
+        let Some(tls) = slot.connection.tls_mut() else { return };
+        if tls.is_handshaking() {
             let deadline =
                 deadline_after(inner.driver.borrow_mut().read_clock(), inner.shared.config.handshake_timeout);
             let late = Timer::new(move |shard: &Shard| shard.on_handshake_deadline(token));
-            session.deadline = Some(inner.timers.borrow_mut().insert(deadline, late));
+            tls.deadline = Some(inner.timers.borrow_mut().insert(deadline, late));
         }
         inner.keep_handshake(token, slot, &[]);
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
@@ -100,7 +99,7 @@ impl Shard {
                 drop(connections);
                 self.open_sealed(token, Some(lease));
             }
-            Phase::Open => slot.connection.session_mut().into_iter().for_each(|session| session.keep(&lease)),
+            Phase::Open => slot.connection.tls_mut().into_iter().for_each(|tls| tls.keep(&lease)),
             _ => {
                 drop(connections);
                 self.received_unasked(token, &lease);
@@ -135,25 +134,24 @@ impl Shard {
     fn take_place(&self, token: Token, places: usize) -> bool {
         let handshakes = &self.inner.handshakes;
         let mut connections = self.inner.connections.borrow_mut();
-        let session = connections.get_mut(token).and_then(|slot| slot.connection.session_mut());
-        let Some(session) = session.filter(|session| session.queued) else { return false };
-        if session.is_server() && session.is_handshaking() && !session.has_place {
+        let tls = connections.get_mut(token).and_then(|slot| slot.connection.tls_mut());
+        let Some(tls) = tls.filter(|tls| tls.queued) else { return false };
+        if tls.is_server() && tls.is_handshaking() && !tls.has_place {
             if handshakes.under_way.get() >= places {
                 handshakes.waiting.borrow_mut().push_back(token);
                 return false;
             }
             handshakes.under_way.set(handshakes.under_way.get() + 1);
-            session.has_place = true;
+            tls.has_place = true;
         }
-        session.queued = false;
+        tls.queued = false;
         true
     }
 
     /// What came while reading was held.
     pub(super) fn open_resumed(&self, token: Token) {
         let unopened = self.inner.connections.borrow().get(token).is_some_and(|slot| {
-            let session = slot.connection.session();
-            session.is_some_and(|session| !session.is_handshaking() && session.has_unopened())
+            slot.connection.tls().is_some_and(|tls| !tls.is_handshaking() && tls.has_unopened())
         });
         if unopened {
             self.open_sealed(token, None);
@@ -204,14 +202,17 @@ impl Shard {
             Phase::Ending(..) | Phase::Lingering { .. } => false,
         };
         let is_open = slot.connection.is_open();
-        let session = slot.connection.session_mut()?;
+        let tls = slot.connection.tls_mut()?;
         if !goes_on {
             if let Some(lease) = lease.take().filter(|_| is_open) {
-                session.keep(&lease);
+                tls.keep(&lease);
             }
             return None;
         }
-        Some(session.open(lease.as_mut(), plain, filled))
+        let mut session = tls.take_session()?;
+        let opened = session.open(lease.as_mut(), plain, filled);
+        tls.put_back(session);
+        Some(opened)
     }
 
     /// Sends what the session itself has to say.
@@ -221,7 +222,7 @@ impl Shard {
             .connections
             .borrow()
             .get(token)
-            .is_some_and(|slot| slot.connection.session().is_some_and(Session::has_outgoing));
+            .is_some_and(|slot| slot.connection.tls().is_some_and(Tls::has_outgoing));
         if says {
             self.with_active(token, || {});
         }
@@ -259,8 +260,10 @@ impl Shard {
         {
             let mut connections = self.inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return };
-            if let Some(session) = slot.connection.session_mut() {
-                session.fail();
+            if let Some(tls) = slot.connection.tls_mut() {
+                tls.fail();
+                let lost = tls.discard_pending();
+                self.inner.stats.unsent_bytes_dropped.add(lost as u64);
             }
             if let Phase::Flushing(reason) = &mut slot.connection.phase
                 && reason.is_clean()
@@ -283,8 +286,8 @@ impl Shard {
             drop(connections);
             return self.input_ended(token);
         }
-        if let Some(session) = slot.connection.session_mut() {
-            session.socket_ended = true;
+        if let Some(tls) = slot.connection.tls_mut() {
+            tls.socket_ended = true;
         }
         drop(connections);
         self.socket_ended_if_drained(token);
@@ -295,21 +298,17 @@ impl Shard {
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         let closing = !slot.connection.is_open();
-        let Some(session) = slot.connection.session_mut() else { return };
-        if !session.socket_ended
-            || session.truncated
-            || (session.has_unopened() && !closing)
-            || session.queued
-        {
+        let Some(tls) = slot.connection.tls_mut() else { return };
+        if !tls.socket_ended || tls.truncated || (tls.has_unopened() && !closing) || tls.queued {
             return;
         }
-        if session.is_handshaking() {
+        if tls.is_handshaking() {
             drop(connections);
             self.session_failed(token, TlsError::ClosedInHandshake);
         } else if closing {
             slot.connection.read = ReadHalf::Finished;
-        } else if !session.peer_has_finished() && !session.has_failed() {
-            session.truncated = true;
+        } else if !tls.peer_has_finished() && !tls.has_failed() {
+            tls.truncated = true;
             drop(connections);
             self.input_ended(token);
         }
@@ -318,9 +317,9 @@ impl Shard {
     /// The handshake has taken too long.
     pub(super) fn on_handshake_deadline(&self, token: Token) {
         if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token)
-            && let Some(session) = slot.connection.session_mut()
+            && let Some(tls) = slot.connection.tls_mut()
         {
-            session.deadline = None;
+            tls.deadline = None;
         }
         self.inner.stats.tls_failures.add(1);
         let after = self.inner.shared.config.handshake_timeout;

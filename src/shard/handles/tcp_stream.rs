@@ -330,7 +330,7 @@ impl TcpStream {
         }
         let unsent = slot.connection.unsent();
         // An end that was not announced is found again by whoever goes on.
-        let truncated = slot.connection.session_mut().is_some_and(|tls| std::mem::take(&mut tls.truncated));
+        let truncated = slot.connection.tls_mut().is_some_and(|tls| std::mem::take(&mut tls.truncated));
         let finished = slot.connection.read != ReadHalf::Open && !truncated;
         let wire = std::mem::replace(&mut slot.connection.wire, Wire::Plain);
         let mut unread = match self.core.find(shard, token) {

@@ -9,7 +9,7 @@ use crate::error::{ConnectError, TlsError};
 use crate::net::connection::{ReadHalf, WriteHalf};
 use crate::net::target::ToTarget;
 use crate::net::tls::{TlsClientConfig, TlsInfo, TlsRole};
-use crate::net::wire::Wire;
+use crate::net::wire::{Tls, Wire};
 use crate::shard::Shard;
 use crate::shard::connecting::{ConnectHow, Target};
 use crate::shard::connections::Handler;
@@ -54,7 +54,7 @@ impl Transport {
             inner.staged_room.set(0);
             inner.dry.set(true);
         }
-        connection.wire = Wire::Tls(session);
+        connection.wire = Wire::Tls(Tls::new(session));
         let mut left = match &slot.handler {
             Handler::Stream(stream) => {
                 let (unread, held) = stream.take_unread();
@@ -68,13 +68,13 @@ impl Transport {
         }
         if connection.read == ReadHalf::FinishPending {
             connection.read = ReadHalf::Open;
-            connection.session_mut().into_iter().for_each(|session| session.socket_ended = true);
+            connection.tls_mut().into_iter().for_each(|tls| tls.socket_ended = true);
         }
         shard.begin_handshake(self.token(), slot);
         inner.keep_handshake(self.token(), slot, &left);
-        if let Some(session) = slot.connection.session_mut() {
+        if let Some(tls) = slot.connection.tls_mut() {
             // What the callback that runs now has not consumed will be kept when it returns.
-            session.fresh = active && matches!(slot.handler, Handler::Busy);
+            tls.fresh = active && matches!(slot.handler, Handler::Busy);
         }
         inner.mark_slot_unsettled(self.token(), slot);
         Ok(())
@@ -87,7 +87,7 @@ impl Transport {
 
     /// What was agreed on with the peer; `None` without TLS, and before the handshake is complete. Makes copies.
     pub fn tls_info(&self) -> Option<TlsInfo> {
-        self.look(|slot| slot.connection.session().and_then(|session| session.info())).flatten()
+        self.look(|slot| slot.connection.tls().and_then(Tls::info)).flatten()
     }
 }
 

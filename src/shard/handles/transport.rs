@@ -105,10 +105,10 @@ impl Transport {
             drop((driver, spare));
             match sent {
                 Ok(sent) => rest = &bytes[sent..],
-                Err(source) => {
+                Err(reason) => {
                     drop(staged);
                     drop(connections);
-                    let reason = CloseReason::Os { call: "send", source };
+                    inner.stats.panics.add(u64::from(matches!(reason, CloseReason::Panicked(_))));
                     self.shard.end(self.token, reason, EndKind::Close(CloseKind::Orderly));
                     return Err(WriteError::Closed);
                 }
