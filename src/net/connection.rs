@@ -202,6 +202,7 @@ impl Connection {
             Phase::Ending(..) | Phase::Lingering { .. } => return Ok(0),
         };
         let Some(tls) = self.wire.tls_mut() else { return Ok(0) };
+        debug_assert!(spare.is_empty());
         let sealed = tls.seal(staged, finish, spare);
         std::mem::swap(staged, spare);
         spare.clear();
@@ -241,11 +242,15 @@ impl Connection {
         if !tls.seals_straight() {
             return Ok(0);
         }
-        tls.seal_straight(bytes, spare)?;
-        let sent = driver.try_send(token, spare).map_err(not_sent)?;
-        self.output.push(&spare[sent..]);
+        debug_assert!(spare.is_empty());
+        let sent =
+            tls.seal_straight(bytes, spare).and_then(|()| driver.try_send(token, spare).map_err(not_sent));
+        if let Ok(sent) = sent {
+            self.output.push(&spare[sent..]);
+        }
+        // Whatever has come of it: the next to seal is another connection.
         spare.clear();
-        Ok(bytes.len())
+        sent.map(|_| bytes.len())
     }
 
     /// Queues `bytes` behind what waits.

@@ -3,12 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use crate::common::{Call, Log, Probe, assert_same_bytes, megabytes, pattern, read_to_end};
+use crate::common::{Call, Log, Probe, assert_same_bytes, megabytes, pattern, read_to_end, round_trip};
 use crate::relay::{Fate, relay};
 use crate::tls_kit::Authority;
 use crate::{listen, pair};
 use shardwise::testing::{on_every_driver, on_every_driver_with};
-use shardwise::{Config, DetachedTcpStream, Result, Shard, ShardId, TcpStream, WriteError};
+use shardwise::{Config, DetachedTcpStream, Result, Shard, ShardId, TcpStream, Transport, WriteError};
 
 #[test]
 fn writes_before_the_handshake_are_sent_after_it_in_order() {
@@ -333,6 +333,46 @@ fn a_stream_that_nobody_reads_stops_the_peer() {
         client.shutdown_write();
         assert!(read_to_end(&mut client).await?.is_empty());
         assert_eq!(count.get(), written);
+        Ok(())
+    });
+}
+
+thread_local! {
+    /// A connection of the shard whose thread this is, for a call that may come from any.
+    static VICTIM: RefCell<Option<(Transport, Log)>> = const { RefCell::new(None) };
+}
+
+#[test]
+fn a_write_that_fails_leaves_nothing_in_the_way_of_another_connection() {
+    on_every_driver(async |env| {
+        let (server, tls) = Authority::new().both();
+        let kept = Rc::new(RefCell::new(Vec::new()));
+        let transports = Rc::clone(&kept);
+        let listener =
+            env.shard().serve_tls("127.0.0.1:0", &server, async move |mut stream: TcpStream| {
+                transports.borrow_mut().push(stream.transport().clone());
+                while let Some(chunk) = stream.read_chunk().await? {
+                    stream.write_all(&chunk).await?;
+                }
+                Ok(())
+            })?;
+        let mut first = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
+        round_trip(&mut first, b"a").await?;
+        let mut second = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
+        round_trip(&mut second, b"b").await?;
+        let done = Log::new();
+        VICTIM.set(Some((kept.borrow()[0].clone(), done.clone())));
+        first.abort();
+        // Runs in the next turn, before its events: the kernel knows of the reset, the shard does not.
+        env.handle().call_from_thread(env.shard().id(), |_: &Shard| {
+            let (victim, done) = VICTIM.take().expect("it was left for this");
+            let refused = victim.write(&pattern(20_000)).is_err();
+            done.note(if refused { "refused" } else { "taken" });
+        })?;
+        done.until(|state| !state.seen.is_empty()).await;
+        // The simulated kernel tells of a reset when it arrives, and not before.
+        assert!(env.is_simulated() || done.seen() == ["refused"], "{:?}", done.seen());
+        round_trip(&mut second, b"still mine").await?;
         Ok(())
     });
 }
