@@ -159,41 +159,45 @@ impl Shard {
     }
 
     /// Opens what was kept, and `lease`, and hands it on piece by piece for as long as the application reads.
-    fn open_sealed(&self, token: Token, mut lease: Option<Lease>) {
+    fn open_sealed(&self, token: Token, lease: Option<Lease>) {
+        let inner = &self.inner;
+        // Whoever detaches the connection has to find all that has come: while the application runs, nothing of it lies here.
+        inner.unopened.set(lease);
         loop {
-            let mut plain = self.inner.plain.take();
+            let mut plain = inner.plain.take();
             let mut filled = 0;
-            let mut opened = self.open_piece(token, &mut lease, &mut plain, &mut filled);
+            let mut opened = self.open_piece(token, &mut plain, &mut filled);
             while let Some(Opened::Secured) = opened {
-                self.handshake_completed(token);
-                opened = self.open_piece(token, &mut lease, &mut plain, &mut filled);
+                if self.handshake_completed(token, &plain[..filled]) {
+                    filled = 0;
+                }
+                opened = self.open_piece(token, &mut plain, &mut filled);
             }
             if filled > 0 {
-                self.hand_over(token, self.inner.plain.lend(plain, filled));
+                self.hand_over(token, inner.plain.lend(plain, filled));
             } else {
-                self.inner.plain.give_back(plain);
+                inner.plain.give_back(plain);
             }
             match opened {
                 Some(Opened::Full) => continue,
                 Some(Opened::PeerFinished) => self.input_ended(token),
-                Some(Opened::Failed(error)) => return self.session_failed(token, error),
+                Some(Opened::Failed(error)) => {
+                    inner.unopened.set(None);
+                    return self.session_failed(token, error);
+                }
                 Some(Opened::Drained | Opened::Secured) | None => {}
             }
             break;
         }
+        inner.unopened.set(None);
         self.socket_ended_if_drained(token);
         // A ticket, a key update, an answer to an alert.
         self.settle_records(token);
     }
 
     /// Opens some, unless the application does not read now: then what is left is kept as it came.
-    fn open_piece(
-        &self,
-        token: Token,
-        lease: &mut Option<Lease>,
-        plain: &mut [u8],
-        filled: &mut usize,
-    ) -> Option<Opened> {
+    fn open_piece(&self, token: Token, plain: &mut [u8], filled: &mut usize) -> Option<Opened> {
+        let mut lease = self.inner.unopened.take();
         let mut connections = self.inner.connections.borrow_mut();
         let slot = connections.get_mut(token)?;
         let goes_on = match slot.connection.phase {
@@ -204,7 +208,7 @@ impl Shard {
         let is_open = slot.connection.is_open();
         let tls = slot.connection.tls_mut()?;
         if !goes_on {
-            if let Some(lease) = lease.take().filter(|_| is_open) {
+            if let Some(lease) = lease.filter(|_| is_open) {
                 tls.keep(&lease);
             }
             return None;
@@ -212,6 +216,7 @@ impl Shard {
         let mut session = tls.take_session()?;
         let opened = session.open(lease.as_mut(), plain, filled);
         tls.put_back(session);
+        self.inner.unopened.set(lease);
         Some(opened)
     }
 
@@ -228,11 +233,12 @@ impl Shard {
         }
     }
 
-    fn handshake_completed(&self, token: Token) {
+    /// Tells the application. `plain` has come along with the end of the handshake; says whether it is kept already.
+    fn handshake_completed(&self, token: Token, plain: &[u8]) -> bool {
         let inner = &self.inner;
         let stream = {
             let mut connections = inner.connections.borrow_mut();
-            let Some(slot) = connections.get_mut(token) else { return };
+            let Some(slot) = connections.get_mut(token) else { return false };
             let timer = inner.handshakes.leave(&mut slot.connection);
             if let Some(timer) = timer {
                 drop(inner.timers.borrow_mut().cancel(timer));
@@ -244,13 +250,20 @@ impl Shard {
             }
         };
         inner.stats.handshakes.add(1);
+        let is_stream = stream.is_some();
         match stream {
-            Some(stream) => self.with_active(token, || stream.on_secured(self)),
+            Some(stream) => {
+                if !plain.is_empty() {
+                    stream.keep(plain);
+                }
+                self.with_active(token, || stream.on_secured(self));
+            }
             None => self.call_protocol(token, |protocol, transport| {
                 if transport.is_open() { protocol.handshake_completed(transport) } else { Ok(()) }
             }),
         }
         self.attempt_secured(token);
+        is_stream
     }
 
     /// Tells the peer why, and closes.

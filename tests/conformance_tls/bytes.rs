@@ -3,7 +3,9 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use crate::common::{Call, Log, Probe, assert_same_bytes, megabytes, pattern, read_to_end, round_trip};
+use crate::common::{
+    Call, Log, Probe, assert_same_bytes, let_others_go_on, megabytes, pattern, read_to_end, round_trip,
+};
 use crate::relay::{Fate, relay};
 use crate::tls_kit::Authority;
 use crate::{listen, pair};
@@ -373,6 +375,70 @@ fn a_write_that_fails_leaves_nothing_in_the_way_of_another_connection() {
         // The simulated kernel tells of a reset when it arrives, and not before.
         assert!(env.is_simulated() || done.seen() == ["refused"], "{:?}", done.seen());
         round_trip(&mut second, b"still mine").await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_stream_that_is_detached_while_it_reads_takes_along_what_was_not_opened() {
+    on_every_driver_with(2, Config::default(), async |env| {
+        let (server, tls) = Authority::new().both();
+        let outcome = Log::new();
+        let noted = outcome.clone();
+        let listener =
+            env.shard().serve_tls("127.0.0.1:0", &server, async move |mut stream: TcpStream| {
+                let first = stream.read_chunk().await?.expect("there is more").to_vec();
+                let home = stream.transport().shard().clone();
+                let detached = stream.detach().await?;
+                let rest = home.call_async(ShardId::new(1), async move |shard: Shard| -> Result<Vec<u8>> {
+                    Ok(read_to_end(&mut detached.attach(&shard)?).await?)
+                });
+                noted.push(&[first, rest.await??].concat());
+                noted.note("done");
+                Ok(())
+            })?;
+        let mut client = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
+        let_others_go_on(&env).await?;
+        client.write_all(&pattern(60_000)).await?;
+        client.shutdown_write();
+        assert!(read_to_end(&mut client).await?.is_empty());
+        outcome.saw("done").await;
+        assert_same_bytes(&outcome.received(), &pattern(60_000));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_stream_that_is_detached_at_once_takes_along_what_came_with_the_handshake() {
+    on_every_driver_with(2, Config::default(), async |env| {
+        let authority = Authority::new();
+        // Without tickets nothing is to be sent between the end of the handshake and the first bytes.
+        let server = authority.server_builder().session_tickets(false).build()?;
+        let outcome = Log::new();
+        let noted = outcome.clone();
+        let listener = env.shard().serve_tls("127.0.0.1:0", &server, async move |stream: TcpStream| {
+            let home = stream.transport().shard().clone();
+            let detached = stream.detach().await?;
+            let got = home.call_async(ShardId::new(1), async move |shard: Shard| -> Result<Vec<u8>> {
+                Ok(read_to_end(&mut detached.attach(&shard)?).await?)
+            });
+            noted.push(&got.await??);
+            noted.note("done");
+            Ok(())
+        })?;
+        let attempt =
+            env.shard().connect_tls(listener.local_addr(), &authority.client(), "localhost", move || {
+                Probe::new(&Log::new(), |call, transport| {
+                    if let Call::Connected = call {
+                        transport.write(b"hello").unwrap();
+                        transport.close();
+                    }
+                    None
+                })
+            });
+        let _ = attempt.await;
+        outcome.saw("done").await;
+        assert_eq!(outcome.received(), b"hello");
         Ok(())
     });
 }

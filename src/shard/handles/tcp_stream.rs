@@ -317,6 +317,11 @@ impl TcpStream {
         // Not at the end of the turn: the driver may give the token's slot to another at once.
         let mut slot = connections.remove(token).expect("looked up above");
         drop(connections);
+        if inner.active.get() == token
+            && let Some(lease) = inner.unopened.take()
+        {
+            slot.connection.tls_mut().into_iter().for_each(|tls| tls.keep(&lease));
+        }
         inner.stats.open.subtract(1);
         let mut timers = inner.timers.borrow_mut();
         let deadline = slot.deadline.and_then(|key| timers.deadline(key));
