@@ -118,6 +118,11 @@ impl Tls {
         self.session.as_ref().is_some_and(|session| session.has_outgoing())
     }
 
+    /// Whether its session is at work: only seen from within a call that it makes.
+    pub(crate) fn is_away(&self) -> bool {
+        self.session.is_none()
+    }
+
     /// What was agreed on; `None` while the handshake is under way.
     pub(crate) fn info(&self) -> Option<TlsInfo> {
         self.session.as_ref().and_then(|session| session.info())

@@ -723,7 +723,7 @@ impl Shard {
 
     fn retire(&self, token: Token) {
         let inner = &self.inner;
-        let (handler, reason, peer, produced) = {
+        let (handler, reason, peer, produced, wire) = {
             let mut connections = inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return };
             slot.marks.ending = false;
@@ -743,7 +743,7 @@ impl Shard {
             for key in [slot.deadline.take(), slot.guard.take(), handshake].into_iter().flatten() {
                 drop(timers.cancel(key));
             }
-            slot.connection.wire = Wire::Plain;
+            let wire = std::mem::replace(&mut slot.connection.wire, Wire::Plain);
             let mut driver = inner.driver.borrow_mut();
             match kind {
                 EndKind::Linger => {
@@ -761,8 +761,12 @@ impl Shard {
                     inner.stats.open.subtract(1);
                 }
             }
-            (handler, *reason, peer, produced)
+            (handler, *reason, peer, produced, wire)
         };
+        if wire.is_tls() {
+            // With it goes what the application has configured it with.
+            self.drop_contained(wire);
+        }
         self.handshake_ended(token, &reason);
         if !reason.is_clean() {
             self.log_end(&reason, peer);

@@ -208,12 +208,12 @@ impl Shard {
                         self.open_connection(token, connection, Handler::Protocol(protocol));
                         return;
                     }
-                    Ok(None) => inner.driver.borrow_mut().close(token, CloseKind::Orderly),
-                    Err(payload) => {
-                        self.panicked("a factory", payload);
-                        inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-                    }
+                    Ok(None) => {}
+                    Err(payload) => drop(self.panicked("a factory", payload)),
                 }
+                inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+                // Its TLS may be the last to hold what the application has configured it with.
+                self.drop_contained(connection);
             }
         }
         *listening.opener.borrow_mut() = Some(opener);

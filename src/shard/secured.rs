@@ -3,9 +3,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::{CloseReason, TlsError};
 use crate::net::connection::{Connection, EndKind, Phase, ReadHalf};
+use crate::net::tls::Session;
 use crate::net::wire::{Opened, Tls};
 use crate::reactor::driver::CloseKind;
 use crate::reactor::lease::Lease;
@@ -183,7 +185,7 @@ impl Shard {
                 Some(Opened::PeerFinished) => self.input_ended(token),
                 Some(Opened::Failed(error)) => {
                     inner.unopened.set(None);
-                    return self.session_failed(token, error);
+                    return self.session_failed(token, CloseReason::Tls(error));
                 }
                 Some(Opened::Drained | Opened::Secured) | None => {}
             }
@@ -214,10 +216,33 @@ impl Shard {
             return None;
         }
         let mut session = tls.take_session()?;
-        let opened = session.open(lease.as_mut(), plain, filled);
-        tls.put_back(session);
+        drop(connections);
+        // What chooses and verifies certificates, and keeps sessions and keys, may be the application's.
+        let opened = catch_unwind(AssertUnwindSafe(|| session.open(lease.as_mut(), plain, filled)));
         self.inner.unopened.set(lease);
-        Some(opened)
+        if opened.is_err() {
+            session.fail();
+        }
+        self.put_session_back(token, session);
+        match opened {
+            Ok(opened) => Some(opened),
+            Err(payload) => {
+                let message = self.panicked("code within TLS", payload);
+                self.session_failed(token, CloseReason::Panicked(message));
+                None
+            }
+        }
+    }
+
+    fn put_session_back(&self, token: Token, session: Box<Session>) {
+        let mut connections = self.inner.connections.borrow_mut();
+        match connections.get_mut(token).and_then(|slot| slot.connection.tls_mut()) {
+            Some(tls) => tls.put_back(session),
+            None => {
+                drop(connections);
+                self.drop_contained(session);
+            }
+        }
     }
 
     /// Sends what the session itself has to say.
@@ -267,9 +292,9 @@ impl Shard {
     }
 
     /// Tells the peer why, and closes.
-    fn session_failed(&self, token: Token, error: TlsError) {
+    fn session_failed(&self, token: Token, reason: CloseReason) {
         self.inner.stats.tls_failures.add(1);
-        tracing::debug!(shard = self.inner.id.index(), %error, "TLS failed");
+        let mut reason = Some(reason);
         {
             let mut connections = self.inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return };
@@ -278,14 +303,17 @@ impl Shard {
                 let lost = tls.discard_pending();
                 self.inner.stats.unsent_bytes_dropped.add(lost as u64);
             }
-            if let Phase::Flushing(reason) = &mut slot.connection.phase
-                && reason.is_clean()
+            if let Phase::Flushing(first) = &mut slot.connection.phase
+                && first.is_clean()
+                && let Some(reason) = reason.take()
             {
                 // What was to be sent yet is lost.
-                **reason = CloseReason::Tls(error.clone());
+                **first = reason;
             }
         }
-        self.begin_close(token, CloseReason::Tls(error));
+        if let Some(reason) = reason {
+            self.begin_close(token, reason);
+        }
         self.inner.mark_unsettled(token);
     }
 
@@ -317,7 +345,7 @@ impl Shard {
         }
         if tls.is_handshaking() {
             drop(connections);
-            self.session_failed(token, TlsError::ClosedInHandshake);
+            self.session_failed(token, CloseReason::Tls(TlsError::ClosedInHandshake));
         } else if closing {
             slot.connection.read = ReadHalf::Finished;
         } else if !tls.peer_has_finished() && !tls.has_failed() {

@@ -14,7 +14,7 @@ use crate::error::ConnectError;
 use crate::net::connection::{Connection, ReadHalf};
 use crate::net::framing::{ReadChunks, WriteBytes};
 use crate::net::target::ToTarget;
-use crate::net::wire::Wire;
+use crate::net::wire::{Tls, Wire};
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
@@ -287,7 +287,8 @@ impl TcpStream {
     /// travel along. Pauses and holds of its transport do not.
     ///
     /// # Errors
-    /// The connection is closed, closing or broken.
+    /// The connection is closed, closing or broken. `ResourceBusy` from within what its own TLS calls, such as the resolver
+    /// of a certificate.
     /// # Cancel safety
     /// Dropping the future before it is ready closes the connection.
     pub async fn detach(self) -> io::Result<DetachedTcpStream> {
@@ -310,6 +311,9 @@ impl TcpStream {
         let ends = slot.marks.ends_after_producer != EndsAfterProducer::Nothing;
         if !slot.connection.may_write() || ends {
             return Err(not_connected());
+        }
+        if slot.connection.tls().is_some_and(Tls::is_away) {
+            return Err(io::ErrorKind::ResourceBusy.into());
         }
         let socket = inner.driver.borrow_mut().release(token).ok_or_else(not_connected)?;
         // Before it is no connection of this shard any more: a drain sees the one or the other.
