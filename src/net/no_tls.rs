@@ -27,6 +27,9 @@ impl Session {
     pub(crate) fn has_unopened(&self) -> bool {
         match *self {}
     }
+    pub(crate) fn kept_bytes(&self) -> usize {
+        match *self {}
+    }
     pub(crate) fn has_outgoing(&self) -> bool {
         match *self {}
     }

@@ -1,6 +1,7 @@
 //! What happens to a connection's bytes between the driver and the application: nothing, or TLS.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use crate::error::{CloseReason, TlsError, panic_message};
 use crate::net::tls::{Session, TlsInfo};
@@ -29,10 +30,25 @@ pub(crate) struct Tls {
     pub(crate) truncated: bool,
     /// Waits for its handshake to go on, and is not read meanwhile.
     pub(crate) queued: bool,
-    /// Counts among the handshakes under way.
-    pub(crate) has_place: bool,
-    /// When the handshake has to be complete.
-    pub(crate) deadline: Option<TimerKey>,
+    pub(crate) clock: HandshakeClock,
+    pub(crate) share: HandshakeShare,
+}
+
+/// How long the peer may take for its part of the handshake. The clock stands while the peer waits for us.
+pub(crate) struct HandshakeClock {
+    pub(crate) limit: Duration,
+    /// What is left of it, while the clock stands.
+    pub(crate) left: Duration,
+    /// The timer, while it runs.
+    pub(crate) running: Option<TimerKey>,
+}
+
+/// What a handshake takes of what its shard has for all of them.
+#[derive(Default)]
+pub(crate) struct HandshakeShare {
+    pub(crate) bytes: usize,
+    /// Its number among those that wait for the rest of a message.
+    pub(crate) place: Option<u64>,
 }
 
 /// What the opening of ciphertext has come to.
@@ -77,7 +93,8 @@ impl Wire {
 }
 
 impl Tls {
-    pub(crate) fn new(session: Box<Session>) -> Box<Self> {
+    /// Begins with `session`. The peer may take so long for its part of the handshake.
+    pub(crate) fn new(session: Box<Session>, limit: Duration) -> Box<Self> {
         Box::new(Tls {
             session: Some(session),
             handshaking: true,
@@ -86,8 +103,8 @@ impl Tls {
             socket_ended: false,
             truncated: false,
             queued: false,
-            has_place: false,
-            deadline: None,
+            clock: HandshakeClock { limit, left: limit, running: None },
+            share: HandshakeShare::default(),
         })
     }
 
@@ -111,6 +128,11 @@ impl Tls {
     /// Whether there is something that was not looked at.
     pub(crate) fn has_unopened(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.has_unopened())
+    }
+
+    /// The memory that is used for ciphertext, in bytes.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.session.as_ref().map_or(0, |session| session.kept_bytes())
     }
 
     /// Whether the session itself has something to say.

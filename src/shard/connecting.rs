@@ -297,7 +297,7 @@ impl Shard {
         };
         let mut connection = Connection::new(addr);
         if let Some(session) = attempt.session {
-            connection.wire = Wire::Tls(Tls::new(session));
+            connection.wire = Wire::Tls(Tls::new(session, inner.shared.config.handshake_timeout));
             attempt.outcome.handshaking.set(Some(token));
             let handshaking = Handshaking { goal: attempt.goal, addr, outcome: attempt.outcome };
             inner.attempts.handshaking.borrow_mut().insert(token, handshaking);

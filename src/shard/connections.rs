@@ -738,11 +738,7 @@ impl Shard {
             let produced = std::mem::take(&mut slot.marks.producing) != Producing::Nobody;
             let handler = std::mem::replace(&mut slot.handler, Handler::Gone);
             let peer = slot.connection.peer_addr();
-            let mut timers = inner.timers.borrow_mut();
-            let handshake = inner.handshakes.leave(&mut slot.connection);
-            for key in [slot.deadline.take(), slot.guard.take(), handshake].into_iter().flatten() {
-                drop(timers.cancel(key));
-            }
+            inner.stop_timers(slot);
             let wire = std::mem::replace(&mut slot.connection.wire, Wire::Plain);
             let mut driver = inner.driver.borrow_mut();
             match kind {
@@ -752,8 +748,8 @@ impl Shard {
                     let limit = inner.shared.config.linger_timeout;
                     let limit = if draining { limit.min(DRAINING_LINGER) } else { limit };
                     let deadline = deadline_after(inner.now.get(), limit);
-                    slot.guard =
-                        Some(timers.insert(deadline, Timer::new(move |shard: &Shard| shard.on_guard(token))));
+                    let late = Timer::new(move |shard: &Shard| shard.on_guard(token));
+                    slot.guard = Some(inner.timers.borrow_mut().insert(deadline, late));
                 }
                 EndKind::Close(kind) => {
                     driver.close(token, kind);

@@ -79,6 +79,15 @@ impl Inner {
         }
     }
 
+    /// The connection is over here, and so is what it waits for.
+    pub(super) fn stop_timers(&self, slot: &mut Slot) {
+        self.leave_handshake(&mut slot.connection);
+        let mut timers = self.timers.borrow_mut();
+        for key in [slot.deadline.take(), slot.guard.take()].into_iter().flatten() {
+            timers.cancel(key);
+        }
+    }
+
     /// Hands staged and queued output to the driver, and moves the connection on. At most one notice at a time.
     #[inline]
     pub(super) fn flush(&self, token: Token, slot: &mut Slot) -> Option<Notice> {

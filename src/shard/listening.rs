@@ -180,7 +180,9 @@ impl Shard {
         let mut connection = Connection::new(peer_addr);
         match listening.secure.as_ref().map(|secure| secure()) {
             None => {}
-            Some(Ok(session)) => connection.wire = Wire::Tls(Tls::new(session)),
+            Some(Ok(session)) => {
+                connection.wire = Wire::Tls(Tls::new(session, inner.shared.config.handshake_timeout))
+            }
             Some(Err(error)) => {
                 tracing::error!(shard = inner.id.index(), %error, "a TLS session cannot be made");
                 inner.driver.borrow_mut().close(token, CloseKind::Orderly);

@@ -2,7 +2,7 @@
 //! The transformation itself is `net`'s.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::{CloseReason, TlsError};
@@ -11,47 +11,61 @@ use crate::net::tls::Session;
 use crate::net::wire::{Opened, Tls};
 use crate::reactor::driver::CloseKind;
 use crate::reactor::lease::Lease;
-use crate::reactor::timer_wheel::{TimerKey, deadline_after};
+use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
 use crate::shard::connections::{Handler, Slot};
 use crate::shard::{Inner, Shard, Timer};
 
 /// The handshakes of a shard. A peer's first bytes cost us more than they cost it, so they are not dealt with as they come
-/// but in order, and for a part of each turn.
+/// but in order, and for a part of each turn; and there is a limit to what is kept of them.
 #[derive(Default)]
 pub(crate) struct Handshakes {
-    /// Connections whose bytes wait to be opened.
+    /// Connections whose bytes wait to be opened, the oldest first.
     queue: RefCell<VecDeque<Token>>,
-    /// Those for which there is no place among the handshakes under way.
-    waiting: RefCell<VecDeque<Token>>,
-    under_way: Cell<usize>,
+    /// Those that are in the middle of a message of a stranger's, in the order in which they have fallen silent.
+    unfinished: RefCell<BTreeMap<u64, Token>>,
+    last_place: Cell<u64>,
+    /// What is kept of strangers' messages, in bytes.
+    kept_bytes: Cell<usize>,
 }
 
 impl Handshakes {
     /// Whether one of them can go on.
-    pub(crate) fn has_work(&self, places: usize) -> bool {
+    pub(crate) fn has_work(&self) -> bool {
         !self.queue.borrow().is_empty()
-            || (self.under_way.get() < places && !self.waiting.borrow().is_empty())
     }
 
-    /// The next one, the oldest first.
-    fn pop(&self, places: usize) -> Option<Token> {
-        if self.under_way.get() < places
-            && let Some(token) = self.waiting.borrow_mut().pop_front()
-        {
-            return Some(token);
+    /// Counts what it keeps now.
+    fn count(&self, token: Token, tls: &mut Tls) {
+        let counts = tls.is_handshaking() && tls.is_server();
+        self.set_bytes(tls, if counts { tls.kept_bytes() } else { 0 });
+        let waits_for_peer = tls.share.bytes > 0 && !tls.queued;
+        match tls.share.place {
+            None if waits_for_peer => {
+                let place = self.last_place.get() + 1;
+                self.last_place.set(place);
+                self.unfinished.borrow_mut().insert(place, token);
+                tls.share.place = Some(place);
+            }
+            Some(_) if !waits_for_peer => self.give_place_back(tls),
+            _ => {}
         }
-        self.queue.borrow_mut().pop_front()
     }
 
-    /// Its handshake is over, or goes on elsewhere. Gives its timer.
-    pub(crate) fn leave(&self, connection: &mut Connection) -> Option<TimerKey> {
-        let tls = connection.tls_mut()?;
-        if std::mem::take(&mut tls.has_place) {
-            self.under_way.set(self.under_way.get() - 1);
+    fn set_bytes(&self, tls: &mut Tls, bytes: usize) {
+        self.kept_bytes.set(self.kept_bytes.get() - tls.share.bytes + bytes);
+        tls.share.bytes = bytes;
+    }
+
+    fn give_place_back(&self, tls: &mut Tls) {
+        if let Some(place) = tls.share.place.take() {
+            self.unfinished.borrow_mut().remove(&place);
         }
-        tls.queued = false;
-        tls.deadline.take()
+    }
+
+    /// Who has been silent for longest, apart from `token`.
+    fn longest_silent(&self, token: Token) -> Option<Token> {
+        self.unfinished.borrow().values().find(|other| **other != token).copied()
     }
 }
 
@@ -61,11 +75,41 @@ impl Inner {
         let Some(tls) = slot.connection.tls_mut() else { return };
         tls.fresh = false;
         tls.keep(bytes);
-        if tls.has_unopened() && !tls.queued {
+        if (tls.has_unopened() || tls.socket_ended) && !tls.queued {
             tls.queued = true;
+            self.stop_clock(tls);
             self.handshakes.queue.borrow_mut().push_back(token);
-            slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
         }
+        self.handshakes.count(token, tls);
+        slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
+    }
+
+    /// The handshake is over, or goes on elsewhere.
+    pub(super) fn leave_handshake(&self, connection: &mut Connection) {
+        let Some(tls) = connection.tls_mut() else { return };
+        self.stop_clock(tls);
+        tls.queued = false;
+        self.handshakes.set_bytes(tls, 0);
+        self.handshakes.give_place_back(tls);
+    }
+
+    /// From here on the peer takes its time, if it is the peer's turn.
+    fn start_clock(&self, token: Token, tls: &mut Tls) {
+        if !tls.is_handshaking() || tls.queued || tls.clock.running.is_some() {
+            return;
+        }
+        let deadline = deadline_after(self.driver.borrow_mut().read_clock(), tls.clock.left);
+        let late = Timer::new(move |shard: &Shard| shard.on_handshake_deadline(token));
+        tls.clock.running = Some(self.timers.borrow_mut().insert(deadline, late));
+    }
+
+    fn stop_clock(&self, tls: &mut Tls) {
+        let Some(key) = tls.clock.running.take() else { return };
+        let now = self.driver.borrow_mut().read_clock();
+        let mut timers = self.timers.borrow_mut();
+        let deadline = timers.deadline(key).unwrap_or(now);
+        tls.clock.left = deadline.saturating_duration_since(now);
+        timers.cancel(key);
     }
 }
 
@@ -78,12 +122,12 @@ impl Shard {
         }
         let Some(tls) = slot.connection.tls_mut() else { return };
         if tls.is_handshaking() {
-            let deadline =
-                deadline_after(inner.driver.borrow_mut().read_clock(), inner.shared.config.handshake_timeout);
-            let late = Timer::new(move |shard: &Shard| shard.on_handshake_deadline(token));
-            tls.deadline = Some(inner.timers.borrow_mut().insert(deadline, late));
+            inner.keep_handshake(token, slot, &[]);
+            slot.connection.tls_mut().into_iter().for_each(|tls| inner.start_clock(token, tls));
+        } else if tls.has_unopened() || tls.socket_ended {
+            // It has come from another shard.
+            inner.mark_slot_resumed(token, slot);
         }
-        inner.keep_handshake(token, slot, &[]);
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
     }
 
@@ -96,7 +140,11 @@ impl Shard {
         let may_read = slot.connection.may_read();
         let handshaking = slot.connection.is_handshaking();
         match slot.connection.phase {
-            Phase::Open | Phase::Flushing(_) if handshaking => inner.keep_handshake(token, slot, &lease),
+            Phase::Open | Phase::Flushing(_) if handshaking => {
+                inner.keep_handshake(token, slot, &lease);
+                drop(connections);
+                self.make_room_for_handshake(token);
+            }
             Phase::Open if may_read => {
                 drop(connections);
                 self.open_sealed(token, Some(lease));
@@ -109,51 +157,66 @@ impl Shard {
         }
     }
 
+    /// Keeps to the limit of what all handshakes keep. Who has begun a message and been silent for longest goes; if nobody
+    /// has, the one that has just come.
+    fn make_room_for_handshake(&self, token: Token) {
+        let handshakes = &self.inner.handshakes;
+        while handshakes.kept_bytes.get() > self.inner.shared.config.handshake_bytes_max {
+            let last = handshakes.longest_silent(token);
+            let alone = self.inner.connections.borrow().get(token).is_none_or(|slot| {
+                slot.connection.tls().is_none_or(|tls| tls.share.bytes == handshakes.kept_bytes.get())
+            });
+            if last.is_none() && alone {
+                return;
+            }
+            self.session_failed(last.unwrap_or(token), CloseReason::Tls(TlsError::TooManyHandshakes));
+            if last.is_none() {
+                return;
+            }
+        }
+    }
+
     /// Handshake bytes → sessions: some each turn. Says whether more wait.
     pub(super) fn run_handshakes(&self) -> bool {
         let inner = &self.inner;
-        let (places, time) =
-            (inner.shared.config.handshakes_max, inner.shared.config.handshake_time_per_turn);
-        if !inner.handshakes.has_work(places) {
+        if !inner.handshakes.has_work() {
             return false;
         }
-        let until = inner.driver.borrow_mut().read_clock() + time;
-        while let Some(token) = inner.handshakes.pop(places) {
-            if self.take_place(token, places) {
-                self.open_sealed(token, None);
-                if let Some(slot) = inner.connections.borrow_mut().get_mut(token) {
-                    slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
+        let until = inner.driver.borrow_mut().read_clock() + inner.shared.config.handshake_time_per_turn;
+        loop {
+            let token = inner.handshakes.queue.borrow_mut().pop_front();
+            let Some(token) = token else { return false };
+            if !self.take_turn(token) {
+                continue;
+            }
+            self.open_sealed(token, None);
+            if let Some(slot) = inner.connections.borrow_mut().get_mut(token) {
+                if let Some(tls) = slot.connection.tls_mut() {
+                    inner.handshakes.count(token, tls);
+                    inner.start_clock(token, tls);
                 }
-                if inner.driver.borrow_mut().read_clock() > until {
-                    break;
-                }
+                slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
+            }
+            if inner.driver.borrow_mut().read_clock() > until {
+                return inner.handshakes.has_work();
             }
         }
-        inner.handshakes.has_work(places)
     }
 
-    /// Whether the handshake goes on now; else it waits, or is gone.
-    fn take_place(&self, token: Token, places: usize) -> bool {
-        let handshakes = &self.inner.handshakes;
+    /// Whether the handshake goes on; else it is over, or gone.
+    fn take_turn(&self, token: Token) -> bool {
         let mut connections = self.inner.connections.borrow_mut();
         let tls = connections.get_mut(token).and_then(|slot| slot.connection.tls_mut());
-        let Some(tls) = tls.filter(|tls| tls.queued) else { return false };
-        if tls.is_server() && tls.is_handshaking() && !tls.has_place {
-            if handshakes.under_way.get() >= places {
-                handshakes.waiting.borrow_mut().push_back(token);
-                return false;
-            }
-            handshakes.under_way.set(handshakes.under_way.get() + 1);
-            tls.has_place = true;
-        }
-        tls.queued = false;
-        true
+        tls.is_some_and(|tls| std::mem::take(&mut tls.queued))
     }
 
     /// What came while reading was held.
     pub(super) fn open_resumed(&self, token: Token) {
         let unopened = self.inner.connections.borrow().get(token).is_some_and(|slot| {
-            slot.connection.tls().is_some_and(|tls| !tls.is_handshaking() && tls.has_unopened())
+            slot.connection.tls().is_some_and(|tls| {
+                let ends = tls.socket_ended && !tls.truncated;
+                !tls.is_handshaking() && (tls.has_unopened() || ends)
+            })
         });
         if unopened {
             self.open_sealed(token, None);
@@ -264,10 +327,7 @@ impl Shard {
         let stream = {
             let mut connections = inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return false };
-            let timer = inner.handshakes.leave(&mut slot.connection);
-            if let Some(timer) = timer {
-                drop(inner.timers.borrow_mut().cancel(timer));
-            }
+            inner.leave_handshake(&mut slot.connection);
             slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
             match &slot.handler {
                 Handler::Stream(stream) => Some(stream.clone()),
@@ -303,6 +363,7 @@ impl Shard {
                 let lost = tls.discard_pending();
                 self.inner.stats.unsent_bytes_dropped.add(lost as u64);
             }
+            self.inner.leave_handshake(&mut slot.connection);
             if let Phase::Flushing(first) = &mut slot.connection.phase
                 && first.is_clean()
                 && let Some(reason) = reason.take()
@@ -355,15 +416,17 @@ impl Shard {
         }
     }
 
-    /// The handshake has taken too long.
-    pub(super) fn on_handshake_deadline(&self, token: Token) {
-        if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token)
-            && let Some(tls) = slot.connection.tls_mut()
-        {
-            tls.deadline = None;
-        }
+    /// The peer has taken too long for its part of the handshake.
+    fn on_handshake_deadline(&self, token: Token) {
+        let after = {
+            let mut connections = self.inner.connections.borrow_mut();
+            let Some(tls) = connections.get_mut(token).and_then(|slot| slot.connection.tls_mut()) else {
+                return;
+            };
+            tls.clock.running = None;
+            tls.clock.limit
+        };
         self.inner.stats.tls_failures.add(1);
-        let after = self.inner.shared.config.handshake_timeout;
         let reason = CloseReason::Tls(TlsError::HandshakeTimedOut { after });
         self.end(token, reason, EndKind::Close(CloseKind::Orderly));
     }

@@ -141,6 +141,11 @@ impl Session {
         self.incoming.len() > self.used + self.seen
     }
 
+    /// The memory that is used for ciphertext, in bytes.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.incoming.capacity()
+    }
+
     /// Whether the session itself has something to say.
     pub(crate) fn has_outgoing(&self) -> bool {
         !self.outgoing.is_empty()

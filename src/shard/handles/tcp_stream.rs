@@ -327,13 +327,8 @@ impl TcpStream {
             slot.connection.tls_mut().into_iter().for_each(|tls| tls.keep(&lease));
         }
         inner.stats.open.subtract(1);
-        let mut timers = inner.timers.borrow_mut();
-        let deadline = slot.deadline.and_then(|key| timers.deadline(key));
-        let handshake = inner.handshakes.leave(&mut slot.connection);
-        for key in [slot.deadline.take(), slot.guard.take(), handshake].into_iter().flatten() {
-            timers.cancel(key);
-        }
-        drop(timers);
+        let deadline = slot.deadline.and_then(|key| inner.timers.borrow().deadline(key));
+        inner.stop_timers(&mut slot);
         if slot.marks.producing != Producing::Nobody {
             shard.stop_producer(token);
         }

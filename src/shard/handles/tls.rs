@@ -54,7 +54,7 @@ impl Transport {
             inner.staged_room.set(0);
             inner.dry.set(true);
         }
-        connection.wire = Wire::Tls(Tls::new(session));
+        connection.wire = Wire::Tls(Tls::new(session, inner.shared.config.handshake_timeout));
         let mut left = match &slot.handler {
             Handler::Stream(stream) => {
                 let (unread, held) = stream.take_unread();
