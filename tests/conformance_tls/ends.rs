@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::common::{Call, Log, let_others_go_on, pattern, read_to_end};
+use crate::common::{Call, Log, Probe, let_others_go_on, pattern, read_to_end};
 use crate::relay::{Fate, relay};
 use crate::tls_kit::Authority;
 use crate::{listen, pair};
@@ -129,6 +129,38 @@ fn what_comes_after_close_notify_is_ignored() {
         let mut client = TcpStream::connect_tls(addr, &tls, "localhost").await?;
         assert_eq!(read_to_end(&mut client).await?, b"all");
         assert!(client.read_chunk().await?.is_none(), "and it stays a clean end");
+        Ok(())
+    });
+}
+
+#[test]
+fn close_notify_that_comes_along_with_the_handshake_is_a_clean_end() {
+    on_every_driver(async |env| {
+        let authority = Authority::new();
+        // Without tickets nothing is to be sent between the two.
+        let server = authority.server_builder().session_tickets(false).build()?;
+        let tls = authority.client();
+        // Whether or not something is sealed before that end is told.
+        for writes in [false, true] {
+            let log = Log::new();
+            let listener = listen(&env, &server, &log, move |call, transport| {
+                if let (Call::HandshakeCompleted, true) = (call, writes) {
+                    transport.write(b"welcome").unwrap();
+                }
+                None
+            })?;
+            let attempt = env.shard().connect_tls(listener.local_addr(), &tls, "localhost", || {
+                Probe::new(&Log::new(), |call, transport| {
+                    if let Call::HandshakeCompleted = call {
+                        transport.close();
+                    }
+                    None
+                })
+            });
+            let _ = attempt.await;
+            assert_eq!(log.ended().await, "PeerFinished");
+            assert_eq!(log.seen(), ["connected", "handshake", "read_finished", "disconnected", "dropped"]);
+        }
         Ok(())
     });
 }

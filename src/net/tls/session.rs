@@ -31,6 +31,8 @@ pub(crate) struct Session {
     /// How the peer began, for those that do not speak TLS.
     first_bytes: [u8; FIRST_BYTES],
     stage: Stage,
+    /// rustls has told, once as it does, that the peer has finished. To be passed on yet.
+    peer_finished: bool,
     sent_close_notify: bool,
     server_name: Option<Box<str>>,
 }
@@ -109,6 +111,7 @@ impl Session {
             handshake_bytes: 0,
             first_bytes: [0; FIRST_BYTES],
             stage: Stage::Handshaking,
+            peer_finished: false,
             sent_close_notify: false,
             server_name: None,
         })
@@ -136,9 +139,9 @@ impl Session {
         self.has_failed() || self.sent_close_notify
     }
 
-    /// Whether there is ciphertext that was not looked at.
+    /// Whether there is something that was not looked at.
     pub(crate) fn has_unopened(&self) -> bool {
-        self.incoming.len() > self.used + self.seen
+        self.peer_finished || self.incoming.len() > self.used + self.seen
     }
 
     /// The memory that is used for ciphertext, in bytes.
@@ -200,6 +203,9 @@ impl Session {
             self.note_received(lease);
         }
         loop {
+            if self.peer_finished {
+                return self.finish_peer(lease);
+            }
             let in_place = self.incoming.len() == self.used;
             if !in_place && let Some(lease) = lease.as_deref_mut() {
                 self.complete_record(lease);
@@ -224,6 +230,7 @@ impl Session {
                 }
                 if step.is_ok() && !self.engine.state().is_handshaking() {
                     self.stage = Stage::Open;
+                    self.peer_finished = matches!(step, Ok(Step::PeerFinished));
                     return Opened::Secured;
                 }
             }
@@ -235,14 +242,7 @@ impl Session {
                     self.fail();
                     return Opened::Failed(failure);
                 }
-                Ok(Step::PeerFinished) => {
-                    self.stage = Stage::PeerFinished;
-                    self.forget_incoming();
-                    if let Some(lease) = lease.as_deref_mut() {
-                        lease.advance(lease.len());
-                    }
-                    return Opened::PeerFinished;
-                }
+                Ok(Step::PeerFinished) => return self.finish_peer(lease),
                 Ok(Step::Idle) => {}
             }
             if self.used == self.incoming.len() {
@@ -264,6 +264,17 @@ impl Session {
             }
             return Opened::Drained;
         }
+    }
+
+    /// Nothing that follows counts.
+    fn finish_peer(&mut self, lease: Option<&mut Lease>) -> Opened {
+        self.peer_finished = false;
+        self.stage = Stage::PeerFinished;
+        self.forget_incoming();
+        if let Some(lease) = lease {
+            lease.advance(lease.len());
+        }
+        Opened::PeerFinished
     }
 
     /// Moves bytes from the lease behind what was kept, until its first record is complete: so the rest is opened where
@@ -320,7 +331,8 @@ impl Session {
             self.seen -= discard;
             match step.map_err(|error| explain(&error))? {
                 Step::Again => {}
-                Step::Data | Step::PeerFinished | Step::Idle => return Ok(()),
+                Step::PeerFinished => self.peer_finished = true,
+                Step::Data | Step::Idle => return Ok(()),
             }
         }
     }
