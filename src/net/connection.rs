@@ -187,9 +187,10 @@ impl Connection {
         self.tls().is_some_and(Tls::is_handshaking)
     }
 
-    /// Whether output waits for a handshake before it can go anywhere.
+    /// Whether output, or the end of it, waits for a handshake before it can go anywhere. A connection that is closed with
+    /// nothing to send waits for none.
     pub(crate) fn waits_for_handshake(&self) -> bool {
-        self.is_handshaking() && self.pending_bytes() > 0
+        self.is_handshaking() && (self.pending_bytes() > 0 || self.is_open())
     }
 
     /// Puts the ciphertext of `staged`, and of what waits before it, in its place; with that the end of all that is

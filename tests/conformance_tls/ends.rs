@@ -7,7 +7,7 @@ use crate::relay::{Fate, relay};
 use crate::tls_kit::Authority;
 use crate::{listen, pair};
 use shardwise::testing::on_every_driver;
-use shardwise::{TcpStream, TlsError, WriteError};
+use shardwise::{Flow, TcpStream, TlsError, WriteError};
 
 #[test]
 fn close_sends_what_was_written_and_close_notify_and_both_ends_are_clean() {
@@ -160,6 +160,46 @@ fn close_notify_that_comes_along_with_the_handshake_is_a_clean_end() {
             let _ = attempt.await;
             assert_eq!(log.ended().await, "PeerFinished");
             assert_eq!(log.seen(), ["connected", "handshake", "read_finished", "disconnected", "dropped"]);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn our_half_ends_after_the_handshake_though_it_was_shut_before() {
+    on_every_driver(async |env| {
+        let (server, tls) = Authority::new().both();
+        for server_shuts in [true, false] {
+            let (log, probe) = (Log::new(), Log::new());
+            let listener = listen(&env, &server, &log, move |call, transport| {
+                match call {
+                    Call::Connected if server_shuts => transport.shutdown_write(),
+                    Call::HandshakeCompleted if !server_shuts => drop(transport.write(b"news").unwrap()),
+                    _ => return None,
+                }
+                Some(Ok(()))
+            })?;
+            let made = probe.clone();
+            let attempt = env.shard().connect_tls(listener.local_addr(), &tls, "localhost", move || {
+                Probe::new(&made, move |call, transport| {
+                    match call {
+                        Call::Connected if !server_shuts => transport.shutdown_write(),
+                        Call::HandshakeCompleted if server_shuts => {
+                            assert_eq!(transport.write(b"news"), Ok(Flow::Open));
+                        }
+                        // Not closed by the end of the other half.
+                        Call::ReadFinished if server_shuts => transport.close(),
+                        _ => return None,
+                    }
+                    Some(Ok(()))
+                })
+            });
+            attempt.await?;
+            let (shuts, writes) = if server_shuts { (log, probe) } else { (probe, log) };
+            assert_eq!(shuts.ended().await, "PeerFinished");
+            assert_eq!(writes.ended().await, "PeerFinished");
+            assert_eq!(shuts.received(), b"news");
+            assert!(shuts.count("write_finished") == 1 && writes.count("read_finished") == 1);
         }
         Ok(())
     });
