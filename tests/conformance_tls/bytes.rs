@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::common::{
     Call, Log, Probe, assert_same_bytes, let_others_go_on, megabytes, pattern, read_to_end, round_trip,
@@ -242,10 +243,7 @@ fn one_piece_at_most_is_decrypted_ahead_of_a_protocol_that_pauses() {
             input.consume(input.len().min(1000));
             transport.pause_reading();
             let transport = transport.clone();
-            transport
-                .shard()
-                .clone()
-                .call_later(std::time::Duration::ZERO, move |_| transport.resume_reading());
+            transport.shard().clone().call_later(Duration::ZERO, move |_| transport.resume_reading());
             Some(Ok(()))
         })
         .await?;
@@ -279,7 +277,7 @@ fn a_stream_moves_to_another_shard_with_its_tls() {
                 stream.transport().write(&pattern(len))?;
                 let home = stream.transport().shard().clone();
                 // So that bytes lie unread here.
-                home.sleep(std::time::Duration::from_millis(5)).await;
+                home.sleep(Duration::from_millis(5)).await;
                 assert!(stream.transport().buffered() > 0, "the kernel has taken everything");
                 let detached: DetachedTcpStream = stream.detach().await?;
                 noted.note("detached");
@@ -439,6 +437,26 @@ fn a_stream_that_is_detached_at_once_takes_along_what_came_with_the_handshake() 
         let _ = attempt.await;
         outcome.saw("done").await;
         assert_eq!(outcome.received(), b"hello");
+        Ok(())
+    });
+}
+
+#[test]
+fn output_that_a_task_has_written_stalls_like_any_other() {
+    let mut config = Config::default();
+    config.write_timeout = Duration::from_millis(100);
+    on_every_driver_with(1, config, async |env| {
+        let (log, client) = pair(&env, |_, _| None).await?;
+        client.transport().pause_reading();
+        let transport = log.transport().await;
+        // Until the peer's buffers are full; from then on nothing but time passes.
+        while log.count("dropped") == 0 {
+            if transport.buffered() == 0 {
+                let _ = transport.write(&pattern(40_000));
+            }
+            env.shard().sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(log.ended().await, "WriteStalled");
         Ok(())
     });
 }

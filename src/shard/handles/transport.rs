@@ -119,7 +119,11 @@ impl Transport {
         }
         if active {
             staged.extend_from_slice(rest);
-        } else if !rest.is_empty() || slot.marks.producing == Producing::PullOwed {
+        } else if !rest.is_empty()
+            || slot.connection.has_output()
+            || slot.marks.producing == Producing::PullOwed
+        {
+            // Also for what was sealed and not sent: its time runs from the next flush on.
             slot.connection.queue(rest);
             inner.mark_slot_unsettled(self.token, slot);
         }
