@@ -364,6 +364,10 @@ impl Shard {
                 self.inner.stats.unsent_bytes_dropped.add(lost as u64);
             }
             self.inner.leave_handshake(&mut slot.connection);
+            if slot.connection.tls().is_some_and(|tls| tls.socket_ended) {
+                // Nobody is there whose end could be waited for.
+                slot.connection.read = ReadHalf::Finished;
+            }
             if let Phase::Flushing(first) = &mut slot.connection.phase
                 && first.is_clean()
                 && let Some(reason) = reason.take()

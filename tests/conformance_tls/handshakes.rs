@@ -242,8 +242,16 @@ fn a_peer_that_leaves_in_the_handshake_is_no_clean_end() {
         let (server, tls) = Authority::new().both();
         let log = Log::new();
         let listener = listen(&env, &server, &log, |_, _| None)?;
+        let before = env.handle().report()[0].open_connections;
         drop(TcpStream::connect(listener.local_addr()).await?);
         assert_eq!(log.ended().await, "Tls(ClosedInHandshake)");
+        // Nothing of it lingers: that would be five seconds.
+        let begun = env.shard().now();
+        while env.handle().report()[0].open_connections > before {
+            shardwise::yield_now().await;
+            env.shard().sleep(Duration::from_millis(1)).await;
+        }
+        assert!(env.shard().now() - begun < Config::default().linger_timeout / 2);
         let listener = env.shard().serve_tcp("127.0.0.1:0", async |stream: TcpStream| {
             stream.close();
             Ok(())
