@@ -197,9 +197,10 @@ impl Connection {
     /// written, once we have finished. `spare` lends its memory. Says how much was thrown away, since nothing more can be
     /// sealed.
     pub(crate) fn seal(&mut self, staged: &mut Vec<u8>, spare: &mut Vec<u8>) -> Result<usize, CloseReason> {
-        let finish = match self.phase {
+        let finish = match &self.phase {
             Phase::Open => self.write == WriteHalf::Finishing,
-            Phase::Flushing(_) => true,
+            // Only what is complete is called so: else the peer is to see that the end may be missing.
+            Phase::Flushing(reason) => reason.is_clean(),
             Phase::Ending(..) | Phase::Lingering { .. } => return Ok(0),
         };
         let Some(tls) = self.wire.tls_mut() else { return Ok(0) };
@@ -296,10 +297,14 @@ impl Connection {
         })
     }
 
-    /// Throws unsent output away; says how much it was.
+    /// Throws unsent output away; says how much it was. With TLS nothing can be sent after that: a record is missing.
     pub(crate) fn discard_output(&mut self) -> usize {
-        let bytes = self.output.len() + self.tls_mut().map_or(0, Tls::discard_pending);
+        let mut bytes = self.output.len();
         self.output = Output::new();
+        if let Some(tls) = self.tls_mut() {
+            bytes += tls.discard_pending();
+            tls.cut_off();
+        }
         bytes
     }
 

@@ -20,6 +20,8 @@ pub(crate) struct Tls {
     session: Option<Box<Session>>,
     /// As it was when the session was here last.
     handshaking: bool,
+    /// Nothing more goes out, also when the session comes back.
+    cut_off: bool,
     /// Written by the application, and not sealed.
     pending: Vec<u8>,
     /// Began within a callback that has not used all of its plain input.
@@ -98,6 +100,7 @@ impl Tls {
         Box::new(Tls {
             session: Some(session),
             handshaking: true,
+            cut_off: false,
             pending: Vec::new(),
             fresh: false,
             socket_ended: false,
@@ -155,7 +158,10 @@ impl Tls {
         self.session.take()
     }
 
-    pub(crate) fn put_back(&mut self, session: Box<Session>) {
+    pub(crate) fn put_back(&mut self, mut session: Box<Session>) {
+        if self.cut_off {
+            session.cut_off();
+        }
         self.handshaking = session.is_handshaking();
         self.session = Some(session);
     }
@@ -173,6 +179,15 @@ impl Tls {
             session.fail();
         }
         self.handshaking = false;
+    }
+
+    /// As `fail`, and nothing more goes out: something before it is missing.
+    pub(crate) fn cut_off(&mut self) {
+        self.cut_off = true;
+        self.handshaking = false;
+        if let Some(session) = &mut self.session {
+            session.cut_off();
+        }
     }
 
     /// Plaintext that is not sealed yet, in bytes.

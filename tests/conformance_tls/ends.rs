@@ -206,6 +206,70 @@ fn our_half_ends_after_the_handshake_though_it_was_shut_before() {
 }
 
 #[test]
+fn an_end_by_an_error_a_panic_or_a_deadline_is_not_called_complete() {
+    on_every_driver(async |env| {
+        for (number, reason) in ["Protocol(", "Panicked(", "Panicked(", "DeadlineReached"].iter().enumerate()
+        {
+            let (log, mut client) = pair(&env, move |call, transport| {
+                let Call::Data(input) = call else { return None };
+                input.take();
+                match number {
+                    0 => {
+                        transport.write(&pattern(1000)).unwrap();
+                        Some(Err("half an answer".into()))
+                    }
+                    1 => {
+                        transport.write(&pattern(1000)).unwrap();
+                        panic!("half an answer");
+                    }
+                    // With sealed output that will not be sent.
+                    2 => {
+                        while transport.write(&pattern(30_000)).is_ok() {}
+                        panic!("half an answer");
+                    }
+                    _ => unreachable!("the stream below"),
+                }
+            })
+            .await?;
+            if number == 3 {
+                let (server, tls) = Authority::new().both();
+                let listener =
+                    env.shard().serve_tls("127.0.0.1:0", &server, async |mut stream: TcpStream| {
+                        stream.set_deadline(Some(std::time::Duration::from_millis(5)));
+                        stream.write_all(b"half").await?;
+                        stream.read_chunk().await?;
+                        Ok(())
+                    })?;
+                client = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
+            } else {
+                client.write_all(b"go").await?;
+            }
+            let mut received = Vec::new();
+            let error = loop {
+                match client.read_chunk().await {
+                    Ok(chunk) => received.extend_from_slice(&chunk.expect("no clean end")),
+                    Err(error) => break error,
+                }
+            };
+            let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<TlsError>());
+            assert_eq!(cause, Some(&TlsError::Truncated), "{reason}");
+            match number {
+                0 => assert_eq!(received, pattern(1000), "what was written before the error"),
+                1 => assert!(received.is_empty(), "nothing of a frame that is half written"),
+                3 => assert_eq!(received, b"half"),
+                _ => {}
+            }
+            drop(client);
+            if number < 3 {
+                let ended = log.ended().await;
+                assert!(ended.starts_with(reason), "{ended}");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn half_a_connection_can_be_closed_and_the_other_half_goes_on() {
     on_every_driver(async |env| {
         let (log, mut client) = pair(&env, |call, transport| {

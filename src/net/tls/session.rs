@@ -304,6 +304,12 @@ impl Session {
         self.forget_incoming();
     }
 
+    /// As `fail`, and there is nothing to say either.
+    pub(crate) fn cut_off(&mut self) {
+        self.fail();
+        self.outgoing = Vec::new();
+    }
+
     /// Seals `plain` behind what has to go out first; with `finish`, close_notify is the last. Only once the handshake is
     /// complete, and before it has finished.
     pub(crate) fn seal(
