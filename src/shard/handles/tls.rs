@@ -12,7 +12,7 @@ use crate::net::tls::{TlsClientConfig, TlsInfo, TlsRole};
 use crate::net::wire::{Tls, Wire};
 use crate::shard::Shard;
 use crate::shard::connecting::{ConnectHow, Target};
-use crate::shard::connections::Handler;
+use crate::shard::connections::{Handler, Slot};
 use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::handles::transport::Transport;
@@ -119,7 +119,7 @@ impl TcpStream {
     /// it.
     ///
     /// # Errors
-    /// An [`io::Error`] around the [`TlsError`], or the connection broke.
+    /// An [`io::Error`] around the [`TlsError`], or the connection broke. `NotConnected` when it was closed meanwhile.
     /// # Cancel safety
     /// TLS has begun by the first poll, and goes on when the future is dropped; reads and writes work then as well.
     pub async fn start_tls(&mut self, role: impl Into<TlsRole>) -> io::Result<()> {
@@ -138,7 +138,9 @@ impl TcpStream {
     pub(crate) async fn secured(&mut self) -> io::Result<()> {
         poll_fn(|context| {
             self.core().check_broken()?;
-            match self.transport().look(|slot| slot.connection.is_handshaking()) {
+            // Closed meanwhile, it may be there yet, and wait for the peer's end, without TLS.
+            let is_handshaking = |slot: &Slot| Some(slot.connection.tls()?.is_handshaking());
+            match self.transport().look(is_handshaking).flatten() {
                 Some(true) => {
                     self.core().wait_secured(context);
                     Poll::Pending
