@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{CloseReason, ConnectError, InvalidAddress, ResolveError, TlsError};
 use crate::net::connection::{Connection, EndKind};
@@ -63,6 +63,7 @@ struct Attempt {
     how: ConnectHow,
     timer: TimerKey,
     timeout: Duration,
+    begun: Instant,
     stage: Stage,
     outcome: Rc<OutcomeCell>,
 }
@@ -176,14 +177,14 @@ impl Shard {
         inner.attempts.last.set(id.0);
         cell.attempt.set(Some(id));
         let timeout = how.timeout.unwrap_or(inner.shared.config.connect_timeout);
-        let deadline = deadline_after(self.read_clock(), timeout);
+        let begun = self.read_clock();
         let timer = Timer::new(move |shard: &Shard| shard.on_connect_timeout(id));
-        let timer = inner.timers.borrow_mut().insert(deadline, timer);
+        let timer = inner.timers.borrow_mut().insert(deadline_after(begun, timeout), timer);
         let stage = match &goal {
             ConnectTarget::Addr(addr) => Stage::Racing { race: Race::new(vec![*addr]), next: None },
             ConnectTarget::Name { host, port } => Stage::Resolving(self.look_up_for(id, host.clone(), *port)),
         };
-        let attempt = Attempt { goal, target, session, how, timer, timeout, stage, outcome: cell };
+        let attempt = Attempt { goal, target, session, how, timer, timeout, begun, stage, outcome: cell };
         inner.attempts.table.borrow_mut().insert(id, attempt);
         self.try_next_address(id);
         pending
@@ -297,7 +298,13 @@ impl Shard {
         };
         let mut connection = Connection::new(addr);
         if let Some(session) = attempt.session {
-            connection.wire = Wire::Tls(Tls::new(session, inner.shared.config.handshake_timeout));
+            let mut limit = inner.shared.config.handshake_timeout;
+            if let Some(timeout) = attempt.how.timeout {
+                // The caller's covers the handshake as well.
+                let used = self.read_clock().saturating_duration_since(attempt.begun);
+                limit = limit.min(timeout.saturating_sub(used));
+            }
+            connection.wire = Wire::Tls(Tls::new(session, limit));
             attempt.outcome.handshaking.set(Some(token));
             let handshaking = Handshaking { goal: attempt.goal, addr, outcome: attempt.outcome };
             inner.attempts.handshaking.borrow_mut().insert(token, handshaking);

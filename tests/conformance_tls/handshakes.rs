@@ -7,8 +7,8 @@ use crate::tls_kit::Authority;
 use crate::{listen, pair};
 use shardwise::testing::{on_every_driver, on_every_driver_with};
 use shardwise::{
-    CertificateProblem, ClientCertificates, Config, ConnectError, TcpStream, TlsError, TlsServerConfig,
-    TlsVersion,
+    CertificateProblem, ClientCertificates, Config, ConnectError, ConnectOptions, TcpStream, TlsError,
+    TlsServerConfig, TlsVersion,
 };
 
 #[test]
@@ -301,6 +301,30 @@ fn a_handshake_has_its_time_however_it_trickles() {
         client.write_all(b"still here").await?;
         client.close();
         assert_eq!(log.ended().await, "PeerFinished");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_timeout_that_the_caller_gives_covers_the_handshake() {
+    on_every_driver(async |env| {
+        let tls = Authority::new().client();
+        let silent = env.shard().serve_tcp("127.0.0.1:0", async |mut stream: TcpStream| {
+            read_to_end(&mut stream).await?;
+            Ok(())
+        })?;
+        let begun = env.shard().now();
+        let options = ConnectOptions::new().timeout(Duration::from_millis(50));
+        let attempt = env.shard().connect_tls_with(silent.local_addr(), &tls, "localhost", &options, || {
+            Probe::new(&Log::new(), |_, _| None)
+        });
+        let error = attempt.await.unwrap_err();
+        let took = env.shard().now() - begun;
+        let ConnectError::Tls { source: TlsError::HandshakeTimedOut { after }, .. } = error else {
+            panic!("{error}")
+        };
+        assert!(after <= Duration::from_millis(50), "{after:?}");
+        assert!(took >= Duration::from_millis(50) && took < Duration::from_secs(5), "{took:?}");
         Ok(())
     });
 }
