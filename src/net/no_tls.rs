@@ -15,6 +15,9 @@ impl Session {
     pub(crate) fn is_server(&self) -> bool {
         match *self {}
     }
+    pub(crate) fn is_silent(&self) -> bool {
+        match *self {}
+    }
     pub(crate) fn has_failed(&self) -> bool {
         match *self {}
     }

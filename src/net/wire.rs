@@ -120,6 +120,11 @@ impl Tls {
         self.session.as_ref().is_some_and(|session| session.is_server())
     }
 
+    /// Whether no byte has come from the peer.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.is_silent())
+    }
+
     pub(crate) fn has_failed(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.has_failed())
     }

@@ -376,8 +376,13 @@ impl Shard {
             return;
         }
         if let Handler::Stream(stream) = &slot.handler {
+            // Its handler waits for a handshake that has not begun.
+            let is_idle = slot.connection.tls().is_some_and(|tls| tls.is_server() && tls.is_silent());
             let stream = Rc::clone(stream);
             drop(connections);
+            if is_idle {
+                return self.begin_close(token, CloseReason::Closed);
+            }
             self.with_active(token, || stream.on_draining(self));
         } else {
             drop(connections);

@@ -7,7 +7,7 @@ use crate::relay::{Fate, relay};
 use crate::tls_kit::Authority;
 use crate::{listen, pair};
 use shardwise::testing::on_every_driver;
-use shardwise::{Flow, TcpStream, TlsError, WriteError};
+use shardwise::{Config, Flow, TcpStream, TlsError, WriteError};
 
 #[test]
 fn close_sends_what_was_written_and_close_notify_and_both_ends_are_clean() {
@@ -312,6 +312,35 @@ fn a_drain_ends_with_close_notify() {
         assert_eq!(read_to_end(&mut other).await?, b"bye");
         drop((client, other));
         assert!(matches!(log.ended().await.as_str(), "Closed" | "PeerFinished"));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_drain_does_not_wait_for_clients_that_have_not_begun() {
+    on_every_driver(async |env| {
+        let server = Authority::new().server();
+        let called = Log::new();
+        let noted = called.clone();
+        let streams = env.shard().serve_tls("127.0.0.1:0", &server, async move |_| {
+            noted.note("called");
+            Ok(())
+        })?;
+        let log = Log::new();
+        let protocols = listen(&env, &server, &log, |_, _| None)?;
+        let mut clients = [
+            TcpStream::connect(streams.local_addr()).await?,
+            TcpStream::connect(protocols.local_addr()).await?,
+        ];
+        log.saw("connected").await;
+        let begun = env.shard().now();
+        env.handle().stop()?;
+        for client in &mut clients {
+            client.set_ends_on_drain(false);
+            assert!(read_to_end(client).await?.is_empty());
+        }
+        assert!(env.shard().now() - begun < Config::default().handshake_timeout / 2);
+        assert_eq!(called.count("called"), 0);
         Ok(())
     });
 }

@@ -126,6 +126,11 @@ impl Session {
         matches!(self.engine, Engine::Server(_))
     }
 
+    /// Whether no byte has come from the peer.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.handshake_bytes == 0
+    }
+
     pub(crate) fn has_failed(&self) -> bool {
         self.stage == Stage::Failed
     }
