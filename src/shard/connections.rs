@@ -288,6 +288,10 @@ impl Shard {
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         slot.connection.read = ReadHalf::Finished;
+        if slot.connection.wire.is_tls() {
+            // The peer may have finished within TLS alone, and send on.
+            slot.connection.update_receiving(&mut **self.inner.driver.borrow_mut(), token);
+        }
         if slot.connection.tls().is_some_and(|tls| tls.truncated) {
             drop(connections);
             return self.begin_close(token, CloseReason::Tls(TlsError::Truncated));

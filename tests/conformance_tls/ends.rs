@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::common::{Call, Log, Probe, let_others_go_on, pattern, read_to_end};
+use crate::common::{Call, Log, Probe, let_others_go_on, megabytes, pattern, read_to_end};
 use crate::relay::{Fate, relay};
 use crate::tls_kit::Authority;
 use crate::{listen, pair};
@@ -341,6 +341,32 @@ fn a_drain_does_not_wait_for_clients_that_have_not_begun() {
         }
         assert!(env.shard().now() - begun < Config::default().handshake_timeout / 2);
         assert_eq!(called.count("called"), 0);
+        Ok(())
+    });
+}
+
+#[test]
+fn no_more_is_received_after_close_notify() {
+    on_every_driver(async |env| {
+        let (server, tls) = Authority::new().both();
+        let listener = env.shard().serve_tls("127.0.0.1:0", &server, async |mut stream: TcpStream| {
+            stream.shutdown_write();
+            read_to_end(&mut stream).await?;
+            Ok(())
+        })?;
+        let garbage = Box::leak(vec![23; megabytes(&env, 40)].into_boxed_slice());
+        let addr = relay(&env, listener.local_addr(), Fate::ThenGarbage(garbage))?;
+        let mut client = TcpStream::connect_tls(addr, &tls, "localhost").await?;
+        assert!(read_to_end(&mut client).await?.is_empty());
+        let before = env.handle().report()[0].received_bytes;
+        for _ in 0..20 {
+            let_others_go_on(&env).await?;
+        }
+        let more = env.handle().report()[0].received_bytes - before;
+        assert!(more < 300_000, "{more} bytes");
+        // Nor is it in the way of the other half.
+        client.write_all(b"the end").await?;
+        client.flush().await?;
         Ok(())
     });
 }
