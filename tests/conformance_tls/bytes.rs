@@ -10,7 +10,7 @@ use crate::common::{
 use crate::relay::{Fate, relay};
 use crate::tls_kit::Authority;
 use crate::{listen, pair};
-use shardwise::testing::{on_every_driver, on_every_driver_with};
+use shardwise::testing::{Env, on_every_driver, on_every_driver_with};
 use shardwise::{Config, DetachedTcpStream, Result, Shard, ShardId, TcpStream, Transport, WriteError};
 
 #[test]
@@ -333,6 +333,70 @@ fn a_stream_that_nobody_reads_stops_the_peer() {
         client.shutdown_write();
         assert!(read_to_end(&mut client).await?.is_empty());
         assert_eq!(count.get(), written);
+        Ok(())
+    });
+}
+
+/// Random numbers, xorshift, from the seed of the run.
+fn random(env: &Env, stream: u64) -> impl FnMut(u64) -> u64 + Clone + 'static {
+    let mut state = env.seed().wrapping_add(stream) | 1;
+    move |below| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    }
+}
+
+#[test]
+fn all_bytes_arrive_while_a_protocol_pauses_and_a_stream_moves_back_and_forth() {
+    on_every_driver_with(2, Config::default(), async |env| {
+        let (server, tls) = Authority::new().both();
+        let log = Log::new();
+        let mut next = random(&env, 0);
+        let listener = listen(&env, &server, &log, move |call, transport| {
+            let Call::Data(input) = call else { return None };
+            let count = (next(9000) as usize).clamp(1, input.len());
+            transport.write(&input.bytes()[..count]).unwrap();
+            input.consume(count);
+            if next(3) == 0 || !input.is_empty() {
+                transport.pause_reading();
+                let again = transport.clone();
+                let after = Duration::from_micros(next(500));
+                transport.shard().clone().call_later(after, move |_| again.resume_reading());
+            }
+            Some(Ok(()))
+        })?;
+        let mut stream = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
+        let mut next = random(&env, 2);
+        let sent = pattern(400_000);
+        let (mut written, mut received) = (0, Vec::new());
+        while received.len() < sent.len() {
+            if written < sent.len() && written - received.len() < 200_000 {
+                let end = sent.len().min(written + 1 + next(30_000) as usize);
+                stream.write_all(&sent[written..end]).await?;
+                written = end;
+                if next(2) == 0 {
+                    continue;
+                }
+            }
+            if next(8) == 0 {
+                let detached = stream.detach().await?;
+                let moved = env.shard().call_async(ShardId::new(1), async move |shard: Shard| {
+                    let stream = detached.attach(&shard)?;
+                    shard.sleep(Duration::from_micros(100)).await;
+                    stream.detach().await
+                });
+                stream = moved.await??.attach(env.shard())?;
+            }
+            if written > received.len() {
+                received.extend_from_slice(&stream.read_chunk().await?.expect("no end"));
+            }
+        }
+        assert_same_bytes(&received, &sent);
+        stream.shutdown_write();
+        assert!(read_to_end(&mut stream).await?.is_empty());
+        assert_eq!(log.ended().await, "PeerFinished");
         Ok(())
     });
 }

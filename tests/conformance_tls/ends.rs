@@ -6,8 +6,8 @@ use crate::common::{Call, Log, Probe, let_others_go_on, megabytes, pattern, read
 use crate::relay::{Fate, relay};
 use crate::tls_kit::Authority;
 use crate::{listen, pair};
-use shardwise::testing::on_every_driver;
-use shardwise::{Config, Flow, TcpStream, TlsError, WriteError};
+use shardwise::testing::{on_every_driver, on_every_driver_with};
+use shardwise::{Config, Flow, Shard, ShardId, TcpStream, TlsError, WriteError};
 
 #[test]
 fn close_sends_what_was_written_and_close_notify_and_both_ends_are_clean() {
@@ -112,6 +112,42 @@ fn a_protocol_is_told_of_truncation_too_also_while_it_is_paused() {
             assert_eq!(log.received(), b"partial");
             assert_eq!(log.seen(), ["connected", "handshake", "data", "disconnected", "dropped"]);
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_truncation_that_nobody_was_told_of_is_found_again_after_a_move() {
+    on_every_driver_with(2, Config::default(), async |env| {
+        let (server, tls) = Authority::new().both();
+        let outcome = Log::new();
+        let noted = outcome.clone();
+        let listener = env.shard().serve_tls("127.0.0.1:0", &server, async move |stream: TcpStream| {
+            let home = stream.transport().shard().clone();
+            stream.transport().pause_reading();
+            noted.note("paused");
+            noted.saw("cut").await;
+            let detached = stream.detach().await?;
+            let read = home.call_async(ShardId::new(1), async move |shard: Shard| {
+                let mut stream = detached.attach(&shard)?;
+                read_to_end(&mut stream).await
+            });
+            let error = read.await?.expect_err("an end that was not announced");
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+            noted.note("told");
+            Ok(())
+        })?;
+        let addr = relay(&env, listener.local_addr(), Fate::CutAfter(usize::MAX))?;
+        let mut client = TcpStream::connect_tls(addr, &tls, "localhost").await?;
+        outcome.saw("paused").await;
+        client.write_all(b"hello").await?;
+        client.flush().await?;
+        let_others_go_on(&env).await?;
+        // The relay closes its other side in order then, with nothing announced.
+        client.abort();
+        let_others_go_on(&env).await?;
+        outcome.note("cut");
+        outcome.saw("told").await;
         Ok(())
     });
 }
