@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::common::{Call, Log, Probe, let_others_go_on, read_to_end};
 use crate::tls_kit::Authority;
 use crate::{listen, pair};
+use rustls::SignatureScheme;
 use shardwise::testing::{on_every_driver, on_every_driver_with};
 use shardwise::{
     CertificateProblem, ClientCertificates, Config, ConnectError, ConnectOptions, TcpStream, TlsError,
@@ -204,6 +205,40 @@ fn the_certificate_is_the_one_for_the_name_asked_for() {
         let error =
             TcpStream::connect_tls(listener.local_addr(), &client, "three.example").await.unwrap_err();
         assert!(error.to_string().contains("alert access_denied"), "{error}");
+        Ok(())
+    });
+}
+
+#[test]
+fn of_two_certificates_for_a_name_the_client_is_shown_one_that_it_understands() {
+    on_every_driver(async |env| {
+        let authority = Authority::new();
+        // Keys of another kind than the authority's others.
+        let other_kind = || authority.issue_for(&["localhost"], &rcgen::PKCS_ED25519).load();
+        let one_kind = || authority.issue(&["localhost"]).load();
+        let orders = [[one_kind(), other_kind()], [other_kind(), one_kind()]];
+        for certificates in orders {
+            let mut server = TlsServerConfig::builder();
+            for certificate in certificates {
+                server = server.certificate(certificate);
+            }
+            let listener = env.shard().serve_tls("127.0.0.1:0", &server.build()?, async |_| Ok(()))?;
+            for scheme in [SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::ED25519] {
+                let tls = authority.client_that_understands(scheme);
+                // With SNI, and without a name.
+                for name in ["localhost", "127.0.0.1"] {
+                    let outcome = TcpStream::connect_tls(listener.local_addr(), &tls, name).await;
+                    match outcome {
+                        Ok(_) => assert_eq!(name, "localhost"),
+                        Err(ConnectError::Tls { source: TlsError::Certificate(problem), .. }) => {
+                            assert!(matches!(problem, CertificateProblem::WrongName { .. }), "{problem}");
+                            assert_eq!(name, "127.0.0.1");
+                        }
+                        Err(error) => panic!("{scheme:?}, {name}: {error}"),
+                    }
+                }
+            }
+        }
         Ok(())
     });
 }
