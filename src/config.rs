@@ -63,8 +63,9 @@ pub struct Config {
     /// begun a message and been silent for longest, with
     /// [`TlsError::TooManyHandshakes`](crate::TlsError::TooManyHandshakes): so nobody can keep others out by beginning.
     pub handshake_bytes_max: usize,
-    /// How long a shard may work at TLS handshakes in one turn; 2 ms, which is a few of them. A flood of them then leaves
-    /// time to the connections that stand.
+    /// How long a shard may work at TLS handshakes in one turn; 2 ms, which is a few of them. No longer either than all else
+    /// has taken since the turn before, so that a flood of them leaves half of the time to the connections that stand; but
+    /// one is dealt with in any case.
     pub handshake_time_per_turn: Duration,
     /// How long an address of a name is tried alone before the next one is tried beside it; 250 ms, as RFC 8305 §5
     /// recommends. At least 10 ms, as it demands, so that a name with many addresses does not become a burst.

@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
 use crate::error::{CloseReason, TlsError};
 use crate::net::connection::{Connection, EndKind, Phase, ReadHalf};
@@ -14,6 +15,7 @@ use crate::reactor::lease::Lease;
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
 use crate::shard::connections::{Handler, Slot};
+use crate::shard::turn::Rest;
 use crate::shard::{Inner, Shard, Timer};
 
 /// The handshakes of a shard. A peer's first bytes cost us more than they cost it, so they are not dealt with as they come
@@ -27,6 +29,8 @@ pub(crate) struct Handshakes {
     last_place: Cell<u64>,
     /// What is kept of strangers' messages, in bytes.
     kept_bytes: Cell<usize>,
+    /// When it was their turn last.
+    turn_ended: Cell<Option<Instant>>,
 }
 
 impl Handshakes {
@@ -182,10 +186,10 @@ impl Shard {
         if !inner.handshakes.has_work() {
             return false;
         }
-        let until = inner.driver.borrow_mut().read_clock() + inner.shared.config.handshake_time_per_turn;
+        let until = self.handshakes_until();
         loop {
             let token = inner.handshakes.queue.borrow_mut().pop_front();
-            let Some(token) = token else { return false };
+            let Some(token) = token else { break };
             if !self.take_turn(token) {
                 continue;
             }
@@ -197,10 +201,25 @@ impl Shard {
                 }
                 slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
             }
-            if inner.driver.borrow_mut().read_clock() > until {
-                return inner.handshakes.has_work();
+            if inner.driver.borrow_mut().read_clock() >= until {
+                break;
             }
         }
+        inner.handshakes.turn_ended.set(Some(inner.driver.borrow_mut().read_clock()));
+        inner.handshakes.has_work()
+    }
+
+    /// How long they may take now: no longer than all else has since their last turn, so that half of the loop is left to
+    /// the connections that stand. One is always dealt with: with less to do there is nobody who would wait for longer.
+    fn handshakes_until(&self) -> Instant {
+        let inner = &self.inner;
+        let now = inner.driver.borrow_mut().read_clock();
+        let begun = match (inner.rest.get(), inner.handshakes.turn_ended.get()) {
+            // The time before this turn was slept.
+            (Rest::None, Some(ended)) => ended,
+            _ => inner.now.get(),
+        };
+        now + now.saturating_duration_since(begun).min(inner.shared.config.handshake_time_per_turn)
     }
 
     /// Whether the handshake goes on; else it is over, or gone.

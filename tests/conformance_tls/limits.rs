@@ -167,6 +167,45 @@ fn connections_that_stand_are_served_in_the_middle_of_a_flood_of_handshakes() {
     });
 }
 
+/// On a real kernel alone: a simulated handshake takes no time.
+#[test]
+fn handshakes_take_no_longer_than_all_else_whatever_they_may() {
+    let mut config = Config::default();
+    config.handshake_time_per_turn = Duration::from_secs(10);
+    on_every_driver_with(1, config, async |env| {
+        if env.is_simulated() {
+            return Ok(());
+        }
+        let (server, tls) = Authority::new().both();
+        let hello = hello(&env, &tls).await?;
+        let listener = env.shard().serve_tls("127.0.0.1:0", &server, async |_| Ok(()))?;
+        let mut clients = Vec::new();
+        for _ in 0..30 {
+            clients.push(TcpStream::connect(listener.local_addr()).await?);
+        }
+        let_others_go_on(&env).await?;
+        // All within one turn.
+        for client in &mut clients {
+            client.write_all(&hello).await?;
+        }
+        let done = Rc::new(Cell::new(0));
+        for mut client in clients {
+            let done = Rc::clone(&done);
+            drop(env.shard().spawn(async move {
+                assert!(client.read_chunk().await.unwrap().is_some());
+                done.set(done.get() + 1);
+            }));
+        }
+        let mut turns = 0;
+        while done.get() < 30 {
+            shardwise::yield_now().await;
+            turns += 1;
+        }
+        assert!(turns >= 10, "30 handshakes in {turns} turns");
+        Ok(())
+    });
+}
+
 #[test]
 fn garbage_of_any_kind_ends_the_connection_and_nothing_else() {
     on_every_driver(async |env| {
