@@ -219,7 +219,8 @@ impl Shard {
                 connection.wire = Wire::Tls(Tls::new(session, inner.shared.config.handshake_timeout))
             }
             Some(Err(error)) => {
-                tracing::error!(shard = inner.id.index(), %error, "a TLS session cannot be made");
+                let shard = inner.id.index();
+                log_contained(|| tracing::error!(shard, %error, "a TLS session cannot be made"));
                 inner.driver.borrow_mut().close(token, CloseKind::Orderly);
                 return;
             }
