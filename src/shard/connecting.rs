@@ -22,7 +22,7 @@ use crate::net::connection::{Connection, EndKind};
 use crate::net::connector::{Race, Runner, interleave};
 use crate::net::host_name::HostName;
 use crate::net::target::ConnectTarget;
-use crate::net::tls::Session;
+use crate::net::tls::{Session, TlsRole};
 use crate::net::wire::{Tls, Wire};
 use crate::reactor::driver::{CloseKind, ConnectSpec};
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
@@ -60,8 +60,9 @@ pub(crate) struct AttemptId(u64);
 struct Attempt {
     goal: Goal,
     target: Target,
-    /// What it begins with, if it is to speak TLS.
-    session: Option<Box<Session>>,
+    /// How to speak TLS once connected, if that is wanted. The session is made then: who never connects pays for none, and
+    /// uses up no ticket.
+    secure: Option<TlsRole>,
     how: ConnectHow,
     timer: TimerKey,
     timeout: Duration,
@@ -181,7 +182,7 @@ impl Shard {
         goal: Result<Goal, ConnectError>,
         how: ConnectHow,
         target: Target,
-        session: Option<Result<Box<Session>, TlsError>>,
+        secure: Option<TlsRole>,
     ) -> PendingAttempt {
         let inner = &self.inner;
         let cell = Rc::new(OutcomeCell::default());
@@ -202,14 +203,11 @@ impl Shard {
             }
         };
         pending.goal = Some(goal.clone());
-        let session = match session.transpose() {
-            Ok(session) => session,
-            Err(source) => {
-                self.drop_contained(target);
-                self.resolve_attempt(&cell, Err(ConnectError::Tls { target: goal.to_string(), source }));
-                return pending;
-            }
-        };
+        if let Some(Err(source)) = secure.as_ref().map(TlsRole::check) {
+            self.drop_contained(target);
+            self.resolve_attempt(&cell, Err(ConnectError::Tls { target: goal.to_string(), source }));
+            return pending;
+        }
         if !matches!(inner.phase.get(), ShardPhase::Starting | ShardPhase::Running | ShardPhase::Draining) {
             self.drop_contained(target);
             self.resolve_attempt(&cell, Err(ConnectError::Stopping));
@@ -229,7 +227,7 @@ impl Shard {
             Goal::Ip(ConnectTarget::Addr(addr)) => Stage::race(vec![(*addr).into()]),
             Goal::Unix(name) => Stage::race(vec![name.clone().into()]),
         };
-        let attempt = Attempt { goal, target, session, how, timer, timeout, begun, stage, outcome: cell };
+        let attempt = Attempt { goal, target, secure, how, timer, timeout, begun, stage, outcome: cell };
         inner.attempts.table.borrow_mut().insert(id, attempt);
         self.try_next_address(id);
         pending
@@ -314,11 +312,20 @@ impl Shard {
         };
         if matches!(inner.phase.get(), ShardPhase::Drained | ShardPhase::Stopped) {
             inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-            self.drop_contained(attempt.target);
+            self.drop_contained((attempt.target, attempt.secure));
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::Stopping));
             return;
         }
         inner.stats.connected.add(1);
+        let session = match attempt.secure.map(|role| self.make_session(role, &attempt.goal)).transpose() {
+            Ok(session) => session,
+            Err(error) => {
+                inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+                self.drop_contained(attempt.target);
+                self.resolve_attempt(&attempt.outcome, Err(error));
+                return;
+            }
+        };
         let handler = match attempt.target {
             Target::Handler(handler) => Some(handler),
             Target::Protocol(mut make) => {
@@ -337,6 +344,7 @@ impl Shard {
         };
         let Some(handler) = handler else {
             inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+            self.drop_contained(session);
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::NoProtocol));
             return;
         };
@@ -344,7 +352,7 @@ impl Shard {
         if attempt.how.takes_descriptors {
             inner.take_descriptors(token, &mut connection, true);
         }
-        if let Some(session) = attempt.session {
+        if let Some(session) = session {
             let mut limit = inner.shared.config.handshake_timeout;
             if let Some(timeout) = attempt.how.timeout {
                 // The caller's covers the handshake as well.
@@ -359,6 +367,19 @@ impl Shard {
         }
         self.open_connection(token, connection, handler);
         self.resolve_attempt(&attempt.outcome, Ok(Transport::new(self.clone(), token)));
+    }
+
+    /// Begins TLS, which may call code of the application's.
+    fn make_session(&self, role: TlsRole, goal: &Goal) -> Result<Box<Session>, ConnectError> {
+        let made = catch_unwind(AssertUnwindSafe(|| role.session()));
+        self.drop_contained(role);
+        match made {
+            Ok(made) => made.map_err(|source| ConnectError::Tls { target: goal.to_string(), source }),
+            Err(payload) => {
+                self.panicked("code within TLS", payload);
+                Err(ConnectError::Cancelled)
+            }
+        }
     }
 
     /// The TLS handshake is complete, perhaps of an attempt.
@@ -378,8 +399,10 @@ impl Shard {
                 ConnectError::Os { addr, source: io::Error::new(source.kind(), source.to_string()) }
             }
             CloseReason::Stopped => ConnectError::Stopping,
-            CloseReason::Closed | CloseReason::Aborted => ConnectError::Cancelled,
-            _ => ConnectError::Tls { target, source: TlsError::ClosedInHandshake },
+            CloseReason::WriteStalled { after } => ConnectError::TimedOut { addr, after: *after },
+            CloseReason::PeerFinished => ConnectError::Tls { target, source: TlsError::ClosedInHandshake },
+            // Whoever has the connection has ended it.
+            _ => ConnectError::Cancelled,
         };
         self.resolve_attempt(&outcome, Err(error));
     }
@@ -442,7 +465,7 @@ impl Shard {
 
     fn fail_attempt(&self, id: AttemptId, error: ConnectError) {
         let Some(attempt) = self.take_attempt(id) else { return };
-        self.drop_contained(attempt.target);
+        self.drop_contained((attempt.target, attempt.secure));
         self.resolve_attempt(&attempt.outcome, Err(error));
     }
 

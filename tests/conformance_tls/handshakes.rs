@@ -29,7 +29,7 @@ fn handshake_completed_is_called_before_any_byte_comes_and_knows_the_peer() {
                     assert_eq!(info.version, TlsVersion::V1_3);
                     assert_eq!(info.server_name.as_deref(), Some("localhost"));
                     assert_eq!(info.alpn.as_deref(), Some(&b"echo"[..]));
-                    assert!(info.cipher_suite.contains("AES_256_GCM"), "{}", info.cipher_suite);
+                    assert_eq!(info.cipher_suite, "TLS_AES_256_GCM_SHA384");
                     assert!(!info.peer_certificates.is_empty());
                 }
                 _ => {}
@@ -238,6 +238,30 @@ fn of_two_certificates_for_a_name_the_client_is_shown_one_that_it_understands() 
                     }
                 }
             }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn an_attempt_that_its_own_protocol_ends_is_not_blamed_on_the_peer() {
+    on_every_driver(async |env| {
+        let (server, tls) = Authority::new().both();
+        let listener = env.shard().serve_tls("127.0.0.1:0", &server, async |_| Ok(()))?;
+        for panics in [false, true] {
+            let probe = Log::new();
+            let made = probe.clone();
+            let attempt = env.shard().connect_tls(listener.local_addr(), &tls, "localhost", move || {
+                Probe::new(&made, move |call, _| match call {
+                    Call::Connected if panics => panic!("not today"),
+                    Call::Connected => Some(Err("not today".into())),
+                    _ => None,
+                })
+            });
+            let error = attempt.await.unwrap_err();
+            assert!(matches!(error, ConnectError::Cancelled), "{error}");
+            let reason = if panics { "Panicked(not today)" } else { "Protocol(not today)" };
+            assert_eq!(probe.ended().await, reason);
         }
         Ok(())
     });

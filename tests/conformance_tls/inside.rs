@@ -2,18 +2,21 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::common::{Call, Log, let_others_go_on, read_to_end, round_trip};
+use crate::common::{Call, Log, Probe, let_others_go_on, read_to_end, round_trip};
 use crate::listen;
 use crate::tls_kit::Authority;
+use rustls::NamedGroup;
+use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use shardwise::testing::on_every_driver;
-use shardwise::{Shard, TcpStream, TlsServerConfig, Transport, WriteError};
+use shardwise::{ConnectError, Shard, TcpStream, TlsClientConfig, TlsServerConfig, Transport, WriteError};
 
 thread_local! {
     /// The connection whose handshake is under way, for a resolver that wants to know.
@@ -161,5 +164,123 @@ fn what_a_session_is_the_last_to_hold_may_use_the_shard_when_it_is_dropped_and_m
         }
         let mut other = TcpStream::connect(crate::common::echo_server(&env)?).await?;
         round_trip(&mut other, b"the shard goes on").await
+    });
+}
+
+/// Keeps no session, and does something when it is asked for one, or given one.
+#[derive(Debug)]
+struct Store {
+    asked: AtomicUsize,
+    asking: fn(),
+    keeping: fn(),
+}
+
+impl ClientSessionStore for Store {
+    fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        None
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, _: Tls12ClientSessionValue) {}
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        None
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, _: Tls13ClientSessionValue) {
+        (self.keeping)();
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        (self.asking)();
+        None
+    }
+}
+
+fn client(authority: &Authority, asking: fn(), keeping: fn()) -> (TlsClientConfig, Arc<Store>) {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+    let store = Arc::new(Store { asked: AtomicUsize::new(0), asking, keeping });
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.resumption = Resumption::store(Arc::clone(&store) as _);
+    (TlsClientConfig::from_rustls(Arc::new(config)), store)
+}
+
+#[test]
+fn a_session_is_asked_for_once_a_connection_stands() {
+    on_every_driver(async |env| {
+        let authority = Authority::new();
+        let (tls, store) = client(&authority, || {}, || {});
+        let listener = env.shard().serve_tls("127.0.0.1:0", &authority.server(), async |_| Ok(()))?;
+        let addr = listener.local_addr();
+        TcpStream::connect_tls(addr, &tls, "localhost").await?;
+        assert_eq!(store.asked.load(Ordering::Relaxed), 1);
+        listener.close().await;
+        let refused = TcpStream::connect_tls(addr, &tls, "localhost").await.unwrap_err();
+        assert!(matches!(refused, ConnectError::Refused { .. }), "{refused}");
+        assert_eq!(store.asked.load(Ordering::Relaxed), 1);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_store_of_sessions_that_panics_costs_its_connection_alone() {
+    on_every_driver(async |env| {
+        let authority = Authority::new();
+        let listener =
+            env.shard().serve_tls("127.0.0.1:0", &authority.server(), async |mut stream: TcpStream| {
+                stream.write_all(b"hello").await?;
+                read_to_end(&mut stream).await?;
+                Ok(())
+            })?;
+        let (tls, _) = client(&authority, || panic!("no session today"), || {});
+        let error = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await.unwrap_err();
+        assert!(matches!(error, ConnectError::Cancelled), "{error}");
+        let (tls, _) = client(&authority, || {}, || panic!("no room today"));
+        // Tickets come after the handshake.
+        let outcome = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await;
+        if let Ok(mut stream) = outcome {
+            let error = read_to_end(&mut stream).await.unwrap_err();
+            assert!(error.to_string().contains("no room today"), "{error}");
+        }
+        assert_eq!(env.handle().report()[0].panics, 2);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_store_of_sessions_may_use_the_shard_and_a_connection_that_gets_its_ticket() {
+    on_every_driver(async |env| {
+        let authority = Authority::new();
+        let server = authority.server();
+        let log = Log::new();
+        let listener = listen(&env, &server, &log, |_, _| None)?;
+        let keeping = || {
+            let ours = OURS.with_borrow(Clone::clone);
+            if let Some(transport) = ours {
+                // Long enough to be sealed and sent at once, if that could be.
+                transport.write(&[7; 10_000]).unwrap();
+            }
+        };
+        let (tls, _) = client(&authority, || {}, keeping);
+        let probe = Log::new();
+        let made = probe.clone();
+        env.shard()
+            .connect_tls(listener.local_addr(), &tls, "localhost", move || Probe::new(&made, note_ours))
+            .await?;
+        // Two tickets, unless the server is told otherwise.
+        log.until(|state| state.received.len() == 20_000).await;
+        OURS.take();
+        probe.transport().await.close();
+        assert_eq!(log.ended().await, "PeerFinished");
+        Ok(())
     });
 }

@@ -82,6 +82,11 @@ pub(super) fn note_server_name(name: Option<&str>) {
     ASKED_FOR.set(name.map(Box::from));
 }
 
+/// The name of a server, if it can be one.
+pub(super) fn server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(name.to_string()).map_err(|_| TlsError::InvalidServerName { name: name.to_string() })
+}
+
 impl Session {
     pub(super) fn server(config: &TlsServerConfig) -> Result<Box<Self>, TlsError> {
         let engine = UnbufferedServerConnection::new(Arc::clone(config.rustls())).map_err(|e| explain(&e))?;
@@ -89,10 +94,8 @@ impl Session {
     }
 
     pub(super) fn client(config: &TlsClientConfig, name: &str) -> Result<Box<Self>, TlsError> {
-        let server = ServerName::try_from(name.to_string())
-            .map_err(|_| TlsError::InvalidServerName { name: name.to_string() })?;
-        let engine =
-            UnbufferedClientConnection::new(Arc::clone(config.rustls()), server).map_err(|e| explain(&e))?;
+        let engine = UnbufferedClientConnection::new(Arc::clone(config.rustls()), server_name(name)?)
+            .map_err(|e| explain(&e))?;
         let mut session = Self::new(Engine::Client(engine));
         session.server_name = Some(name.into());
         // The hello.
@@ -381,7 +384,9 @@ impl Session {
         let certificates = common.peer_certificates().unwrap_or_default();
         Some(TlsInfo {
             version,
-            cipher_suite: format!("{:?}", common.negotiated_cipher_suite()?.suite()),
+            // rustls calls those of TLS 1.3 by a name of its own.
+            cipher_suite: format!("{:?}", common.negotiated_cipher_suite()?.suite())
+                .replacen("TLS13_", "TLS_", 1),
             alpn: common.alpn_protocol().map(<[u8]>::to_vec),
             server_name: self.server_name.as_ref().map(|name| name.to_string()),
             peer_certificates: certificates.iter().map(|certificate| certificate.to_vec()).collect(),

@@ -107,12 +107,11 @@ impl TcpStream {
         let shard = Shard::current();
         let core = StreamCore::new();
         let becomes = Target::Handler(Handler::Stream(Rc::clone(&core)));
-        let session = TlsRole::from((tls, name)).session();
         let attempt = shard.connect_to(
             Goal::of_target(target.to_target()),
             ConnectHow::default(),
             becomes,
-            Some(session),
+            Some(TlsRole::from((tls, name))),
         );
         let transport = attempt.await?;
         Ok(TcpStream::from_parts(core, transport))

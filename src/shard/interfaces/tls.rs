@@ -137,12 +137,11 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        let session = TlsRole::from((tls, name)).session();
         Connecting::new(self.connect_to(
             Goal::of_target(target.to_target()),
             options.how(),
             becomes,
-            Some(session),
+            Some(TlsRole::from((tls, name))),
         ))
     }
 }
