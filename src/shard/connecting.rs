@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,7 @@ use crate::shard::connections::Handler;
 use crate::shard::handles::transport::Transport;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::listening::ProtocolMaker;
+use crate::shard::policies::Policies;
 use crate::shard::protocol::Incoming;
 use crate::shard::{Shard, Timer, wake_contained};
 use crate::tasks::JoinHandle;
@@ -121,13 +123,14 @@ impl Stage {
 }
 
 /// How to connect, where the defaults do not do.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ConnectHow {
     pub(crate) bind_v4: Option<SocketAddr>,
     pub(crate) bind_v6: Option<SocketAddr>,
     pub(crate) timeout: Option<Duration>,
     /// The connection tells of descriptors.
     pub(crate) takes_descriptors: bool,
+    pub(crate) policies: Option<Arc<Policies>>,
 }
 
 impl ConnectHow {
@@ -159,6 +162,8 @@ pub(crate) struct OutcomeCell {
     attempt: Cell<Option<AttemptId>>,
     /// The connection, while its TLS handshake is under way.
     handshaking: Cell<Option<Token>>,
+    /// Nobody asks any more.
+    given_up: Cell<bool>,
 }
 
 type FailureCall = dyn FnOnce(&Shard, ConnectError);
@@ -171,8 +176,6 @@ pub(crate) struct PendingAttempt {
     goal: Option<Goal>,
     /// Whether dropping this gives the attempt up.
     owned: bool,
-    /// Whether nobody but the asker has the connection: then it ends with this.
-    sole_owner: bool,
 }
 
 impl Shard {
@@ -186,14 +189,8 @@ impl Shard {
     ) -> PendingAttempt {
         let inner = &self.inner;
         let cell = Rc::new(OutcomeCell::default());
-        let sole_owner = matches!(target, Target::Handler(_));
-        let mut pending = PendingAttempt {
-            shard: self.clone(),
-            cell: Rc::clone(&cell),
-            goal: None,
-            owned: true,
-            sole_owner,
-        };
+        let mut pending =
+            PendingAttempt { shard: self.clone(), cell: Rc::clone(&cell), goal: None, owned: true };
         let goal = match goal {
             Ok(goal) => goal,
             Err(error) => {
@@ -271,6 +268,13 @@ impl Shard {
             inner.timers.borrow_mut().cancel(key);
         }
         while let Some(addr) = race.next() {
+            // It takes its place when it stands; there is no use in beginning when there is none.
+            let policies = attempt.how.policies.as_ref();
+            if policies.is_some_and(|policies| policies.admit(addr.as_ip()).is_err()) {
+                inner.stats.refused.add(1);
+                race.failed(ConnectError::LimitReached { addr });
+                continue;
+            }
             let bind_addr = addr.as_ip().and_then(|addr| attempt.how.bind_addr(addr));
             let mut driver = inner.driver.borrow_mut();
             let begun = match &addr {
@@ -316,11 +320,17 @@ impl Shard {
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::Stopping));
             return;
         }
+        if !self.admit(token, attempt.how.policies.as_ref(), addr.as_ip()) {
+            inner.driver.borrow_mut().close(token, CloseKind::Reset);
+            self.drop_contained((attempt.target, attempt.secure));
+            self.resolve_attempt(&attempt.outcome, Err(ConnectError::LimitReached { addr }));
+            return;
+        }
         inner.stats.connected.add(1);
         let session = match attempt.secure.map(|role| self.make_session(role, &attempt.goal)).transpose() {
             Ok(session) => session,
             Err(error) => {
-                inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+                self.turn_away(token, CloseKind::Orderly);
                 self.drop_contained(attempt.target);
                 self.resolve_attempt(&attempt.outcome, Err(error));
                 return;
@@ -343,8 +353,8 @@ impl Shard {
             }
         };
         let Some(handler) = handler else {
-            inner.driver.borrow_mut().close(token, CloseKind::Orderly);
             self.drop_contained(session);
+            self.turn_away(token, CloseKind::Orderly);
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::NoProtocol));
             return;
         };
@@ -503,6 +513,8 @@ impl Shard {
         let on_failure = cell.on_failure.borrow_mut().take();
         match (outcome, on_failure) {
             (Err(error), Some(call)) => self.fail_later(call, error),
+            // Given up in the callback that was told of it.
+            (Ok(transport), _) if cell.given_up.get() => transport.close(),
             (outcome, unneeded) => {
                 *cell.outcome.borrow_mut() = Some(outcome);
                 // It is the application's.
@@ -583,9 +595,14 @@ impl Drop for PendingAttempt {
         if !self.owned {
             return;
         }
+        self.cell.given_up.set(true);
         self.cancel();
-        if let (true, Some(Ok(transport))) = (self.sole_owner, self.cell.outcome.borrow_mut().take()) {
-            transport.close();
+        let untaken = self.cell.outcome.borrow_mut().take();
+        match untaken {
+            Some(Ok(transport)) => transport.close(),
+            // A resolver's error is the application's.
+            Some(Err(error)) => self.shard.drop_contained(error),
+            None => {}
         }
     }
 }
