@@ -46,7 +46,8 @@ fn main() -> ExitCode {
 fn reload_now_and_then(tls: TlsServerConfig) {
     std::thread::spawn(move || {
         loop {
-            std::thread::sleep(RELOAD_EVERY);
+            // Woken now and then for nothing, it reads them once more.
+            std::thread::park_timeout(RELOAD_EVERY);
             if let Err(error) = tls.reload() {
                 common::output::complain(format!("the certificate stays as it is: {error}"));
             }

@@ -75,7 +75,7 @@ const NOTICES_PER_SETTLE: usize = 8;
 /// Kept input may have this much room around it, in bytes; beyond it, four times its own length.
 const KEPT_SLACK_BYTES: usize = 4096;
 /// While the shard drains, peers have this long to close after we have.
-const DRAINING_LINGER: Duration = Duration::from_millis(500);
+pub(super) const DRAINING_LINGER: Duration = Duration::from_millis(500);
 
 type Outcome = std::result::Result<Result<()>, Box<dyn Any + Send>>;
 
@@ -390,52 +390,6 @@ impl Shard {
         };
         let kind = if lingering { CloseKind::Orderly } else { CloseKind::Reset };
         self.end(token, reason, EndKind::Close(kind));
-    }
-
-    /// Asks the handler to come to an end.
-    pub(crate) fn tell_draining(&self, token: Token) {
-        let mut connections = self.inner.connections.borrow_mut();
-        let Some(slot) = connections.get_mut(token) else { return };
-        if slot.marks.draining == Draining::Told {
-            return;
-        }
-        slot.marks.draining = Draining::Told;
-        if !slot.connection.is_open() {
-            // Its peer is given less time now.
-            let lingering = matches!(slot.connection.phase, Phase::Lingering { .. });
-            if let (true, Some(guard)) = (lingering, slot.guard) {
-                let deadline = deadline_after(self.inner.now.get(), DRAINING_LINGER);
-                let mut timers = self.inner.timers.borrow_mut();
-                if timers.deadline(guard).is_some_and(|old| old > deadline) {
-                    timers.reset(guard, deadline);
-                }
-            }
-            return;
-        }
-        if let Handler::Stream(stream) = &slot.handler {
-            // Its handler waits for a handshake that has not begun.
-            let is_idle = slot.connection.tls().is_some_and(|tls| tls.is_server() && tls.is_silent());
-            let stream = Rc::clone(stream);
-            drop(connections);
-            if is_idle {
-                return self.begin_close(token, CloseReason::Closed);
-            }
-            self.with_active(token, || stream.on_draining(self));
-        } else {
-            drop(connections);
-            self.call_protocol(token, |protocol, transport| protocol.draining(transport));
-        }
-    }
-
-    /// One that came in late has now been served.
-    fn tell_draining_if_served(&self, token: Token) {
-        let late =
-            self.inner.connections.borrow().get(token).is_some_and(|slot| {
-                slot.marks.draining == Draining::Later && slot.connection.input.is_empty()
-            });
-        if late {
-            self.tell_draining(token);
-        }
     }
 
     /// Calls the protocol, then sends what it wrote.
