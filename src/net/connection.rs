@@ -216,8 +216,9 @@ impl Connection {
     pub(crate) fn seal(&mut self, staged: &mut Vec<u8>, spare: &mut Vec<u8>) -> Result<usize, CloseReason> {
         let finish = match &self.phase {
             Phase::Open => self.write == WriteHalf::Finishing,
-            // Only what is complete is called so: else the peer is to see that the end may be missing.
-            Phase::Flushing(reason) => reason.is_clean(),
+            // Only what is complete is called so: else the peer is to see that the end may be missing. Who was idle had
+            // said all that it meant to say.
+            Phase::Flushing(reason) => reason.is_clean() || matches!(**reason, CloseReason::Idle { .. }),
             Phase::Ending(..) | Phase::Lingering { .. } => return Ok(0),
         };
         let Some(tls) = self.wire.tls_mut() else { return Ok(0) };
