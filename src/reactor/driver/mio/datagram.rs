@@ -51,6 +51,10 @@ pub(super) struct Datagram {
 }
 
 impl Datagram {
+    #[cfg(test)]
+    pub(super) fn cannot_segment_for_test(&self) -> bool {
+        self.cannot_segment
+    }
     /// Serves this socket, which is at the head of the turn, once.
     pub(super) fn serve(
         &mut self,

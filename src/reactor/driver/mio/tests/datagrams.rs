@@ -110,3 +110,13 @@ fn a_regular_file_is_known_to_be_always_ready() {
     assert!(watched.always_ready);
     driver.close(watched.token, CloseKind::Orderly);
 }
+
+#[test]
+fn rev2_a_send_to_a_bad_address_does_not_switch_cutting_off() {
+    let mut driver = MioDriver::new(DriverConfig::default()).unwrap();
+    let (token, _) = driver.bind_datagram(&spec(20)).unwrap();
+    let nowhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let error = driver.send_segments(token, &[0; 300], 100, Some(nowhere)).unwrap_err();
+    let Some(Source::Datagram(source)) = driver.sources.get(token) else { panic!() };
+    assert!(!source.cannot_segment_for_test(), "{error}: one bad address, and nothing is cut any more");
+}
