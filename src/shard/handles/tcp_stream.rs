@@ -328,6 +328,7 @@ impl TcpStream {
         if slot.marks.producing != Producing::Nobody {
             shard.stop_producer(token);
         }
+        shard.unregister_consumers_of(token);
         let unsent = slot.connection.unsent();
         // An end that was not announced is found again by whoever goes on.
         let truncated = slot.connection.session_mut().is_some_and(|tls| std::mem::take(&mut tls.truncated));
