@@ -399,7 +399,8 @@ impl Shard {
         for (core, batches) in seen {
             let now = core.batches.get();
             if now == batches || turns_left == 0 {
-                self.close_datagram(&core, CloseReason::Stopped);
+                // This one alone: what waits at those of other shards is theirs to deliver.
+                self.end_datagram(&core, CloseReason::Stopped);
             } else {
                 still.push((core, now));
             }

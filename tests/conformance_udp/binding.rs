@@ -1,8 +1,8 @@
 //! Binding, starting and stopping; sharing an address.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Barrier, LazyLock, Mutex};
 
 use shardwise::testing::{on_every_driver, on_every_driver_with};
 use shardwise::{
@@ -259,4 +259,76 @@ fn a_stop_still_delivers_what_has_come_and_then_closes() {
         assert_eq!(notes.count("waits"), 50);
         Ok(())
     });
+}
+
+/// Counts what comes to its shard; shard 1 waits within the callback for `wait`.
+struct Counts {
+    probed: &'static [AtomicUsize; 2],
+    came: &'static [AtomicUsize; 2],
+    stopped: &'static [AtomicUsize; 2],
+    gate: &'static Barrier,
+}
+
+impl DatagramProtocol for Counts {
+    fn datagram_received(&mut self, transport: &UdpTransport, datagram: Datagram<'_>) -> Result<()> {
+        let shard = transport.shard().id().index();
+        match datagram.bytes() {
+            b"probe" => drop(self.probed[shard].fetch_add(1, Ordering::SeqCst)),
+            b"wait" => {
+                self.gate.wait();
+                self.gate.wait();
+            }
+            _ => drop(self.came[shard].fetch_add(1, Ordering::SeqCst)),
+        }
+        Ok(())
+    }
+
+    fn stopped(&mut self, _: CloseReason) {
+        self.stopped[Shard::current().id().index()].fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// The first shard whose own socket is quiet must not end those of the others. On mio alone: it takes two threads, one of
+/// which stands still.
+#[test]
+fn a_stop_delivers_what_waits_at_the_socket_of_a_busy_shard_after_another_shard_has_closed_its_own() {
+    static PROBED: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+    static CAME: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+    static STOPPED: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+    static GATE: LazyLock<Barrier> = LazyLock::new(|| Barrier::new(2));
+    static ADDR: Mutex<Option<SocketAddr>> = Mutex::new(None);
+    let running = Runtime::new().shards(2).pin(false).start(async |shard: Shard| {
+        let counts = Counts { probed: &PROBED, came: &CAME, stopped: &STOPPED, gate: &GATE };
+        let transport = shard.listen_udp("127.0.0.1:0", counts)?;
+        *ADDR.lock().unwrap() = Some(transport.local_addr()?);
+        Ok(())
+    });
+    let running = running.unwrap();
+    let addr = ADDR.lock().unwrap().unwrap();
+    let at = |counts: &[AtomicUsize; 2], shard: usize| counts[shard].load(Ordering::SeqCst);
+    // A client whose datagrams go to shard 1.
+    let client = loop {
+        let before = at(&PROBED, 0) + at(&PROBED, 1);
+        let before_there = at(&PROBED, 1);
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.send_to(b"probe", addr).unwrap();
+        while at(&PROBED, 0) + at(&PROBED, 1) == before {
+            std::thread::yield_now();
+        }
+        if at(&PROBED, 1) > before_there {
+            break client;
+        }
+    };
+    client.send_to(b"wait", addr).unwrap();
+    GATE.wait();
+    for _ in 0..100 {
+        client.send_to(b"waits", addr).unwrap();
+    }
+    running.handle().stop().unwrap();
+    while at(&STOPPED, 0) == 0 {
+        std::thread::yield_now();
+    }
+    GATE.wait();
+    running.join().unwrap();
+    assert_eq!((at(&CAME, 1), at(&STOPPED, 1)), (100, 1));
 }
