@@ -228,7 +228,8 @@ impl Shard {
             let outcome = catch_unwind(AssertUnwindSafe(|| protocol.datagram_received(&transport, datagram)));
             if !matches!(outcome, Ok(Ok(()))) {
                 // One datagram is not worth a socket: whoever sent it could take it from all others.
-                let _ = self.datagram_callback_failed(outcome);
+                let failed = self.datagram_callback_failed(outcome);
+                self.drop_contained(failed);
             }
         }
         *core.protocol.borrow_mut() = Some(protocol);
@@ -258,7 +259,8 @@ impl Shard {
         writers.into_iter().for_each(wake_contained);
         if core.style == Style::Protocol {
             let transport = UdpTransport::new(self.clone(), Rc::clone(core));
-            let _ = self.call_datagram_protocol(core, |protocol| protocol.sendable(&transport));
+            let outcome = self.call_datagram_protocol(core, |protocol| protocol.sendable(&transport));
+            self.drop_contained(outcome);
         }
     }
 
@@ -273,7 +275,8 @@ impl Shard {
             }
             Style::Protocol if refused => {
                 let transport = UdpTransport::new(self.clone(), Rc::clone(core));
-                let _ = self.call_datagram_protocol(core, |protocol| protocol.refused(&transport));
+                let outcome = self.call_datagram_protocol(core, |protocol| protocol.refused(&transport));
+                self.drop_contained(outcome);
             }
             Style::Protocol => {
                 log_contained(
@@ -340,7 +343,7 @@ impl Shard {
     fn end_datagram(&self, core: &Rc<UdpCore>, reason: CloseReason) {
         self.receive_datagrams(core, false);
         if !core.open.replace(false) {
-            return;
+            return self.drop_contained(reason);
         }
         *core.reason.borrow_mut() = Some(reason);
         core.kept.take();

@@ -210,7 +210,8 @@ impl Shard {
     /// Ends a watch with this turn; its handler is told.
     pub(crate) fn end_watch(&self, core: &Rc<WatchCore>, reason: CloseReason) {
         if !core.open.replace(false) {
-            return;
+            // In it may be an error of the application's.
+            return self.drop_contained(reason);
         }
         core.wanted.set(Wanted::NOTHING);
         *core.reason.borrow_mut() = Some(reason);
