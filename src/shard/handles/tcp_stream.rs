@@ -21,7 +21,7 @@ use crate::reactor::token::Token;
 use crate::shard::Shard;
 use crate::shard::connecting::Target;
 use crate::shard::connections::Handler;
-use crate::shard::handles::stream_core::{Found, StreamCore};
+use crate::shard::handles::stream_core::{Found, StreamCore, WriterWaits};
 use crate::shard::handles::transport::Transport;
 use crate::shard::interfaces::tcp::ConnectOptions;
 use crate::shard::producers::{EndsAfterProducer, Producing};
@@ -58,7 +58,7 @@ impl TcpStream {
         TcpStream { core, transport }
     }
 
-    pub(super) fn core(&self) -> &StreamCore {
+    pub(super) fn core(&self) -> &Rc<StreamCore> {
         &self.core
     }
 
@@ -196,7 +196,7 @@ impl TcpStream {
         let buffered = self.transport.buffered();
         if buffered > marks.high_bytes || buffered >= marks.cap_bytes {
             self.core.check_broken()?;
-            self.core.wait_to_write(context, false);
+            self.core.wait_to_write(context, WriterWaits::ForRoom);
             inner.mark_unsettled(self.transport.token());
             return Poll::Pending;
         }
@@ -223,7 +223,7 @@ impl TcpStream {
             if self.transport.buffered() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            self.core.wait_to_write(context, true);
+            self.core.wait_to_write(context, WriterWaits::ForAllSent);
             self.transport.shard().inner.mark_unsettled(self.transport.token());
             Poll::Pending
         })
