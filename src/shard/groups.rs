@@ -55,6 +55,16 @@ struct GroupState {
 /// A multicast group at an interface.
 pub(crate) type Multicast = (IpAddr, MulticastInterface);
 
+/// Who owns a multicast group, seen from the member that asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// It does, from now on.
+    New,
+    /// It did before.
+    Already,
+    Another,
+}
+
 /// What a shard that wants to listen has to do.
 pub(crate) enum Role<'a> {
     /// Bind the address for the group.
@@ -123,14 +133,15 @@ impl Group {
         self.lock().members.is_empty()
     }
 
-    /// Makes `member` the owner of a multicast group unless another one is; says whether it is the owner.
-    pub(crate) fn own_multicast(&self, multicast: Multicast, member: ShardId) -> bool {
+    /// Makes `member` the owner of a multicast group unless there is one; says who is.
+    pub(crate) fn own_multicast(&self, multicast: Multicast, member: ShardId) -> Owner {
         let mut state = self.lock();
         match state.multicast.iter().find(|(held, _)| *held == multicast) {
-            Some((_, owner)) => *owner == member,
+            Some((_, owner)) if *owner == member => Owner::Already,
+            Some(_) => Owner::Another,
             None => {
                 state.multicast.push((multicast, member));
-                true
+                Owner::New
             }
         }
     }
@@ -243,13 +254,13 @@ mod tests {
     fn a_multicast_group_has_one_owner_until_it_leaves() {
         let multicast = ("239.1.2.3".parse().unwrap(), MulticastInterface::Any);
         let group = Group::of_one(([127, 0, 0, 1], 4002).into(), shard(0));
-        assert!(group.own_multicast(multicast, shard(0)));
-        assert!(group.own_multicast(multicast, shard(0)), "again is no harm");
-        assert!(!group.own_multicast(multicast, shard(1)));
+        assert_eq!(group.own_multicast(multicast, shard(0)), Owner::New);
+        assert_eq!(group.own_multicast(multicast, shard(0)), Owner::Already, "again is no harm");
+        assert_eq!(group.own_multicast(multicast, shard(1)), Owner::Another);
         assert!(!group.disown_multicast(multicast, shard(1)));
         assert!(group.disown_multicast(multicast, shard(0)));
-        assert!(group.own_multicast(multicast, shard(1)));
+        assert_eq!(group.own_multicast(multicast, shard(1)), Owner::New);
         group.leave(shard(1));
-        assert!(group.own_multicast(multicast, shard(0)), "whoever leaves owns nothing");
+        assert_eq!(group.own_multicast(multicast, shard(0)), Owner::New, "whoever leaves owns nothing");
     }
 }

@@ -15,7 +15,7 @@ use crate::net::udp::family_fits;
 use crate::reactor::driver::datagrams::{DatagramOption, MulticastInterface};
 use crate::shard::Shard;
 use crate::shard::datagrams::UdpCore;
-use crate::shard::groups::Multicast;
+use crate::shard::groups::{Multicast, Owner};
 use crate::shard::handles::listener::Closing;
 
 /// A datagram socket's sending end, and its settings. Cheap to clone; clones may be kept by tasks and timers of the same
@@ -204,7 +204,7 @@ impl UdpTransport {
 
     /// Joins a multicast group at an interface; on one shard alone: every socket that joins gets a copy of each
     /// datagram. Of the shards that share this address the first one to join becomes the owner of the group, and for the
-    /// others this changes nothing. Says whether this shard is the owner.
+    /// others this changes nothing. Says whether this shard is the owner. Joining again changes nothing.
     ///
     /// Only what is sent to groups that were joined here is received, whatever other sockets of this host have joined.
     ///
@@ -212,14 +212,24 @@ impl UdpTransport {
     /// [`MulticastError`] says why not: the address is no group's, the kernel refuses, …
     pub fn join_group(&self, group: IpAddr, interface: MulticastInterface) -> Result<bool, MulticastError> {
         let multicast = self.multicast(group, interface)?;
-        if !self.core.group.own_multicast(multicast, self.shard.inner.id) {
-            return Ok(false);
+        match self.core.group.own_multicast(multicast, self.shard.inner.id) {
+            Owner::Another => return Ok(false),
+            Owner::Already => return Ok(true),
+            Owner::New => {}
         }
-        if let Err(error) = self.set(DatagramOption::Membership { group, interface, member: true }) {
+        if let Err(error) = self.join(group, interface) {
             self.core.group.disown_multicast(multicast, self.shard.inner.id);
             return Err(MulticastError::Os(error));
         }
         Ok(true)
+    }
+
+    /// Joined already, it is joined.
+    fn join(&self, group: IpAddr, interface: MulticastInterface) -> io::Result<()> {
+        match self.set(DatagramOption::Membership { group, interface, member: true }) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// Joins a multicast group on this shard too, whoever else has: then every shard that does gets a copy of each
@@ -232,9 +242,10 @@ impl UdpTransport {
         group: IpAddr,
         interface: MulticastInterface,
     ) -> Result<(), MulticastError> {
-        self.multicast(group, interface)?;
-        self.core.group.own_multicast((group, interface), self.shard.inner.id);
-        self.set(DatagramOption::Membership { group, interface, member: true }).map_err(MulticastError::Os)
+        let multicast = self.multicast(group, interface)?;
+        self.join(group, interface).map_err(MulticastError::Os)?;
+        self.core.group.own_multicast(multicast, self.shard.inner.id);
+        Ok(())
     }
 
     /// Leaves a multicast group at an interface. On a shard that has not joined it, this fails.
