@@ -340,7 +340,7 @@ impl Shard {
     }
 
     /// Ends one member with this turn. Nothing more is received from now on.
-    fn end_datagram(&self, core: &Rc<UdpCore>, reason: CloseReason) {
+    pub(crate) fn end_datagram(&self, core: &Rc<UdpCore>, reason: CloseReason) {
         self.receive_datagrams(core, false);
         if !core.open.replace(false) {
             return self.drop_contained(reason);

@@ -238,6 +238,42 @@ fn dropping_a_socket_frees_its_address() {
     });
 }
 
+#[test]
+fn a_shared_socket_that_is_dropped_leaves_those_of_other_shards_open_and_one_that_is_closed_does_not() {
+    on_every_driver(async |env| {
+        let options = UdpOptions::new().shared(true);
+        let here = UdpSocket::bind_with("127.0.0.1:0", &options)?;
+        let addr = here.local_addr()?;
+        static BOUND: AtomicUsize = AtomicUsize::new(0);
+        let before = BOUND.load(Ordering::SeqCst);
+        let echo = env.handle().call_async(ShardId::new(1), async move |_: Shard| -> std::io::Result<()> {
+            let socket = UdpSocket::bind_with(addr, &UdpOptions::new().shared(true)).expect("shared");
+            BOUND.fetch_add(1, Ordering::SeqCst);
+            let mut buffer = [0; 16];
+            loop {
+                let received = socket.recv_from(&mut buffer).await?;
+                if buffer[..received.len] == *b"close" {
+                    drop(socket.transport().close());
+                }
+                let _ = socket.send_to(&buffer[..received.len], received.source).await;
+            }
+        });
+        let echo = env.shard().spawn(echo);
+        while BOUND.load(Ordering::SeqCst) == before {
+            env.shard().sleep(Duration::from_millis(1)).await;
+        }
+        drop(here);
+        shardwise::yield_now().await;
+        let client = UdpSocket::bind("127.0.0.1:0")?;
+        echoed(&env, &client, Some(addr), b"left alone").await?;
+        let again = UdpSocket::bind_with(addr, &options)?;
+        assert_eq!(again.local_addr()?, addr, "whoever left may come again");
+        again.transport().close().await;
+        assert_eq!(echo.await??.unwrap_err().kind(), std::io::ErrorKind::NotConnected);
+        Ok(())
+    });
+}
+
 /// On mio alone: what has come when a simulation is stopped is a matter of its clock.
 #[test]
 fn a_stop_still_delivers_what_has_come_and_then_closes() {

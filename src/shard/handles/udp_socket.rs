@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use crate::error::{ListenError, SendError};
+use crate::error::{CloseReason, ListenError, SendError};
 use crate::net::addr::ToAddr;
 use crate::shard::Shard;
 use crate::shard::datagrams::Binding;
@@ -15,7 +15,8 @@ use crate::shard::handles::udp_transport::{SendDatagram, UdpTransport};
 use crate::shard::interfaces::udp::UdpOptions;
 
 /// A datagram socket for tasks. Sends and settings are those of its [`transport`](UdpSocket::transport), or straight
-/// here. Dropping it closes it.
+/// here. Dropping it closes it; sockets of other shards that share its address stay, unlike after
+/// [`UdpTransport::close`].
 ///
 /// ```
 /// # use shardwise::{Result, Shard, UdpSocket};
@@ -121,7 +122,8 @@ impl UdpSocket {
 
 impl Drop for UdpSocket {
     fn drop(&mut self) {
-        drop(self.transport.close());
+        // This one alone, of those that share its address: others are not dropped.
+        self.transport.shard().end_datagram(self.transport.core(), CloseReason::Closed);
     }
 }
 
