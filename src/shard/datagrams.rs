@@ -347,6 +347,7 @@ impl Shard {
         }
         *core.reason.borrow_mut() = Some(reason);
         core.kept.take();
+        drop(core.lent.take());
         self.inner.datagrams.ending.borrow_mut().push(Rc::clone(core));
         self.inner.datagrams.has_ending.set(true);
         core.wake_readers();
