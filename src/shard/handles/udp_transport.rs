@@ -132,7 +132,8 @@ impl UdpTransport {
         pieces: &[io::IoSlice<'_>],
         to: Option<SocketAddr>,
     ) -> Result<(), SendError> {
-        let bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
+        let mut bytes = Vec::with_capacity(pieces.iter().map(|piece| piece.len()).sum());
+        pieces.iter().for_each(|piece| bytes.extend_from_slice(piece));
         self.send_now(&bytes, to)
     }
 
