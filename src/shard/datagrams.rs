@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{CloseReason, ListenError, Result, SendError, log_contained};
 use crate::net::udp::family_fits;
@@ -61,6 +61,8 @@ pub(crate) struct UdpCore {
     writers: RefCell<Vec<Waker>>,
     /// A time has been set at which senders try again.
     retrying: Cell<bool>,
+    /// When the network's complaints were last logged.
+    warned_at: Cell<Option<Instant>>,
     /// Batches received so far.
     batches: Cell<u64>,
     reason: RefCell<Option<CloseReason>>,
@@ -90,6 +92,8 @@ pub(crate) struct Binding<'a> {
 
 /// A kernel without memory says nothing when it has some again.
 const NO_BUFFERS_RETRY: Duration = Duration::from_millis(1);
+/// How often one socket's complaints are logged as warnings.
+const WARN_EVERY: Duration = Duration::from_secs(1);
 /// Turns in which a socket that drains may still find something in its queue.
 const DRAIN_TURNS_MAX: usize = 64;
 
@@ -149,6 +153,7 @@ impl Shard {
             readers: RefCell::default(),
             writers: RefCell::default(),
             retrying: Cell::new(false),
+            warned_at: Cell::new(None),
             batches: Cell::new(0),
             reason: RefCell::default(),
         });
@@ -257,7 +262,7 @@ impl Shard {
     fn on_room(&self, core: &Rc<UdpCore>) {
         let writers = std::mem::take(&mut *core.writers.borrow_mut());
         writers.into_iter().for_each(wake_contained);
-        if core.style == Style::Protocol {
+        if core.style == Style::Protocol && core.open.get() {
             let transport = UdpTransport::new(self.clone(), Rc::clone(core));
             let outcome = self.call_datagram_protocol(core, |protocol| protocol.sendable(&transport));
             self.drop_contained(outcome);
@@ -265,6 +270,9 @@ impl Shard {
     }
 
     fn on_complaint(&self, core: &Rc<UdpCore>, error: io::Error) {
+        if !core.open.get() {
+            return;
+        }
         let refused = error.kind() == io::ErrorKind::ConnectionRefused;
         match core.style {
             // A socket without a peer cannot know whom it is about, and does not care.
@@ -279,9 +287,15 @@ impl Shard {
                 self.drop_contained(outcome);
             }
             Style::Protocol => {
-                log_contained(
-                    || tracing::warn!(shard = self.inner.id.index(), %error, "about a datagram sent earlier"),
-                );
+                // Whoever can send us errors decides how many there are.
+                let now = self.inner.now.get();
+                let rests = |last| now.saturating_duration_since(last) < WARN_EVERY;
+                if !core.warned_at.get().is_some_and(rests) {
+                    core.warned_at.set(Some(now));
+                    log_contained(
+                        || tracing::warn!(shard = self.inner.id.index(), %error, "about a datagram sent earlier"),
+                    );
+                }
             }
             Style::Tasks => {
                 *core.complaint.borrow_mut() = Some(error);
@@ -433,17 +447,22 @@ impl Shard {
         match SendFailure::of(&error) {
             SendFailure::TooLong => SendError::TooLong { bytes },
             SendFailure::NoBuffers => {
-                if !core.retrying.replace(true) {
-                    let core = Rc::clone(core);
-                    self.call_later(NO_BUFFERS_RETRY, move |shard| {
-                        core.retrying.set(false);
-                        shard.on_room(&core);
-                    });
-                }
+                self.retry_later(core);
                 SendError::NoRoom
             }
             SendFailure::NoRoom => SendError::NoRoom,
             SendFailure::Other => SendError::Os(error),
+        }
+    }
+
+    /// Has senders try again soon, where no event tells them to.
+    pub(crate) fn retry_later(&self, core: &Rc<UdpCore>) {
+        if !core.retrying.replace(true) {
+            let core = Rc::clone(core);
+            self.call_later(NO_BUFFERS_RETRY, move |shard| {
+                core.retrying.set(false);
+                shard.on_room(&core);
+            });
         }
     }
 }

@@ -161,6 +161,30 @@ fn segments_arrive_as_datagrams_of_their_size() {
     });
 }
 
+/// In the simulation; a real kernel has to be made to refuse: `tests/faults_udp.rs`.
+#[test]
+fn after_a_batch_that_was_sent_in_part_it_is_told_when_there_is_room() {
+    on_every_driver(async |env| {
+        let addr = env.shard().listen_udp("127.0.0.1:0", Echo)?.local_addr()?;
+        let notes = Notes::default();
+        let transport = env.shard().connect_udp(addr, Talk::new(&notes, |_, _| Ok(())))?;
+        let mut in_part = 0;
+        for _ in 0..100 {
+            let told = notes.count("sendable");
+            match transport.try_send_segments(&[b's'; 20], 1, None) {
+                Ok(20) => continue,
+                Ok(count) => in_part += usize::from(count > 0),
+                Err(SendError::NoRoom) => {}
+                Err(other) => panic!("{other}"),
+            }
+            let until = notes.until("sendable", told + 1);
+            env.shard().timeout(Duration::from_secs(20), until).await.expect("told");
+        }
+        assert_eq!(in_part > 0, env.is_simulated());
+        Ok(())
+    });
+}
+
 /// On mio alone: a simulation has no broadcast.
 #[test]
 fn broadcast_is_off_until_it_is_allowed() {

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use crate::error::{CloseReason, MulticastError, SendError};
 use crate::net::addr::ToAddr;
 use crate::net::udp::family_fits;
-use crate::reactor::driver::datagrams::{DatagramOption, MulticastInterface};
+use crate::reactor::driver::datagrams::{DatagramOption, MulticastInterface, SentSegments};
 use crate::shard::Shard;
 use crate::shard::datagrams::UdpCore;
 use crate::shard::groups::{Multicast, Owner};
@@ -139,7 +139,9 @@ impl UdpTransport {
 
     /// Sends `bytes` as datagrams of `segment_bytes` each, the last of which may be shorter, to `to` or to the connected
     /// peer. The kernel cuts many of them from one call where it can (UDP_SEGMENT); where it cannot they are sent one by
-    /// one. Says how many bytes were sent, always whole datagrams; less than all means that there is no more room now.
+    /// one. Says how many bytes were sent, always whole datagrams. Less than all means that there is no room now, or that
+    /// something is wrong with the rest: either way [`sendable`](crate::DatagramProtocol::sendable) tells when to send
+    /// that, and what is wrong is told then.
     ///
     /// # Errors
     /// As [`UdpTransport::try_send`], when not even the first was sent.
@@ -153,14 +155,18 @@ impl UdpTransport {
     ) -> Result<usize, SendError> {
         assert!(segment_bytes > 0, "a datagram of a batch has at least one byte");
         let to = self.core.check_destination(to)?;
-        let sent =
+        let SentSegments { sent_bytes, stopped_by } =
             self.shard.inner.driver.borrow_mut().send_segments(self.core.token, bytes, segment_bytes, to);
-        match sent {
-            Ok(sent_bytes) => {
-                self.shard.inner.stats.datagrams_sent.add(sent_bytes.div_ceil(segment_bytes.into()) as u64);
+        self.shard.inner.stats.datagrams_sent.add(sent_bytes.div_ceil(segment_bytes.into()) as u64);
+        let Some(error) = stopped_by else { return Ok(sent_bytes) };
+        match self.shard.send_failed(&self.core, error, segment_bytes.into()) {
+            error if sent_bytes == 0 => Err(error),
+            SendError::NoRoom => Ok(sent_bytes),
+            _ => {
+                // Told to whoever sends the rest, so that somebody does.
+                self.shard.retry_later(&self.core);
                 Ok(sent_bytes)
             }
-            Err(error) => Err(self.shard.send_failed(&self.core, error, segment_bytes.into())),
         }
     }
 

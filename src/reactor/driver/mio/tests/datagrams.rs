@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 
 use super::*;
-use crate::reactor::driver::datagrams::{DatagramDriver, DatagramEvent, DatagramSpec};
+use crate::reactor::driver::datagrams::{DatagramDriver, DatagramEvent, DatagramSpec, SentSegments};
 use crate::reactor::driver::watching::{Ready, Wanted, WatchDriver};
 use crate::sys::socket::Reuse;
 
@@ -112,11 +112,32 @@ fn a_regular_file_is_known_to_be_always_ready() {
 }
 
 #[test]
-fn rev2_a_send_to_a_bad_address_does_not_switch_cutting_off() {
+fn a_send_to_an_address_that_is_none_says_so_and_the_kernel_goes_on_cutting() {
     let mut driver = MioDriver::new(DriverConfig::default()).unwrap();
     let (token, _) = driver.bind_datagram(&spec(20)).unwrap();
     let nowhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let error = driver.send_segments(token, &[0; 300], 100, Some(nowhere)).unwrap_err();
-    let Some(Source::Datagram(source)) = driver.sources.get(token) else { panic!() };
-    assert!(!source.cannot_segment_for_test(), "{error}: one bad address, and nothing is cut any more");
+    let SentSegments { sent_bytes, stopped_by } = driver.send_segments(token, &[0; 300], 100, Some(nowhere));
+    assert_eq!((sent_bytes, stopped_by.unwrap().kind()), (0, io::ErrorKind::InvalidInput));
+    let Some(Source::Datagram(source)) = driver.sources.get(token) else { panic!("it is there") };
+    assert!(!source.cannot_segment);
+    driver.close(token, CloseKind::Orderly);
+}
+
+#[test]
+fn joined_datagrams_count_one_by_one_in_a_turn() {
+    let mut driver = MioDriver::new(DriverConfig::default()).unwrap();
+    let (token, addr) = driver.bind_datagram(&DatagramSpec { joined: true, ..spec(20) }).unwrap();
+    driver.receive(token, true);
+    let (sender, _) = driver.bind_datagram(&spec(20)).unwrap();
+    for _ in 0..10 {
+        let sent = driver.send_segments(sender, &[7; 12], 1, Some(addr));
+        assert_eq!(sent.sent_bytes, 12);
+    }
+    for _ in 0..10 {
+        assert_eq!(batches(&mut driver), [12], "a second message could go beyond 20");
+    }
+    assert_eq!(batches(&mut driver).len(), 0);
+    for socket in [token, sender] {
+        driver.close(socket, CloseKind::Orderly);
+    }
 }
