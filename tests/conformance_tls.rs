@@ -16,6 +16,8 @@ mod limits;
 mod relay;
 #[path = "conformance_tls/sessions.rs"]
 mod sessions;
+#[path = "conformance_tls/unix.rs"]
+mod unix;
 #[path = "conformance_tls/upgrades.rs"]
 mod upgrades;
 
