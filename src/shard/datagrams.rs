@@ -87,11 +87,13 @@ struct Kept {
     truncated: bool,
 }
 
-/// Why a UNIX datagram socket was not made.
+/// Why a datagram socket was not made.
 pub(crate) enum NotBound {
     Stopping,
     Bind(io::Error),
     Connect(io::Error),
+    /// Its protocol failed to start, and said why.
+    NotStarted(String),
 }
 
 /// How a socket is bound.
@@ -103,6 +105,28 @@ pub(crate) struct Binding<'a> {
     pub(crate) listens: bool,
 }
 
+/// Why a UDP socket was not made.
+pub(crate) enum NotMade {
+    Bind(ListenError),
+    Connect(io::Error),
+    /// Its protocol failed to start, and said why.
+    NotStarted {
+        addr: Addr,
+        message: String,
+    },
+}
+
+impl NotMade {
+    /// Of one that was to be connected to nobody.
+    pub(crate) fn of_listening(self, addr: SocketAddr) -> ListenError {
+        match self {
+            NotMade::Bind(error) => error,
+            NotMade::Connect(source) => ListenError::Os { addr: addr.into(), source },
+            NotMade::NotStarted { addr, message } => ListenError::NotStarted { addr, message },
+        }
+    }
+}
+
 /// A kernel without memory says nothing when it has some again.
 const NO_BUFFERS_RETRY: Duration = Duration::from_millis(1);
 /// How often one socket's complaints are logged as warnings.
@@ -111,19 +135,41 @@ const WARN_EVERY: Duration = Duration::from_secs(1);
 const DRAIN_TURNS_MAX: usize = 64;
 
 impl Shard {
-    /// Binds a socket, alone or as a member of its address's group.
+    /// Binds a socket, alone or as a member of its address's group; connects it to `peer`. A protocol is started when
+    /// all that is done.
     pub(crate) fn bind_datagram(
         &self,
         binding: Binding<'_>,
+        peer: Option<SocketAddr>,
         protocol: Option<Box<dyn DatagramProtocol>>,
-    ) -> std::result::Result<UdpTransport, ListenError> {
+    ) -> std::result::Result<UdpTransport, NotMade> {
+        let listens = binding.listens;
+        let (token, group) = self.bind_datagram_socket(binding).map_err(NotMade::Bind)?;
+        if let Some(peer) = peer {
+            let mut driver = self.inner.driver.borrow_mut();
+            if let Err(source) = driver.connect_datagram(token, peer) {
+                driver.close(token, CloseKind::Orderly);
+                return Err(NotMade::Connect(source));
+            }
+            // Strangers may have sent something in between.
+            driver.discard_datagrams(token);
+        }
+        let addr = group.addr.clone();
+        self.open_datagram(token, group, listens, protocol, peer.map(Addr::from))
+            .map_err(|message| NotMade::NotStarted { addr, message })
+    }
+
+    fn bind_datagram_socket(
+        &self,
+        binding: Binding<'_>,
+    ) -> std::result::Result<(Token, Arc<Group>), ListenError> {
         let inner = &self.inner;
         let phase = inner.phase.get();
         let too_late = if binding.listens { ShardPhase::Draining } else { ShardPhase::Drained };
         if phase as u8 >= too_late as u8 {
             return Err(ListenError::Stopping);
         }
-        let Binding { addr, options, shared, listens } = binding;
+        let Binding { addr, options, shared, .. } = binding;
         let config = &inner.shared.config;
         let spec = |addr, reuse| DatagramSpec {
             addr,
@@ -135,11 +181,11 @@ impl Shard {
             datagrams_per_turn: config.datagrams_per_turn,
             bytes_per_turn: config.datagram_bytes_per_turn,
         };
-        let (token, group) = if !options.multiple && options.shared.unwrap_or(shared) {
+        if !options.multiple && options.shared.unwrap_or(shared) {
             self.bind_in_group(Net::Udp, addr, |driver, addr, join| {
                 let reuse = if join || options.share_port { Reuse::Port } else { Reuse::No };
                 driver.bind_datagram(&spec(addr, reuse))
-            })?
+            })
         } else {
             let reuse = match options {
                 UdpOptions { multiple: true, .. } => Reuse::AddrAndPort,
@@ -148,12 +194,11 @@ impl Shard {
             };
             let bound = inner.driver.borrow_mut().bind_datagram(&spec(addr, reuse));
             let (token, bound) = bound.map_err(|source| listen_error(addr.into(), source))?;
-            (token, Arc::new(Group::of_one(bound.into(), inner.id)))
-        };
-        Ok(self.open_datagram(token, group, listens, protocol, None))
+            Ok((token, Arc::new(Group::of_one(bound.into(), inner.id))))
+        }
     }
 
-    /// Gives a socket to its protocol, or to tasks.
+    /// Gives a socket to its protocol, or to tasks. A protocol that fails to start has ended it; what it said comes back.
     fn open_datagram(
         &self,
         token: Token,
@@ -161,7 +206,7 @@ impl Shard {
         listens: bool,
         protocol: Option<Box<dyn DatagramProtocol>>,
         peer: Option<Addr>,
-    ) -> UdpTransport {
+    ) -> std::result::Result<UdpTransport, String> {
         let inner = &self.inner;
         let ip_peer = peer.as_ref().and_then(Addr::as_ip);
         let unix_peer = peer.and_then(|peer| peer.as_unix().cloned());
@@ -193,14 +238,17 @@ impl Shard {
             let transport = UdpTransport::new(self.clone(), Rc::clone(&core));
             let outcome = self.call_datagram_protocol(&core, |protocol| protocol.started(&transport));
             if let Some(Err(reason)) = outcome {
+                let text = catch_unwind(AssertUnwindSafe(|| reason.to_string()));
+                let text = text.unwrap_or_else(|payload| self.panicked("an error's text", payload));
                 self.end_datagram(&core, reason);
+                return Err(text);
             }
             // Nothing is taken before every shard has started.
             if !listens || phase == ShardPhase::Running {
                 self.receive_datagrams(&core, true);
             }
         }
-        UdpTransport::new(self.clone(), core)
+        Ok(UdpTransport::new(self.clone(), core))
     }
 
     /// Binds a datagram socket to a name, or to none, for this shard alone; connects it to `peer`.
@@ -227,7 +275,8 @@ impl Shard {
         }
         drop(driver);
         let group = Arc::new(Group::of_one(Addr::from(name.clone()), self.inner.id));
-        Ok(self.open_datagram(token, group, listens, protocol, peer.cloned().map(Addr::from)))
+        self.open_datagram(token, group, listens, protocol, peer.cloned().map(Addr::from))
+            .map_err(NotBound::NotStarted)
     }
 
     fn plain_spec(&self, addr: SocketAddr, datagram_bytes_max: usize) -> DatagramSpec {
@@ -271,7 +320,7 @@ impl Shard {
         };
         drop(driver);
         let group = Arc::new(Group::of_one(local, self.inner.id));
-        Ok(self.open_datagram(token, group, true, Some(protocol), peer))
+        self.open_datagram(token, group, true, Some(protocol), peer).map_err(io::Error::other)
     }
 
     /// The start barrier is open.

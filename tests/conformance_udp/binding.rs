@@ -6,8 +6,8 @@ use std::sync::{Barrier, LazyLock, Mutex};
 
 use shardwise::testing::{on_every_driver, on_every_driver_with};
 use shardwise::{
-    Config, Datagram, DatagramProtocol, ListenError, Result, Runtime, Shard, ShardId, UdpOptions, UdpSocket,
-    UdpTransport,
+    Config, ConnectError, Datagram, DatagramProtocol, ListenError, Result, Runtime, Shard, ShardId,
+    UdpOptions, UdpSocket, UdpTransport,
 };
 
 use super::*;
@@ -38,17 +38,44 @@ fn a_protocol_is_started_by_listening_and_stopped_after_closing_and_started_agai
 }
 
 #[test]
-fn a_protocol_that_fails_to_start_ends_its_socket_with_that_reason() {
+fn a_protocol_that_fails_to_start_fails_the_call_and_ends_its_socket_with_that_reason() {
     on_every_driver(async |env| {
-        let notes = Notes::default();
-        let talk = Talk::new(&notes, |said, _| match said {
-            Said::Started => Err("no".into()),
-            _ => Ok(()),
-        });
-        let transport = env.shard().listen_udp("127.0.0.1:0", talk)?;
-        assert!(!transport.is_open());
-        notes.until("stopped: the protocol failed: no", 1).await;
-        assert!(matches!(transport.try_send_to(b"x", "127.0.0.1:9"), Err(shardwise::SendError::Closed)));
+        let peer = UdpSocket::bind("127.0.0.1:0")?;
+        for panics in [false, true] {
+            let notes = Notes::default();
+            let kept = Rc::new(RefCell::new(Vec::new()));
+            let talk = || {
+                let keeps = Rc::clone(&kept);
+                Talk::new(&notes, move |said, transport| {
+                    let Said::Started = said else { return Ok(()) };
+                    keeps.borrow_mut().push(transport.clone());
+                    assert!(!panics, "no");
+                    Err("no".into())
+                })
+            };
+            let listened = env.shard().listen_udp("127.0.0.1:0", talk()).unwrap_err();
+            assert!(matches!(listened, ListenError::NotStarted { .. }), "{listened:?}");
+            let connected = env.shard().connect_udp(peer.local_addr()?, talk()).unwrap_err();
+            assert!(matches!(connected, ConnectError::NotStarted { .. }), "{connected:?}");
+            for text in [listened.to_string(), connected.to_string()] {
+                assert!(text.ends_with(": no"), "{text}");
+            }
+            notes
+                .until(
+                    if panics {
+                        "stopped: the protocol panicked: no"
+                    } else {
+                        "stopped: the protocol failed: no"
+                    },
+                    2,
+                )
+                .await;
+            for transport in kept.borrow().iter() {
+                assert!(!transport.is_open());
+                let sent = transport.try_send_to(b"x", peer.local_addr()?);
+                assert!(matches!(sent, Err(shardwise::SendError::Closed)));
+            }
+        }
         Ok(())
     });
 }

@@ -20,6 +20,9 @@ pub(crate) trait DatagramDriver {
     /// Sends to and receives from `peer` alone, from now on.
     fn connect_datagram(&mut self, token: Token, peer: SocketAddr) -> io::Result<()>;
 
+    /// Drops what has come by now.
+    fn discard_datagrams(&mut self, token: Token);
+
     /// Sends one datagram, to the connected peer unless another is named.
     ///
     /// # Errors

@@ -219,6 +219,10 @@ impl DatagramDriver for SimDriver {
         self.world.with(|network| network.connect_datagram(self.shard, token, peer))
     }
 
+    fn discard_datagrams(&mut self, token: Token) {
+        self.world.with(|network| network.discard_datagrams(self.shard, token));
+    }
+
     fn send_datagram(&mut self, token: Token, bytes: &[u8], to: Option<SocketAddr>) -> io::Result<()> {
         self.world.with(|network| network.send_datagram(self.shard, token, bytes, to))
     }

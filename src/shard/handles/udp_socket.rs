@@ -67,8 +67,10 @@ impl UdpSocket {
     /// # Panics
     /// As [`UdpSocket::bind`].
     pub fn bind_with(addr: impl ToAddr, options: &UdpOptions) -> Result<UdpSocket, ListenError> {
-        let binding = Binding { addr: addr.to_addr()?, options, shared: false, listens: false };
-        Ok(UdpSocket { transport: Shard::current().bind_datagram(binding, None)? })
+        let addr = addr.to_addr()?;
+        let binding = Binding { addr, options, shared: false, listens: false };
+        let bound = Shard::current().bind_datagram(binding, None, None);
+        Ok(UdpSocket { transport: bound.map_err(|error| error.of_listening(addr))? })
     }
 
     /// What to send by and to set; may be cloned and kept.

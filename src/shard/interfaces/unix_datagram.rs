@@ -96,6 +96,7 @@ impl NotBound {
         match self {
             NotBound::Stopping => ListenError::Stopping,
             NotBound::Bind(source) | NotBound::Connect(source) => listen_error(name.clone().into(), source),
+            NotBound::NotStarted(message) => ListenError::NotStarted { addr: name.clone().into(), message },
         }
     }
 
@@ -107,6 +108,7 @@ impl NotBound {
                 ConnectError::Refused { addr: peer.clone().into(), source }
             }
             NotBound::Connect(source) => ConnectError::Os { addr: peer.clone().into(), source },
+            NotBound::NotStarted(message) => ConnectError::NotStarted { addr: peer.clone().into(), message },
         }
     }
 }

@@ -237,6 +237,16 @@ impl DatagramDriver for MioDriver {
         self.datagram(token)?.socket.connect_datagram(peer)
     }
 
+    fn discard_datagrams(&mut self, token: Token) {
+        let Ok(source) = self.datagram(token) else { return };
+        // Bounded: a peer may send as fast as this reads.
+        for _ in 0..DISCARDS_MAX {
+            if datagram::discard(source.socket.as_fd()).is_err() {
+                break;
+            }
+        }
+    }
+
     #[inline]
     fn send_datagram(&mut self, token: Token, bytes: &[u8], to: Option<SocketAddr>) -> io::Result<()> {
         let Some(Source::Datagram(source)) = self.sources.get(token) else { return Err(not_connected()) };
@@ -541,6 +551,8 @@ fn index_of(interface: MulticastInterface) -> io::Result<u32> {
     }
 }
 
+/// Datagrams dropped before a connected socket begins to receive: more than any usual receive buffer holds.
+const DISCARDS_MAX: usize = 4096;
 /// Receives, each in a turn of its own, that may fail for no reason of the network's before the socket is given up.
 const FAILURES_MAX: u32 = 16;
 /// How often a kernel may refuse, for reasons that are over or not its own.

@@ -141,3 +141,21 @@ fn joined_datagrams_count_one_by_one_in_a_turn() {
         driver.close(socket, CloseKind::Orderly);
     }
 }
+
+#[test]
+fn what_strangers_sent_before_a_socket_was_connected_can_be_dropped() {
+    let mut driver = MioDriver::new(DriverConfig::default()).unwrap();
+    let (token, addr) = driver.bind_datagram(&spec(20)).unwrap();
+    let (stranger, peer) = [0, 1].map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).into();
+    for bytes in [&b"forged"[..], b"", b"forged, too"] {
+        stranger.send_to(bytes, addr).unwrap();
+    }
+    driver.connect_datagram(token, peer.local_addr().unwrap()).unwrap();
+    driver.discard_datagrams(token);
+    stranger.send_to(b"forged again", addr).unwrap();
+    driver.receive(token, true);
+    assert_eq!(batches(&mut driver).len(), 0);
+    peer.send_to(b"true", addr).unwrap();
+    assert_eq!(batches(&mut driver), [1]);
+    driver.close(token, CloseKind::Orderly);
+}
