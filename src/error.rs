@@ -259,6 +259,12 @@ pub enum ConnectError {
     },
     /// The caller gave up.
     Cancelled,
+    /// There are as many connections as a [`ConnectionLimit`](crate::policies::ConnectionLimit) allows, in all or to that
+    /// peer.
+    LimitReached {
+        /// The address aimed at.
+        addr: Addr,
+    },
     /// The factory refused the connection.
     NoProtocol,
     /// The connection was established, but not its TLS.
@@ -309,6 +315,12 @@ impl fmt::Display for ConnectError {
                 write!(formatter, "cannot connect to {addr}: no answer after {after:?}")
             }
             ConnectError::Cancelled => write!(formatter, "connecting was cancelled"),
+            ConnectError::LimitReached { addr } => {
+                write!(
+                    formatter,
+                    "cannot connect to {addr}: there are as many connections as the limit allows"
+                )
+            }
             ConnectError::NoProtocol => write!(formatter, "the factory refused the connection"),
             ConnectError::Tls { target, source } => write!(formatter, "no TLS with {target}: {source}"),
             ConnectError::Stopping => write!(formatter, "cannot connect: the shard is stopping"),
@@ -544,6 +556,11 @@ pub enum CloseReason {
     },
     /// The deadline set for the connection has passed.
     DeadlineReached,
+    /// No byte went either way for as long as its idle timeout.
+    Idle {
+        /// How long, at the least.
+        after: Duration,
+    },
     /// A callback of the protocol returned an error.
     Protocol(Box<dyn Error + Send + Sync>),
     /// A callback of the protocol panicked, with this message.
@@ -581,6 +598,7 @@ impl fmt::Display for CloseReason {
                 write!(formatter, "the peer took no output for {after:?}")
             }
             CloseReason::DeadlineReached => write!(formatter, "its deadline passed"),
+            CloseReason::Idle { after } => write!(formatter, "idle for {after:?}"),
             CloseReason::Protocol(error) => write!(formatter, "the protocol failed: {error}"),
             CloseReason::Panicked(message) => write!(formatter, "the protocol panicked: {message}"),
             CloseReason::Stopped => write!(formatter, "still open when the runtime stopped"),

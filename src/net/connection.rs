@@ -121,6 +121,8 @@ pub(crate) enum Flushed {
     Nothing,
     /// The rest waits for something that nobody tells of: it has to be tried again.
     Later,
+    /// The rest waits for its turn, of which a timer tells: the peer is not to blame.
+    Waits,
 }
 
 /// A crossing of a watermark that the writer has to be told of.
@@ -367,6 +369,27 @@ impl Connection {
     /// Descriptors that have not been sent.
     pub(crate) fn unsent_descriptors(&self) -> usize {
         self.descriptors().map_or(0, |descriptors| descriptors.unsent())
+    }
+
+    /// Bytes that are as the peer is to have them, and not taken by the kernel.
+    pub(crate) fn unsent_bytes(&self) -> usize {
+        self.output.len()
+    }
+
+    /// Hands the first bytes of what waits to the driver, at most `limit_bytes`. Says how many it was offered, and how many
+    /// it took.
+    pub(crate) fn send_first(
+        &mut self,
+        driver: &mut dyn Driver,
+        token: Token,
+        limit_bytes: usize,
+    ) -> io::Result<(usize, usize)> {
+        let mut first = [io::IoSlice::new(&[])];
+        self.output.slices(&mut first);
+        let offered = &first[0][..limit_bytes.min(first[0].len())];
+        let (offered_bytes, sent) = (offered.len(), driver.try_send(token, offered)?);
+        self.output.advance(sent);
+        Ok((offered_bytes, sent))
     }
 
     /// Throws unsent output away; says how much it was.

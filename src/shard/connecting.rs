@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ use crate::shard::connections::Handler;
 use crate::shard::handles::transport::Transport;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::listening::ProtocolMaker;
+use crate::shard::policies::Policies;
 use crate::shard::protocol::Incoming;
 use crate::shard::{Shard, Timer, wake_contained};
 use crate::tasks::JoinHandle;
@@ -119,13 +121,14 @@ impl Stage {
 }
 
 /// How to connect, where the defaults do not do.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ConnectHow {
     pub(crate) bind_v4: Option<SocketAddr>,
     pub(crate) bind_v6: Option<SocketAddr>,
     pub(crate) timeout: Option<Duration>,
     /// The connection tells of descriptors.
     pub(crate) takes_descriptors: bool,
+    pub(crate) policies: Option<Arc<Policies>>,
 }
 
 impl ConnectHow {
@@ -272,6 +275,13 @@ impl Shard {
             inner.timers.borrow_mut().cancel(key);
         }
         while let Some(addr) = race.next() {
+            // It takes its place when it stands; there is no use in beginning when there is none.
+            let policies = attempt.how.policies.as_ref();
+            if policies.is_some_and(|policies| policies.admit(addr.as_ip()).is_err()) {
+                inner.stats.refused.add(1);
+                race.failed(ConnectError::LimitReached { addr });
+                continue;
+            }
             let bind_addr = addr.as_ip().and_then(|addr| attempt.how.bind_addr(addr));
             let mut driver = inner.driver.borrow_mut();
             let begun = match &addr {
@@ -317,6 +327,12 @@ impl Shard {
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::Stopping));
             return;
         }
+        if !self.admit(token, attempt.how.policies.as_ref(), addr.as_ip()) {
+            inner.driver.borrow_mut().close(token, CloseKind::Reset);
+            self.drop_contained(attempt.target);
+            self.resolve_attempt(&attempt.outcome, Err(ConnectError::LimitReached { addr }));
+            return;
+        }
         inner.stats.connected.add(1);
         let handler = match attempt.target {
             Target::Handler(handler) => Some(handler),
@@ -335,7 +351,7 @@ impl Shard {
             }
         };
         let Some(handler) = handler else {
-            inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+            self.turn_away(token, CloseKind::Orderly);
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::NoProtocol));
             return;
         };

@@ -20,6 +20,7 @@ use crate::shard::flushing::Notice;
 use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::transport::Transport;
 use crate::shard::lifecycle::ShardPhase;
+use crate::shard::policies::{Watched, Way};
 use crate::shard::producers::{EndsAfterProducer, Producing};
 use crate::shard::protocol::Protocol;
 use crate::shard::{Shard, Timer};
@@ -54,6 +55,10 @@ pub(crate) struct Marks {
     pub(crate) draining: Draining,
     pub(crate) producing: Producing,
     pub(crate) ends_after_producer: EndsAfterProducer,
+    /// The protocol has looked at all that is kept of its input, and took nothing: it is shown again with the next bytes,
+    /// or when it asks to read on.
+    pub(crate) left_whole: bool,
+    pub(crate) watched: Watched,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -85,7 +90,7 @@ impl Shard {
         } else {
             Draining::No
         };
-        let marks = Marks { draining, ..Marks::default() };
+        let marks = Marks { draining, watched: self.begin_policing(token), ..Marks::default() };
         let mut slot = Slot { connection, handler, deadline: None, guard: None, marks };
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
         if slot.connection.wire.is_tls() {
@@ -112,19 +117,28 @@ impl Shard {
         let Ok(slot) = RefMut::filter_map(connections, |connections| connections.get_mut(token)) else {
             return;
         };
-        if slot.connection.wire.is_tls() {
+        let watched = slot.marks.watched;
+        if watched.is_any() | slot.connection.wire.is_tls() {
             drop(slot);
-            return self.on_received_sealed(token, lease);
+            return self.on_received_watched(token, watched, lease);
         }
         self.give(token, slot, lease);
     }
 
-    /// Gives bytes that TLS has opened to whoever handles the connection.
+    /// Gives bytes that TLS has opened, or whose connection is watched, to whoever handles it.
     pub(super) fn hand_over(&self, token: Token, lease: Lease) {
-        let connections = self.inner.connections.borrow_mut();
-        if let Ok(slot) = RefMut::filter_map(connections, |connections| connections.get_mut(token)) {
-            self.give(token, slot, lease);
+        let slot = || {
+            let connections = self.inner.connections.borrow_mut();
+            RefMut::filter_map(connections, |connections| connections.get_mut(token)).ok()
+        };
+        let Some(mut found) = slot() else { return };
+        if found.marks.watched.logs() {
+            drop(found);
+            self.log_traffic(token, Way::Received, &lease);
+            let Some(again) = slot() else { return };
+            found = again;
         }
+        self.give(token, found, lease);
     }
 
     /// Gives bytes, as the application is to see them, to whoever handles the connection.
@@ -137,7 +151,7 @@ impl Shard {
         }
         match std::mem::replace(&mut slot.handler, Handler::Busy) {
             Handler::Protocol(protocol) => {
-                inner.activate(token, &slot.connection);
+                inner.activate(token, &slot);
                 let kept = slot.connection.input.take();
                 if kept.is_empty() {
                     drop(slot);
@@ -189,7 +203,10 @@ impl Shard {
                     self.with_active(token, || stream.on_resumed(self));
                 }
             }
-            (Phase::Open, _) => slot.connection.input.push(bytes),
+            (Phase::Open, _) => {
+                slot.marks.left_whole = false;
+                slot.connection.input.push(bytes);
+            }
             (Phase::Flushing(_) | Phase::Ending(..), _) => {}
             (Phase::Lingering { discarded_bytes, reading }, _) => {
                 *discarded_bytes += bytes.len();
@@ -205,7 +222,7 @@ impl Shard {
     fn deliver(&self, token: Token, mut protocol: Box<dyn Protocol>, bytes: &[u8]) {
         let (outcome, consumed) = self.show(token, &mut *protocol, bytes);
         let rest = &bytes[consumed..];
-        self.callback_done(token, protocol, outcome, rest.len(), || rest.to_vec());
+        self.callback_done(token, protocol, outcome, rest.len(), || (rest.to_vec(), consumed > 0));
     }
 
     /// As `deliver`, for bytes that were kept before: what the protocol leaves stays where it is. Copied each time, a
@@ -218,7 +235,7 @@ impl Shard {
             if kept.capacity() > KEPT_SLACK_BYTES.max(4 * kept.len()) {
                 kept.shrink_to_fit();
             }
-            kept
+            (kept, consumed > 0)
         });
         left_all
     }
@@ -233,7 +250,7 @@ impl Shard {
     }
 
     /// Puts the protocol back, keeps what it left of its input, and settles the connection: one look at its slot for
-    /// all three.
+    /// all three. `rest` gives what it left, and whether it has used anything.
     #[inline]
     fn callback_done(
         &self,
@@ -241,7 +258,7 @@ impl Shard {
         protocol: Box<dyn Protocol>,
         outcome: Outcome,
         rest_len: usize,
-        rest: impl FnOnce() -> Vec<u8>,
+        rest: impl FnOnce() -> (Vec<u8>, bool),
     ) {
         let inner = &*self.inner;
         let mut connections = inner.connections.borrow_mut();
@@ -257,11 +274,13 @@ impl Shard {
         }
         if slot.connection.session().is_some_and(|session| session.fresh) {
             // It has begun TLS in this callback: not a byte after that is plain.
-            let handshake = rest();
+            let (handshake, _) = rest();
             self.inner.keep_handshake(token, slot, &handshake);
         } else if rest_len > 0 && slot.connection.is_open() {
             // Whatever came before was lent together with what has come now.
-            slot.connection.input.set(rest());
+            let (rest, has_used) = rest();
+            slot.connection.input.set(rest);
+            slot.marks.left_whole = !has_used && inner.dry.was_seen();
             // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
             let limit_bytes = inner.shared.config.input_bytes_max;
             if rest_len > limit_bytes && slot.connection.read_holds == 0 {
@@ -422,7 +441,7 @@ impl Shard {
     /// Runs `body` with `token` as the connection whose small writes are staged, then settles it.
     pub(super) fn with_active(&self, token: Token, body: impl FnOnce()) {
         match self.inner.connections.borrow().get(token) {
-            Some(slot) => self.inner.activate(token, &slot.connection),
+            Some(slot) => self.inner.activate(token, slot),
             None => return,
         }
         body();
@@ -610,6 +629,7 @@ impl Shard {
         let inner = &self.inner;
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
+        slot.marks.left_whole = false;
         inner.read_on(token, slot);
         // What the callback that runs now leaves is not kept yet, and it may not have been shown all of it.
         if inner.active.get() == token {
@@ -645,7 +665,8 @@ impl Shard {
                     Handler::Stream(stream) => Some(Rc::clone(stream)),
                     _ => None,
                 };
-                (slot.connection.input.take(), stream)
+                let kept = if slot.marks.left_whole { Vec::new() } else { slot.connection.input.take() };
+                (kept, stream)
             };
 
             if let Some(stream) = stream {
@@ -655,7 +676,7 @@ impl Shard {
                 && let Some(protocol) = self.take_protocol(token)
             {
                 if let Some(slot) = self.inner.connections.borrow().get(token) {
-                    self.inner.activate(token, &slot.connection);
+                    self.inner.activate(token, slot);
                 }
                 let left_all = self.deliver_kept(token, protocol, kept);
                 self.inner.deactivate();
@@ -745,6 +766,7 @@ impl Shard {
             (handler, *reason, peer, produced)
         };
         self.handshake_ended(token, &reason);
+        self.end_policing(token, &reason);
         if !reason.is_clean() {
             self.log_end(&reason, &peer);
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{CloseReason, log_contained};
-use crate::net::connection::{Connection, Crossing, EndKind, Flushed, Phase, ReadHalf, WriteHalf};
+use crate::net::connection::{Crossing, EndKind, Flushed, Phase, ReadHalf, WriteHalf};
 use crate::net::tls::Session;
 use crate::reactor::driver::CloseKind;
 use crate::reactor::timer_wheel::deadline_after;
@@ -31,11 +31,12 @@ pub(super) enum Notice {
 impl Inner {
     /// Makes `token` the connection whose callback runs: its small writes are staged.
     #[inline]
-    pub(super) fn activate(&self, token: Token, connection: &Connection) {
+    pub(super) fn activate(&self, token: Token, slot: &Slot) {
         debug_assert!(self.active.get() == Token::NOBODY, "callbacks do not nest");
         self.active.set(token);
-        self.dry.set(false);
-        let straight = connection.may_write() && !connection.has_output();
+        self.dry.begin();
+        let connection = &slot.connection;
+        let straight = connection.may_write() && !connection.has_output() && !slot.marks.watched.logs();
         self.staged_room.set(if straight { self.shared.config.watermarks.cap_bytes } else { 0 });
     }
 
@@ -101,9 +102,11 @@ impl Inner {
         if !staged.is_empty() {
             slot.note_written();
         }
-        let mut driver = self.driver.borrow_mut();
-        let flushed = slot.connection.flush(&mut **driver, token, &staged);
-        drop(driver);
+        let flushed = if slot.marks.watched.is_any() {
+            self.flush_policed(token, slot, &staged)
+        } else {
+            slot.connection.flush(&mut **self.driver.borrow_mut(), token, &staged)
+        };
         staged.clear();
         if staged.capacity() > STAGED_KEEP_BYTES {
             staged.shrink_to(STAGED_KEEP_BYTES);
@@ -125,6 +128,13 @@ impl Inner {
                 } else {
                     self.output_is_out(token, slot)
                 }
+            }
+            Ok(Flushed::Waits) => {
+                if let Some(key) = slot.guard.take() {
+                    self.timers.borrow_mut().cancel(key);
+                }
+                self.staged_room.set(0);
+                self.crossing(token, slot)
             }
             Ok(progress) => {
                 if progress == Flushed::Later {
@@ -225,7 +235,10 @@ impl Inner {
         slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
         let kept = match &slot.handler {
             Handler::Stream(stream) => stream.owes_reader(),
-            _ => !slot.connection.input.is_empty() || slot.connection.has_unread_descriptors(),
+            _ => {
+                let bytes = !slot.connection.input.is_empty() && !slot.marks.left_whole;
+                bytes || slot.connection.has_unread_descriptors()
+            }
         };
         let unopened = slot.connection.session().is_some_and(Session::has_unopened);
         if kept || unopened || slot.connection.read == ReadHalf::FinishPending {

@@ -16,6 +16,8 @@ pub(crate) mod layer;
 pub(crate) mod lifecycle;
 pub(crate) mod listening;
 pub(crate) mod placement;
+pub mod policies;
+pub(crate) mod policing;
 pub(crate) mod producers;
 pub(crate) mod protocol;
 pub(crate) mod secured;
@@ -37,6 +39,7 @@ use crate::ShardId;
 use crate::cross_shard::Endpoint;
 use crate::error::{log_contained, panic_message};
 use crate::inline::InlineCall;
+use crate::net::input::Dry;
 use crate::net::wire::PIECE_BYTES;
 use crate::reactor::driver::Driver;
 use crate::reactor::lease::{Lease, LeasePool};
@@ -51,6 +54,7 @@ use draining::DrainCalls;
 use handles::delayed_call::DelayedCall;
 use lifecycle::ShardPhase;
 use listening::Listeners;
+use policing::Policing;
 use producers::Producers;
 use secured::Handshakes;
 use shared::Shared;
@@ -90,6 +94,7 @@ pub(crate) struct Inner {
     pub(crate) datagrams: Datagrams,
     pub(crate) watches: Watches,
     pub(crate) producers: Producers,
+    pub(crate) policing: Policing,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
     /// Memory for their ciphertext. Empty between uses.
@@ -105,7 +110,7 @@ pub(crate) struct Inner {
     /// That connection, or nobody.
     pub(crate) active: Cell<Token>,
     /// Whether its input has run dry: it was closed or paused in its own callback.
-    pub(crate) dry: Cell<bool>,
+    pub(crate) dry: Dry,
     /// Connections written to, or closed, outside their own event.
     pub(crate) unsettled: RefCell<Vec<Token>>,
     /// Connections whose kept input, or FIN, may be delivered again.
@@ -207,6 +212,7 @@ impl Shard {
             datagrams: Datagrams::default(),
             watches: Watches::default(),
             producers: Producers::default(),
+            policing: Policing::new(),
             staged: RefCell::default(),
             spare: RefCell::default(),
             plain: LeasePool::new(2 * PIECE_BYTES),
@@ -214,7 +220,7 @@ impl Shard {
             lent: Cell::new(None),
             staged_room: Cell::new(0),
             active: Cell::new(Token::NOBODY),
-            dry: Cell::new(false),
+            dry: Dry::default(),
             unsettled: RefCell::default(),
             resumed: RefCell::default(),
             ending: RefCell::default(),

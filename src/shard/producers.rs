@@ -117,6 +117,8 @@ struct Registered {
     name: &'static str,
     /// The connection that it is, if it is one.
     source: Option<Token>,
+    /// The connection was lost meanwhile: it is still to be stopped.
+    is_lost: bool,
 }
 
 impl Producers {
@@ -181,7 +183,7 @@ impl Shard {
                     return Err(ProducerError { kept, refused });
                 }
                 Some(slot) if slot.connection.may_write() => {
-                    let registered = Registered { producer: None, name: refused, source };
+                    let registered = Registered { producer: None, name: refused, source, is_lost: false };
                     table.insert(token, registered);
                     if let Some(source) = source {
                         self.inner.producers.consumers.borrow_mut().entry(source).or_default().push(token);
@@ -308,13 +310,18 @@ impl Shard {
         self.inner.producers.table.borrow_mut().get_mut(&token)?.producer.take()
     }
 
-    /// Unless it has unregistered itself meanwhile, and perhaps registered another one.
+    /// Unless it has unregistered itself meanwhile, and perhaps registered another one; or has detached its connection.
     fn put_producer_back(&self, token: Token, producer: Box<dyn Producer>) {
         let mut unregistered = Some(producer);
+        let mut is_lost = false;
         if let Some(registered) = self.inner.producers.table.borrow_mut().get_mut(&token)
             && registered.producer.is_none()
         {
             registered.producer = unregistered.take();
+            is_lost = registered.is_lost;
+        }
+        if is_lost {
+            self.stop_producer(token);
         }
         self.drop_contained(unregistered);
     }
@@ -322,7 +329,13 @@ impl Shard {
     /// The connection is lost.
     #[cold]
     pub(super) fn stop_producer(&self, token: Token) {
-        let registered = self.inner.producers.remove(token);
+        let runs = {
+            let mut table = self.inner.producers.table.borrow_mut();
+            let running = table.get_mut(&token).filter(|registered| registered.producer.is_none());
+            // It is stopped when it returns.
+            running.map(|registered| registered.is_lost = true).is_some()
+        };
+        let registered = if runs { None } else { self.inner.producers.remove(token) };
         if let Some(Registered { producer: Some(mut producer), .. }) = registered {
             self.contain_producer(|| producer.stop_producing());
             self.drop_contained(producer);

@@ -253,6 +253,8 @@ pub struct ShardReport {
     pub panics: u64,
     /// Times accepting failed, for want of descriptors or memory.
     pub accept_failures: u64,
+    /// Connections refused since a [`ConnectionLimit`](crate::policies::ConnectionLimit) was reached, in either direction.
+    pub refused: u64,
     /// Datagrams received.
     pub datagrams_received: u64,
     /// Datagrams the kernel took to send.
@@ -297,6 +299,7 @@ impl ShardReport {
             parks: stats.parks.get(),
             panics: stats.panics.get() + inbox.panics,
             accept_failures: stats.accept_failures.get(),
+            refused: stats.refused.get(),
             datagrams_received: stats.datagrams_received.get(),
             datagrams_sent: stats.datagrams_sent.get(),
             datagrams_dropped: stats.datagrams_dropped.get(),

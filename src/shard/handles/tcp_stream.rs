@@ -26,6 +26,7 @@ use crate::shard::connections::Handler;
 use crate::shard::handles::stream_core::{Found, StreamCore, WritesAfter};
 use crate::shard::handles::transport::Transport;
 use crate::shard::interfaces::tcp::ConnectOptions;
+use crate::shard::policies::Policed;
 use crate::shard::producers::{EndsAfterProducer, Producing};
 use crate::shard::shared::InTransit;
 
@@ -308,7 +309,7 @@ impl TcpStream {
     }
 
     /// Takes the connection off its shard: unread and unsent bytes, the deadline and [`TcpStream::set_ends_on_drain`]
-    /// travel along. Pauses and holds of its transport do not.
+    /// travel along, and so do its [policies](crate::policies). Pauses and holds of its transport do not.
     ///
     /// # Errors
     /// The connection is closed, closing or broken.
@@ -353,6 +354,7 @@ impl TcpStream {
             shard.stop_producer(token);
         }
         shard.unregister_consumers_of(token);
+        let policed = inner.take_policed(token);
         let unsent = slot.connection.unsent();
         // An end that was not announced is found again by whoever goes on.
         let truncated = slot.connection.session_mut().is_some_and(|tls| std::mem::take(&mut tls.truncated));
@@ -376,6 +378,7 @@ impl TcpStream {
             finished,
             ends_on_drain,
             deadline,
+            policed,
             in_transit,
         })
     }
@@ -481,6 +484,7 @@ pub struct DetachedTcpStream {
     finished: bool,
     ends_on_drain: bool,
     deadline: Option<Instant>,
+    policed: Option<Box<Policed>>,
     /// Last: told when all else has gone.
     in_transit: InTransit,
 }
@@ -510,6 +514,9 @@ impl DetachedTcpStream {
         shard.inner.bring_descriptors(token, &mut connection, self.descriptors);
         if self.finished {
             connection.read = ReadHalf::Finished;
+        }
+        if let Some(policed) = self.policed {
+            shard.inner.policing.prepare(token, policed);
         }
         shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
         shard.inner.mark_unsettled(token);

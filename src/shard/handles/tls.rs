@@ -9,11 +9,12 @@ use crate::net::target::ToTarget;
 use crate::net::tls::{TlsClientConfig, TlsInfo, TlsRole};
 use crate::net::wire::Wire;
 use crate::shard::Shard;
-use crate::shard::connecting::{ConnectHow, Goal, Target};
+use crate::shard::connecting::{Goal, Target};
 use crate::shard::connections::Handler;
 use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::handles::transport::Transport;
+use crate::shard::interfaces::tcp::ConnectOptions;
 
 impl Transport {
     /// Speaks TLS from here on (STARTTLS), as the server with a `&TlsServerConfig`, as the client with
@@ -104,16 +105,29 @@ impl TcpStream {
         tls: &TlsClientConfig,
         name: &str,
     ) -> Result<TcpStream, ConnectError> {
+        TcpStream::connect_tls_with(target, tls, name, &ConnectOptions::default()).await
+    }
+
+    /// As [`TcpStream::connect_tls`], with options.
+    ///
+    /// # Errors
+    /// As [`TcpStream::connect_tls`].
+    /// # Cancel safety
+    /// As [`TcpStream::connect_tls`].
+    /// # Panics
+    /// As [`TcpStream::connect_tls`].
+    pub async fn connect_tls_with(
+        target: impl ToTarget,
+        tls: &TlsClientConfig,
+        name: &str,
+        options: &ConnectOptions,
+    ) -> Result<TcpStream, ConnectError> {
         let shard = Shard::current();
         let core = StreamCore::new();
         let becomes = Target::Handler(Handler::Stream(Rc::clone(&core)));
         let session = TlsRole::from((tls, name)).session();
-        let attempt = shard.connect_to(
-            Goal::of_target(target.to_target()),
-            ConnectHow::default(),
-            becomes,
-            Some(session),
-        );
+        let goal = Goal::of_target(target.to_target());
+        let attempt = shard.connect_to(goal, options.how(), becomes, Some(session));
         let transport = attempt.await?;
         Ok(TcpStream::from_parts(core, transport))
     }
