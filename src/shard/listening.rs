@@ -228,7 +228,8 @@ impl Shard {
             None => {}
             Some(Ok(session)) => connection.wire = Wire::Tls(session),
             Some(Err(error)) => {
-                tracing::error!(shard = inner.id.index(), %error, "a TLS session cannot be made");
+                let shard = inner.id.index();
+                log_contained(|| tracing::error!(shard, %error, "a TLS session cannot be made"));
                 return self.turn_away(token, CloseKind::Orderly);
             }
         }
@@ -299,11 +300,12 @@ impl Shard {
     }
 
     fn fence_listener(&self, group: &Arc<Group>) {
-        if let Some(listening) = self.inner.listeners.find_group(group)
-            && let Err(error) = self.inner.driver.borrow_mut().refuse_handshakes(listening.token)
-        {
-            let shard = self.inner.id.index();
-            log_contained(|| tracing::debug!(shard, %error, "new handshakes cannot be turned away"));
+        if let Some(listening) = self.inner.listeners.find_group(group) {
+            let refused = self.inner.driver.borrow_mut().refuse_handshakes(listening.token);
+            if let Err(error) = refused {
+                let shard = self.inner.id.index();
+                log_contained(|| tracing::debug!(shard, %error, "new handshakes cannot be turned away"));
+            }
         }
         self.member_fenced(group);
     }
