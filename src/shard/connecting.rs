@@ -570,8 +570,11 @@ impl Drop for PendingAttempt {
             return;
         }
         self.cancel();
-        if let (true, Some(Ok(transport))) = (self.sole_owner, self.cell.outcome.borrow_mut().take()) {
-            transport.close();
+        let untaken = self.cell.outcome.borrow_mut().take();
+        match untaken {
+            Some(Ok(transport)) if self.sole_owner => transport.close(),
+            // In an error there may be one of the application's.
+            untaken => self.shard.drop_contained(untaken),
         }
     }
 }
