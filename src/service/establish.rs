@@ -257,7 +257,8 @@ impl End {
         if self.over.get() {
             return Poll::Ready(());
         }
-        let replaced = self.waker.borrow_mut().replace(context.waker().clone());
+        let waker = context.waker().clone();
+        let replaced = self.waker.borrow_mut().replace(waker);
         drop(replaced);
         Poll::Pending
     }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::addr::{Addr, UnixAddr};
@@ -25,6 +25,7 @@ use crate::shard::interfaces::udp::{Datagram, DatagramProtocol, UdpOptions};
 use crate::shard::interfaces::unix_datagram::UnixDatagramOptions;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::listening::listen_error;
+use crate::shard::waker_list::{Wait, Waiters};
 use crate::shard::{Shard, wake_contained};
 use crate::sys::datagram::{DATAGRAM_BYTES_MAX, SendFailure};
 use crate::sys::socket::{Reuse, Socket};
@@ -62,8 +63,8 @@ pub(crate) struct UdpCore {
     /// What they left: one batch at the most, since nothing is received meanwhile.
     kept: RefCell<VecDeque<Kept>>,
     complaint: RefCell<Option<io::Error>>,
-    readers: RefCell<Vec<Waker>>,
-    writers: RefCell<Vec<Waker>>,
+    pub(crate) readers: Waiters,
+    pub(crate) writers: Waiters,
     /// A time has been set at which senders try again.
     retrying: Cell<bool>,
     /// When the network's complaints were last logged.
@@ -225,8 +226,8 @@ impl Shard {
             lent: RefCell::default(),
             kept: RefCell::default(),
             complaint: RefCell::default(),
-            readers: RefCell::default(),
-            writers: RefCell::default(),
+            readers: Waiters::default(),
+            writers: Waiters::default(),
             retrying: Cell::new(false),
             warned_at: Cell::new(None),
             batches: Cell::new(0),
@@ -393,7 +394,7 @@ impl Shard {
     /// Lets the waiting tasks run at once, while the datagrams are on loan; what they leave is copied.
     fn lend_batch(&self, core: &Rc<UdpCore>, batch: Batch) {
         *core.lent.borrow_mut() = Some(batch);
-        let readers = std::mem::take(&mut *core.readers.borrow_mut());
+        let readers = core.readers.take();
         if !readers.is_empty() {
             self.inner.executor.run_woken(|| readers.into_iter().for_each(wake_contained));
         }
@@ -410,8 +411,7 @@ impl Shard {
     }
 
     fn on_room(&self, core: &Rc<UdpCore>) {
-        let writers = std::mem::take(&mut *core.writers.borrow_mut());
-        writers.into_iter().for_each(wake_contained);
+        core.writers.wake_all();
         if core.style == Style::Protocol && core.open.get() {
             let transport = UdpTransport::new(self.clone(), Rc::clone(core));
             let outcome = self.call_datagram_protocol(core, |protocol| protocol.sendable(&transport));
@@ -449,7 +449,7 @@ impl Shard {
             }
             Style::Tasks => {
                 *core.complaint.borrow_mut() = Some(error);
-                core.wake_readers();
+                core.readers.wake_all();
             }
         }
     }
@@ -514,9 +514,8 @@ impl Shard {
         drop(core.lent.take());
         self.inner.datagrams.ending.borrow_mut().push(Rc::clone(core));
         self.inner.datagrams.has_ending.set(true);
-        core.wake_readers();
-        let writers = std::mem::take(&mut *core.writers.borrow_mut());
-        writers.into_iter().for_each(wake_contained);
+        core.readers.wake_all();
+        core.writers.wake_all();
     }
 
     pub(crate) fn datagrams_end(&self) -> bool {
@@ -638,7 +637,7 @@ impl UdpCore {
         if let Some(Kept { bytes, source, name, truncated }) = kept {
             if self.kept.borrow().is_empty() {
                 self.kept.take();
-                shard.receive_datagrams(self, !self.readers.borrow().is_empty());
+                shard.receive_datagrams(self, !self.readers.is_empty());
             }
             return Some(take(Lent { bytes: &bytes, source, name: name.as_ref(), truncated }));
         }
@@ -646,10 +645,11 @@ impl UdpCore {
         lent.as_mut()?.take().map(take)
     }
 
-    /// As [`UdpCore::next_datagram`], and waits for one.
+    /// As [`UdpCore::next_datagram`], and waits for one: at the readers.
     pub(crate) fn poll_datagram<T>(
         &self,
         shard: &Shard,
+        wait: &mut Wait<'_>,
         context: &Context<'_>,
         take: impl FnOnce(Lent<'_>) -> T,
     ) -> Poll<io::Result<T>> {
@@ -662,30 +662,9 @@ impl UdpCore {
         if !self.open.get() {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::NotConnected, "the socket is closed")));
         }
-        self.wait_to_receive(shard, context);
-        Poll::Pending
-    }
-
-    /// Waits for something to receive. Receiving goes on from now on.
-    fn wait_to_receive(&self, shard: &Shard, context: &Context<'_>) {
-        keep(&self.readers, context);
+        wait.keep(context);
+        // Receiving goes on from now on.
         shard.receive_datagrams(self, true);
-    }
-
-    pub(crate) fn wait_to_send(&self, context: &Context<'_>) {
-        keep(&self.writers, context);
-    }
-
-    fn wake_readers(&self) {
-        let readers = std::mem::take(&mut *self.readers.borrow_mut());
-        readers.into_iter().for_each(wake_contained);
-    }
-}
-
-/// Adds the waker of whoever asks, unless it is there.
-fn keep(place: &RefCell<Vec<Waker>>, context: &Context<'_>) {
-    let mut wakers = place.borrow_mut();
-    if !wakers.iter().any(|kept| kept.will_wake(context.waker())) {
-        wakers.push(context.waker().clone());
+        Poll::Pending
     }
 }

@@ -183,10 +183,11 @@ impl Shard {
             }
             Role::Joins(group) => {
                 let shared = group.addr.as_ip().expect("found by an IP address");
-                match bind(&mut **inner.driver.borrow_mut(), shared, true) {
+                let bound = bind(&mut **inner.driver.borrow_mut(), shared, true);
+                match bound {
                     Ok((token, _)) => Ok((token, group)),
                     Err(source) => {
-                        group.leave(inner.id);
+                        self.member_left(&group, inner.id);
                         Err(listen_error(group.addr.clone(), source))
                     }
                 }
@@ -398,10 +399,7 @@ impl Shard {
     }
 
     pub(crate) fn member_left(&self, group: &Arc<Group>, member: crate::ShardId) {
-        if group.leave(member) || group.is_empty() {
-            self.inner.shared.groups.forget(group);
-            group.closed();
-        }
+        self.inner.shared.groups.leave(group, member);
     }
 
     /// Closes all listeners of this shard alone, at once: the runtime failed to start, was stopped before it had, or is

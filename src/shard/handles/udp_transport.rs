@@ -17,6 +17,7 @@ use crate::shard::Shard;
 use crate::shard::datagrams::UdpCore;
 use crate::shard::groups::{Multicast, Owner};
 use crate::shard::handles::listener::Closing;
+use crate::shard::waker_list::Wait;
 
 /// A datagram socket's sending end, and its settings. Cheap to clone; clones may be kept by tasks and timers of the same
 /// shard, and outlive the socket harmlessly. Dropping it changes nothing.
@@ -178,7 +179,7 @@ impl UdpTransport {
     /// # Cancel safety
     /// Dropped before it is ready, nothing was sent.
     pub fn send<'a>(&'a self, bytes: &'a [u8]) -> SendDatagram<'a> {
-        SendDatagram { transport: self, bytes, to: Ok(None) }
+        SendDatagram { transport: self, wait: Wait::at(&self.core.writers), bytes, to: Ok(None) }
     }
 
     /// Sends a datagram to `to`, and waits for room.
@@ -188,7 +189,8 @@ impl UdpTransport {
     /// # Cancel safety
     /// Dropped before it is ready, nothing was sent.
     pub fn send_to<'a>(&'a self, bytes: &'a [u8], to: impl ToAddr) -> SendDatagram<'a> {
-        SendDatagram { transport: self, bytes, to: to.to_addr().map(Some).map_err(SendError::InvalidAddress) }
+        let to = to.to_addr().map(Some).map_err(SendError::InvalidAddress);
+        SendDatagram { transport: self, wait: Wait::at(&self.core.writers), bytes, to }
     }
 
     /// Allows to send to broadcast addresses (SO_BROADCAST); off unless switched on.
@@ -366,11 +368,17 @@ impl fmt::Debug for UdpTransport {
 
 /// A datagram that waits for room; made by [`UdpTransport::send`].
 #[must_use = "nothing is sent before it is awaited"]
-#[derive(Debug)]
 pub struct SendDatagram<'a> {
     transport: &'a UdpTransport,
+    wait: Wait<'a>,
     bytes: &'a [u8],
     to: Result<Option<SocketAddr>, SendError>,
+}
+
+impl fmt::Debug for SendDatagram<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "SendDatagram({} bytes)", self.bytes.len())
+    }
 }
 
 impl Future for SendDatagram<'_> {
@@ -384,7 +392,7 @@ impl Future for SendDatagram<'_> {
         match self.transport.send_now(self.bytes, to) {
             Err(SendError::NoRoom) => {
                 self.to = Ok(to);
-                self.transport.core.wait_to_send(context);
+                self.wait.keep(context);
                 Poll::Pending
             }
             outcome => Poll::Ready(outcome),
