@@ -257,7 +257,7 @@ pub enum ConnectError {
         /// How long it was tried.
         after: Duration,
     },
-    /// The caller gave up.
+    /// The caller gave up, or the connection was ended here before its TLS stood: by its protocol, or a panic.
     Cancelled,
     /// There are as many connections as a [`ConnectionLimit`](crate::policies::ConnectionLimit) allows, in all or to that
     /// peer.

@@ -10,6 +10,8 @@ mod bytes;
 mod ends;
 #[path = "conformance_tls/handshakes.rs"]
 mod handshakes;
+#[path = "conformance_tls/inside.rs"]
+mod inside;
 #[path = "conformance_tls/limits.rs"]
 mod limits;
 #[path = "conformance_tls/pairs.rs"]

@@ -13,6 +13,8 @@ mod limits;
 mod rates;
 #[path = "policies/traffic.rs"]
 mod traffic;
+#[path = "policies/unix.rs"]
+mod unix;
 
 use std::time::{Duration, Instant};
 

@@ -75,7 +75,7 @@ const NOTICES_PER_SETTLE: usize = 8;
 /// Kept input may have this much room around it, in bytes; beyond it, four times its own length.
 const KEPT_SLACK_BYTES: usize = 4096;
 /// While the shard drains, peers have this long to close after we have.
-const DRAINING_LINGER: Duration = Duration::from_millis(500);
+pub(super) const DRAINING_LINGER: Duration = Duration::from_millis(500);
 
 type Outcome = std::result::Result<Result<()>, Box<dyn Any + Send>>;
 
@@ -125,20 +125,25 @@ impl Shard {
         self.give(token, slot, lease);
     }
 
-    /// Gives bytes that TLS has opened, or whose connection is watched, to whoever handles it.
-    pub(super) fn hand_over(&self, token: Token, lease: Lease) {
-        let slot = || {
-            let connections = self.inner.connections.borrow_mut();
-            RefMut::filter_map(connections, |connections| connections.get_mut(token)).ok()
-        };
-        let Some(mut found) = slot() else { return };
-        if found.marks.watched.logs() {
-            drop(found);
-            self.log_traffic(token, Way::Received, &lease);
-            let Some(again) = slot() else { return };
-            found = again;
+    /// As `hand_over`, for bytes that nobody has logged yet.
+    pub(super) fn hand_over_logged(&self, token: Token, lease: Lease) {
+        self.log_received(token, &lease);
+        self.hand_over(token, lease);
+    }
+
+    /// Logs what has come for the application, if that is to be logged.
+    pub(super) fn log_received(&self, token: Token, bytes: &[u8]) {
+        if self.inner.connections.borrow().get(token).is_some_and(|slot| slot.marks.watched.logs()) {
+            self.log_traffic(token, Way::Received, bytes);
         }
-        self.give(token, found, lease);
+    }
+
+    /// Gives bytes, as the application is to see them, to whoever handles the connection.
+    pub(super) fn hand_over(&self, token: Token, lease: Lease) {
+        let connections = self.inner.connections.borrow_mut();
+        if let Ok(slot) = RefMut::filter_map(connections, |connections| connections.get_mut(token)) {
+            self.give(token, slot, lease);
+        }
     }
 
     /// Gives bytes, as the application is to see them, to whoever handles the connection.
@@ -272,7 +277,7 @@ impl Shard {
             self.callback_failed(token, outcome);
             return self.settle(token);
         }
-        if slot.connection.session().is_some_and(|session| session.fresh) {
+        if slot.connection.tls().is_some_and(|tls| tls.fresh) {
             // It has begun TLS in this callback: not a byte after that is plain.
             let (handshake, _) = rest();
             self.inner.keep_handshake(token, slot, &handshake);
@@ -321,7 +326,11 @@ impl Shard {
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         slot.connection.read = ReadHalf::Finished;
-        if slot.connection.session().is_some_and(|session| session.truncated) {
+        if slot.connection.wire.is_tls() {
+            // The peer may have finished within TLS alone, and send on.
+            slot.connection.update_receiving(&mut **self.inner.driver.borrow_mut(), token);
+        }
+        if slot.connection.tls().is_some_and(|tls| tls.truncated) {
             drop(connections);
             return self.begin_close(token, CloseReason::Tls(TlsError::Truncated));
         }
@@ -386,47 +395,6 @@ impl Shard {
         };
         let kind = if lingering { CloseKind::Orderly } else { CloseKind::Reset };
         self.end(token, reason, EndKind::Close(kind));
-    }
-
-    /// Asks the handler to come to an end.
-    pub(crate) fn tell_draining(&self, token: Token) {
-        let mut connections = self.inner.connections.borrow_mut();
-        let Some(slot) = connections.get_mut(token) else { return };
-        if slot.marks.draining == Draining::Told {
-            return;
-        }
-        slot.marks.draining = Draining::Told;
-        if !slot.connection.is_open() {
-            // Its peer is given less time now.
-            let lingering = matches!(slot.connection.phase, Phase::Lingering { .. });
-            if let (true, Some(guard)) = (lingering, slot.guard) {
-                let deadline = deadline_after(self.inner.now.get(), DRAINING_LINGER);
-                let mut timers = self.inner.timers.borrow_mut();
-                if timers.deadline(guard).is_some_and(|old| old > deadline) {
-                    timers.reset(guard, deadline);
-                }
-            }
-            return;
-        }
-        if let Handler::Stream(stream) = &slot.handler {
-            let stream = Rc::clone(stream);
-            drop(connections);
-            self.with_active(token, || stream.on_draining(self));
-        } else {
-            drop(connections);
-            self.call_protocol(token, |protocol, transport| protocol.draining(transport));
-        }
-    }
-
-    /// One that came in late has now been served.
-    fn tell_draining_if_served(&self, token: Token) {
-        let late =
-            self.inner.connections.borrow().get(token).is_some_and(|slot| {
-                slot.marks.draining == Draining::Later && slot.connection.input.is_empty()
-            });
-        if late {
-            self.tell_draining(token);
-        }
     }
 
     /// Calls the protocol, then sends what it wrote.
@@ -724,7 +692,7 @@ impl Shard {
 
     fn retire(&self, token: Token) {
         let inner = &self.inner;
-        let (handler, reason, peer, produced) = {
+        let (handler, reason, peer, produced, wire) = {
             let mut connections = inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return };
             slot.marks.ending = false;
@@ -739,12 +707,8 @@ impl Shard {
             let produced = std::mem::take(&mut slot.marks.producing) != Producing::Nobody;
             let handler = std::mem::replace(&mut slot.handler, Handler::Gone);
             let peer = slot.connection.peer();
-            let mut timers = inner.timers.borrow_mut();
-            let handshake = inner.handshakes.leave(&mut slot.connection);
-            for key in [slot.deadline.take(), slot.guard.take(), handshake].into_iter().flatten() {
-                drop(timers.cancel(key));
-            }
-            slot.connection.wire = Wire::Plain;
+            inner.stop_timers(slot);
+            let wire = std::mem::replace(&mut slot.connection.wire, Wire::Plain);
             drop(slot.connection.take_descriptors());
             let mut driver = inner.driver.borrow_mut();
             match kind {
@@ -754,8 +718,8 @@ impl Shard {
                     let limit = inner.shared.config.linger_timeout;
                     let limit = if draining { limit.min(DRAINING_LINGER) } else { limit };
                     let deadline = deadline_after(inner.now.get(), limit);
-                    slot.guard =
-                        Some(timers.insert(deadline, Timer::new(move |shard: &Shard| shard.on_guard(token))));
+                    let late = Timer::new(move |shard: &Shard| shard.on_guard(token));
+                    slot.guard = Some(inner.timers.borrow_mut().insert(deadline, late));
                 }
                 EndKind::Close(kind) => {
                     driver.close(token, kind);
@@ -763,8 +727,12 @@ impl Shard {
                     inner.stats.open.subtract(1);
                 }
             }
-            (handler, *reason, peer, produced)
+            (handler, *reason, peer, produced, wire)
         };
+        if wire.is_tls() {
+            // With it goes what the application has configured it with.
+            self.drop_contained(wire);
+        }
         self.handshake_ended(token, &reason);
         self.end_policing(token, &reason);
         if !reason.is_clean() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::{CloseReason, log_contained};
 use crate::net::connection::{Crossing, EndKind, Flushed, Phase, ReadHalf, WriteHalf};
-use crate::net::tls::Session;
+use crate::net::wire::Tls;
 use crate::reactor::driver::CloseKind;
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
@@ -82,6 +82,15 @@ impl Inner {
         if !slot.marks.ending {
             slot.marks.ending = true;
             self.ending.borrow_mut().push(token);
+        }
+    }
+
+    /// The connection is over here, and so is what it waits for.
+    pub(super) fn stop_timers(&self, slot: &mut Slot) {
+        self.leave_handshake(&mut slot.connection);
+        let mut timers = self.timers.borrow_mut();
+        for key in [slot.deadline.take(), slot.guard.take()].into_iter().flatten() {
+            timers.cancel(key);
         }
     }
 
@@ -166,11 +175,14 @@ impl Inner {
     #[inline(never)]
     fn seal(&self, token: Token, slot: &mut Slot, staged: &mut Vec<u8>) {
         let mut spare = self.spare.borrow_mut();
-        if let Err(error) = slot.connection.seal(staged, &mut spare) {
-            staged.clear();
-            self.stats.unsent_bytes_dropped.add(slot.connection.discard_output() as u64);
-            let reason = CloseReason::Tls(error);
-            self.mark_ending(token, slot, reason, EndKind::Close(CloseKind::Orderly));
+        match slot.connection.seal(staged, &mut spare) {
+            Ok(lost) => self.stats.unsent_bytes_dropped.add(lost as u64),
+            Err(reason) => {
+                staged.clear();
+                self.stats.panics.add(u64::from(matches!(reason, CloseReason::Panicked(_))));
+                self.stats.unsent_bytes_dropped.add(slot.connection.discard_output() as u64);
+                self.mark_ending(token, slot, reason, EndKind::Close(CloseKind::Orderly));
+            }
         }
         if slot.connection.is_handshaking() {
             // What waits for the handshake keeps a connection that is being closed reading until then.
@@ -240,7 +252,7 @@ impl Inner {
                 bytes || slot.connection.has_unread_descriptors()
             }
         };
-        let unopened = slot.connection.session().is_some_and(Session::has_unopened);
+        let unopened = slot.connection.tls().is_some_and(Tls::has_unopened);
         if kept || unopened || slot.connection.read == ReadHalf::FinishPending {
             self.mark_slot_resumed(token, slot);
         }

@@ -12,7 +12,7 @@ use crate::addr::Addr;
 use crate::error::{ListenError, TlsError, log_contained};
 use crate::net::connection::Connection;
 use crate::net::tls::{Session, TlsRole};
-use crate::net::wire::Wire;
+use crate::net::wire::{Tls, Wire};
 use crate::reactor::driver::{CloseKind, Driver, Emptied, ListenSpec};
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
@@ -219,7 +219,7 @@ impl Shard {
     /// Gives an accepted connection to the factory.
     pub(super) fn open_accepted(&self, listening: &Listening, token: Token, peer: Addr) {
         let inner = &self.inner;
-        if !self.admit(token, listening.policies.as_ref(), peer.as_ip()) {
+        if !self.admit(token, listening.policies.as_ref(), &peer) {
             // Before anything is done for it, and so that nothing of it is left: see `ConnectionLimit`.
             inner.driver.borrow_mut().close(token, CloseKind::Reset);
             return;
@@ -227,7 +227,9 @@ impl Shard {
         let mut connection = Connection::new(peer.clone());
         match listening.secure.as_ref().map(|secure| secure()) {
             None => {}
-            Some(Ok(session)) => connection.wire = Wire::Tls(session),
+            Some(Ok(session)) => {
+                connection.wire = Wire::Tls(Tls::new(session, inner.shared.config.handshake_timeout))
+            }
             Some(Err(error)) => {
                 let shard = inner.id.index();
                 log_contained(|| tracing::error!(shard, %error, "a TLS session cannot be made"));
@@ -254,12 +256,12 @@ impl Shard {
                         self.open_connection(token, connection, Handler::Protocol(protocol));
                         return;
                     }
-                    Ok(None) => self.turn_away(token, CloseKind::Orderly),
-                    Err(payload) => {
-                        self.panicked("a factory", payload);
-                        self.turn_away(token, CloseKind::Orderly);
-                    }
+                    Ok(None) => {}
+                    Err(payload) => drop(self.panicked("a factory", payload)),
                 }
+                self.turn_away(token, CloseKind::Orderly);
+                // Its TLS may be the last to hold what the application has configured it with.
+                self.drop_contained(connection);
             }
         }
         *listening.opener.borrow_mut() = Some(opener);

@@ -103,6 +103,8 @@ pub(crate) struct Inner {
     /// Pieces of plaintext on loan.
     pub(crate) plain: Rc<LeasePool>,
     pub(crate) handshakes: Handshakes,
+    /// Ciphertext of the connection whose bytes are opened now, for whoever detaches it meanwhile.
+    pub(crate) unopened: Cell<Option<Lease>>,
     /// What it has just received, while its stream's task may take it.
     pub(crate) lent: Cell<Option<Lease>>,
     /// How much may be staged without a further look at that connection; 0 when it may not be written to, or has output
@@ -218,6 +220,7 @@ impl Shard {
             spare: RefCell::default(),
             plain: LeasePool::new(2 * PIECE_BYTES),
             handshakes: Handshakes::default(),
+            unopened: Cell::new(None),
             lent: Cell::new(None),
             staged_room: Cell::new(0),
             active: Cell::new(Token::NOBODY),

@@ -3,10 +3,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::addr::Addr;
 use crate::error::{CloseReason, log_contained};
 use crate::net::connection::{EndKind, Flushed};
 use crate::reactor::driver::CloseKind;
@@ -79,13 +79,16 @@ impl Inner {
             return slot.connection.flush(&mut **driver, token, staged);
         };
         let before = slot.connection.unsent_bytes() + staged.len();
-        // Descriptors go with the bytes that they belong to, whatever the rate.
         let flushed = if policed.writes.is_some() && slot.connection.unsent_descriptors() == 0 {
             slot.connection.queue_sealed(staged);
             drop(driver);
             self.flush_metered(token, slot, policed)
         } else {
             let flushed = slot.connection.flush(&mut **driver, token, staged);
+            if let Some(writes) = &policed.writes {
+                // Bytes that go with descriptors do not wait, nor are they free: what comes after them waits for both.
+                writes.charge(driver.read_clock(), before - slot.connection.unsent_bytes());
+            }
             drop(driver);
             flushed
         };
@@ -130,12 +133,7 @@ impl Inner {
 impl Shard {
     /// Whether a connection may come in, or be made; if so its policies wait for it under its token. One too many is
     /// counted, and told of in the log, and the caller closes it.
-    pub(super) fn admit(
-        &self,
-        token: Token,
-        policies: Option<&Arc<Policies>>,
-        peer: Option<SocketAddr>,
-    ) -> bool {
+    pub(super) fn admit(&self, token: Token, policies: Option<&Arc<Policies>>, peer: &Addr) -> bool {
         let Some(policies) = policies else { return true };
         match self.places_of(policies, peer) {
             Some(policed) => {
@@ -148,17 +146,16 @@ impl Shard {
 
     /// Its place, or a line about why there is none.
     #[cold]
-    fn places_of(&self, policies: &Policies, peer: Option<SocketAddr>) -> Option<Box<Policed>> {
-        match policies.admit(peer) {
+    fn places_of(&self, policies: &Policies, peer: &Addr) -> Option<Box<Policed>> {
+        match policies.admit(peer.as_ip()) {
             Ok(permits) => Some(Box::new(policies.police(permits, peer))),
             Err((reached, limit)) => {
                 self.inner.stats.refused.add(1);
                 let now = self.inner.driver.borrow_mut().read_clock();
                 if let Some(refused) = limit.line_due(now) {
                     let shard = self.inner.id.index();
-                    let peer = peer.map(tracing::field::display);
                     log_contained(
-                        || tracing::warn!(shard, peer, limit = %reached, refused, "a connection is refused"),
+                        || tracing::warn!(shard, %peer, limit = %reached, refused, "a connection is refused"),
                     );
                 }
                 None
@@ -236,7 +233,7 @@ impl Shard {
         if is_tls {
             self.on_received_sealed(token, lease);
         } else {
-            self.hand_over(token, lease);
+            self.hand_over_logged(token, lease);
         }
         if let Some(due) = due {
             self.hold_reads(token, due);

@@ -231,24 +231,34 @@ impl Shard {
             let Some(event) = event else { return false };
             match event {
                 Event::Received { token, bytes } => self.on_received(token, bytes),
-                Event::Sent { token } => self.on_sent(token),
-                Event::Accepted { listener, token, peer } => self.on_accepted(listener, token, peer),
-                Event::PeerFinished { token } => self.on_peer_finished(token),
-                Event::Descriptors { token, descriptors } => self.on_descriptors(token, descriptors),
-                Event::Connected { token } => self.on_connected(token),
-                Event::Failed { token, error } => {
-                    let error = self.attempt_failed(token, error);
-                    let error = error.and_then(|error| self.listener_failed(token, error));
-                    if let Some(error) = error {
-                        self.on_failed(token, error);
-                    }
-                }
-                Event::AcceptFailed { listener, error } => self.on_accept_failed(listener, error),
                 Event::Datagram { token, event } => self.on_datagram_event(token, event),
-                Event::Ready { token, ready } => self.on_ready(token, ready),
+                rarer => self.dispatch_rarer(rarer),
             }
         }
         true
+    }
+
+    /// What comes once in a connection's life, or seldom. Apart, so that bytes do not pay for its registers.
+    #[inline(never)]
+    fn dispatch_rarer(&self, event: Event) {
+        match event {
+            Event::Received { token, bytes } => self.on_received(token, bytes),
+            Event::Sent { token } => self.on_sent(token),
+            Event::Accepted { listener, token, peer } => self.on_accepted(listener, token, peer),
+            Event::PeerFinished { token } => self.on_peer_finished(token),
+            Event::Descriptors { token, descriptors } => self.on_descriptors(token, descriptors),
+            Event::Connected { token } => self.on_connected(token),
+            Event::Failed { token, error } => {
+                let error = self.attempt_failed(token, error);
+                let error = error.and_then(|error| self.listener_failed(token, error));
+                if let Some(error) = error {
+                    self.on_failed(token, error);
+                }
+            }
+            Event::AcceptFailed { listener, error } => self.on_accept_failed(listener, error),
+            Event::Datagram { token, event } => self.on_datagram_event(token, event),
+            Event::Ready { token, ready } => self.on_ready(token, ready),
+        }
     }
 
     /// Timer wheel → application. What is due is settled at the beginning: a timer set by a timer waits its turn.
@@ -288,7 +298,7 @@ impl Shard {
             || !inner.unsettled.borrow().is_empty()
             || !inner.resumed.borrow().is_empty()
             || !inner.ending.borrow().is_empty()
-            || inner.handshakes.has_work(inner.shared.config.handshakes_max)
+            || inner.handshakes.has_work()
             || self.datagrams_end()
             || self.watches_end()
             || inner.phase.get() == ShardPhase::Stopped

@@ -140,6 +140,9 @@ impl Handle {
     /// runtime or any other. Nothing is sent before it is first polled. On a shard of this runtime it is sent with all
     /// else that the shard sends, in the same order; there [`Shard::call`] is the cheaper one.
     ///
+    /// It does not wait its turn among the 1,024 of [`Shard::call`], wherever it is polled: how many are on their way is
+    /// the caller's to bound.
+    ///
     /// # Errors
     /// [`CallError::NotStarted`] in [`App::prepare`](crate::App::prepare); otherwise as [`Shard::call`].
     /// # Panics

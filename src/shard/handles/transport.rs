@@ -121,10 +121,10 @@ impl Transport {
                         self.shard.note_sent(self.token);
                     }
                 }
-                Err(source) => {
+                Err(reason) => {
                     drop(staged);
                     drop(connections);
-                    let reason = CloseReason::Os { call: "send", source };
+                    inner.stats.panics.add(u64::from(matches!(reason, CloseReason::Panicked(_))));
                     self.shard.end(self.token, reason, EndKind::Close(CloseKind::Orderly));
                     return Err(WriteError::Closed);
                 }
@@ -135,7 +135,11 @@ impl Transport {
         }
         if active {
             staged.extend_from_slice(rest);
-        } else if !rest.is_empty() || slot.marks.producing == Producing::PullOwed {
+        } else if !rest.is_empty()
+            || slot.connection.has_output()
+            || slot.marks.producing == Producing::PullOwed
+        {
+            // Also for what was sealed and not sent: its time runs from the next flush on.
             slot.connection.queue(rest);
             inner.mark_slot_unsettled(self.token, slot);
         }

@@ -77,7 +77,8 @@ impl ConnectOptions {
     }
 
     /// Gives up after this long, the lookup of a name included, instead of
-    /// [`Config::connect_timeout`](crate::Config::connect_timeout).
+    /// [`Config::connect_timeout`](crate::Config::connect_timeout). With TLS it covers the handshake, too, which otherwise
+    /// has [`Config::handshake_timeout`](crate::Config::handshake_timeout) of its own, and has no more than that in any case.
     pub fn timeout(mut self, after: Duration) -> Self {
         self.how.timeout = Some(after);
         self

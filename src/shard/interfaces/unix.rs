@@ -250,8 +250,7 @@ impl Shard {
         becomes: Target,
     ) -> PendingAttempt {
         let goal = checked(name.to_unix_addr().map_err(ConnectError::from), options.check).map(Goal::Unix);
-        let session = options.secure.as_ref().map(TlsRole::session);
-        self.connect_to(goal, options.how.clone(), becomes, session)
+        self.connect_to(goal, options.how.clone(), becomes, options.secure.clone())
     }
 }
 

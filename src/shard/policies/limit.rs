@@ -45,8 +45,8 @@ use std::time::{Duration, Instant};
 /// A connection takes its place when it is accepted, before anything else is done for it, and gives it back when its socket
 /// is closed, however it ends; what is detached keeps it. One too many is reset at once (RST, not FIN): the peer is told
 /// that it was not served, and nothing of it is left with us, neither in TIME_WAIT nor waiting for its FIN, as a flood would
-/// like. It is counted ([`ConnectionLimit::refused`], [`ShardReport::refused`](crate::ShardReport::refused)), and a line at
-/// WARN tells of it, at most one a second for each limit.
+/// like. (At a UNIX socket, where there is no RST, it is closed.) It is counted ([`ConnectionLimit::refused`],
+/// [`ShardReport::refused`](crate::ShardReport::refused)), and a line at WARN tells of it, at most one a second for each limit.
 ///
 /// An outgoing connection under a limit that is reached fails with
 /// [`ConnectError::LimitReached`](crate::ConnectError::LimitReached).

@@ -3,9 +3,9 @@
 //! pause and switch to TLS as ever.
 //!
 //! A [`Policies`] value is made once and given to whatever listens or connects, by
-//! [`ListenOptions::policies`](crate::ListenOptions::policies) and
-//! [`ConnectOptions::policies`](crate::ConnectOptions::policies). What is to count for all shards together – a
-//! [`ConnectionLimit`], a [`Throttle`] – is made before the runtime starts, and every shard given a clone.
+//! [`ListenOptions::policies`](crate::ListenOptions::policies),
+//! [`ConnectOptions::policies`](crate::ConnectOptions::policies), and the options of UNIX sockets. What is to count for all
+//! shards together – a [`ConnectionLimit`], a [`Throttle`] – is made before the runtime starts, and every shard given a clone.
 //!
 //! ```
 //! use shardwise::policies::{ConnectionLimit, Policies, Rate, TrafficLog};
@@ -49,6 +49,7 @@ pub(crate) use limit::{Permit, Reached};
 pub(crate) use rate::Metered;
 pub(crate) use traffic::{Logged, Way};
 
+use crate::addr::Addr;
 use crate::reactor::timer_wheel::TimerKey;
 
 /// What connections are held to. Nothing, until told; see the [module](self).
@@ -99,7 +100,8 @@ impl Policies {
 
     /// Sends no faster than this on each connection: output waits, and whoever writes is told by the watermarks as ever.
     /// Counted are bytes as they go to the kernel, TLS records included. While output waits for its turn,
-    /// [`Config::write_timeout`](crate::Config::write_timeout) does not run, and a close waits as well.
+    /// [`Config::write_timeout`](crate::Config::write_timeout) does not run, and a close waits as well. Bytes that travel with
+    /// descriptors go at once, and what comes after them waits the longer.
     pub fn write_rate(mut self, rate: Rate) -> Self {
         self.write_rate = Some(rate);
         self
@@ -130,7 +132,7 @@ impl Policies {
     }
 
     /// What a connection is held to that has its places.
-    pub(crate) fn police(&self, permits: Vec<Permit>, peer: Option<SocketAddr>) -> Policed {
+    pub(crate) fn police(&self, permits: Vec<Permit>, peer: &Addr) -> Policed {
         let log = self.log.as_ref().filter(|log| log.is_wanted());
         Policed {
             permits: permits.into(),
@@ -241,6 +243,10 @@ impl Policed {
 mod tests {
     use super::*;
 
+    fn nobody() -> Addr {
+        Addr::Ip(([127, 0, 0, 1], 1).into())
+    }
+
     #[test]
     fn what_a_connection_is_held_to_can_travel_and_policies_can_be_shared() {
         fn travels<T: Send>() {}
@@ -253,13 +259,13 @@ mod tests {
     fn a_connection_with_a_place_alone_is_not_looked_up_for_its_bytes() {
         let policies = Policies::new().limit_connections(&ConnectionLimit::new().total(1));
         let permits = policies.admit(None).ok().unwrap();
-        assert!(!policies.police(permits, None).watched().is_any());
+        assert!(!policies.police(permits, &nobody()).watched().is_any());
     }
 
     #[test]
     fn traffic_that_nobody_listens_to_is_not_looked_at() {
         let policies = Policies::new().log_traffic(TrafficLog::new("unheard"));
-        assert!(!policies.police(Vec::new(), None).watched().is_any());
+        assert!(!policies.police(Vec::new(), &nobody()).watched().is_any());
     }
 
     #[test]

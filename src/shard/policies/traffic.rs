@@ -1,10 +1,10 @@
 //! A connection's bytes in the log. Changes nothing of them, and shows none unless told to.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tracing::Level;
 
+use crate::addr::Addr;
 use crate::error::{CloseReason, log_contained};
 
 /// Writes every read and every write of a connection to the log: when, which way, and how many bytes; its beginning and its
@@ -89,7 +89,7 @@ impl TrafficLog {
 #[derive(Clone, Debug)]
 pub(crate) struct Logged {
     log: TrafficLog,
-    peer: Option<SocketAddr>,
+    peer: Addr,
     received_bytes: u64,
     written_bytes: u64,
 }
@@ -107,8 +107,8 @@ macro_rules! line {
 }
 
 impl Logged {
-    pub(crate) fn new(log: &TrafficLog, peer: Option<SocketAddr>) -> Self {
-        Logged { log: log.clone(), peer, received_bytes: 0, written_bytes: 0 }
+    pub(crate) fn new(log: &TrafficLog, peer: &Addr) -> Self {
+        Logged { log: log.clone(), peer: peer.clone(), received_bytes: 0, written_bytes: 0 }
     }
 
     pub(crate) fn count(&mut self, way: Way, bytes: usize) {
@@ -119,12 +119,12 @@ impl Logged {
     }
 
     pub(crate) fn begun(&self, shard: usize) {
-        let peer = self.peer.map(tracing::field::display);
+        let peer = tracing::field::display(&self.peer);
         line!(self.log, shard, peer, "connected");
     }
 
     pub(crate) fn moved(&self, shard: usize, way: Way, bytes: &[u8]) {
-        let peer = self.peer.map(tracing::field::display);
+        let peer = tracing::field::display(&self.peer);
         let data = shown(self.log.show, bytes);
         let bytes = bytes.len();
         match way {
@@ -134,7 +134,7 @@ impl Logged {
     }
 
     pub(crate) fn ended(&self, shard: usize, reason: &CloseReason) {
-        let peer = self.peer.map(tracing::field::display);
+        let peer = tracing::field::display(&self.peer);
         let Logged { received_bytes, written_bytes, .. } = self;
         line!(self.log, shard, peer, received_bytes, written_bytes, %reason, "ended");
     }

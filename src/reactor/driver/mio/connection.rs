@@ -120,6 +120,7 @@ impl Connection {
 
     /// Serves this connection, which is at the head of the turn, once. It stays there while it may have more
     /// to tell in this turn.
+    #[inline(never)]
     pub(super) fn serve(
         &mut self,
         token: Token,

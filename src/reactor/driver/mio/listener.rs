@@ -95,6 +95,7 @@ impl Listener {
 impl MioDriver {
     /// Accepts one connection from the listener at the head. It stays there while it may have more for this
     /// turn.
+    #[inline(never)]
     pub(super) fn serve_listener(&mut self, token: Token, readiness: Readiness) -> Option<Event> {
         let short_of_descriptors = self.shortage.lasts_at(self.now);
         let Ok(listener) = self.listener_mut(token) else { return None };
