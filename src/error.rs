@@ -159,6 +159,13 @@ pub enum ListenError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The protocol failed to start. Its [`stopped`](crate::DatagramProtocol::stopped) is given the error itself.
+    NotStarted {
+        /// The address.
+        addr: Addr,
+        /// What it said.
+        message: String,
+    },
     /// The shard is stopping.
     Stopping,
 }
@@ -172,6 +179,9 @@ impl fmt::Display for ListenError {
                 write!(formatter, "cannot listen on {addr}: address in use")
             }
             ListenError::Os { addr, source } => write!(formatter, "cannot listen on {addr}: {source}"),
+            ListenError::NotStarted { addr, message } => {
+                write!(formatter, "cannot listen on {addr}: {message}")
+            }
             ListenError::Stopping => write!(formatter, "cannot listen: the shard is stopping"),
         }
     }
@@ -182,7 +192,10 @@ impl Error for ListenError {
         match self {
             ListenError::InvalidAddress(error) => error.source(),
             ListenError::Os { source, .. } => source.source(),
-            ListenError::InvalidPath(_) | ListenError::AddressInUse { .. } | ListenError::Stopping => None,
+            ListenError::InvalidPath(_)
+            | ListenError::AddressInUse { .. }
+            | ListenError::NotStarted { .. }
+            | ListenError::Stopping => None,
         }
     }
 }
@@ -261,6 +274,13 @@ pub enum ConnectError {
         /// Why not.
         source: TlsError,
     },
+    /// The protocol failed to start. Its [`stopped`](crate::DatagramProtocol::stopped) is given the error itself.
+    NotStarted {
+        /// The address aimed at.
+        addr: Addr,
+        /// What it said.
+        message: String,
+    },
     /// The shard is stopping.
     Stopping,
     /// Anything else the operating system said: no route, no port left, …
@@ -305,6 +325,9 @@ impl fmt::Display for ConnectError {
             ConnectError::Tls { target, source } => write!(formatter, "no TLS with {target}: {source}"),
             ConnectError::Stopping => write!(formatter, "cannot connect: the shard is stopping"),
             ConnectError::Os { addr, source } => write!(formatter, "cannot connect to {addr}: {source}"),
+            ConnectError::NotStarted { addr, message } => {
+                write!(formatter, "cannot connect to {addr}: {message}")
+            }
         }
     }
 }

@@ -142,17 +142,6 @@ fn without_descriptors_peers_wait_the_shard_rests_and_all_are_served_in_the_end(
     });
 }
 
-/// Whether this machine lets a process trace its child; says so if not.
-fn may_trace() -> bool {
-    let traced =
-        Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
-    let may = traced.is_ok_and(|status| status.success());
-    if !may {
-        println!("skipped: `strace` is not here, or not permitted");
-    }
-    may
-}
-
 /// A server in a child under `strace`, with `inject` done to its system calls.
 struct Traced {
     child: std::process::Child,

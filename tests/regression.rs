@@ -1,17 +1,18 @@
 //! Bugs that were found and fixed, each with its story. The name says what holds since then.
 
 use std::cell::{Cell, RefCell};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, PipeReader, Read, Write};
 use std::net;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use shardwise::testing::{on_every_driver, on_every_driver_with};
 use shardwise::{
-    CloseReason, Config, Datagram, DatagramProtocol, DetachedTcpStream, Flow, Input, Layer, Producer,
-    ProducerKind, Protocol, Result, Runtime, Shard, TcpStream, Transport, UdpSocket, UdpTransport,
-    WriteError, copy_bidirectional,
+    CloseReason, Config, Datagram, DatagramProtocol, DetachedTcpStream, Fd, FdGuard, FdHandler, Flow, Input,
+    Layer, Producer, ProducerKind, Protocol, Result, Runtime, Shard, TcpStream, Transport, UdpSocket,
+    UdpTransport, WriteError, copy_bidirectional,
 };
 
 /// Answers every line with itself; what it does between two lines is the test's.
@@ -354,42 +355,107 @@ fn an_error_that_panics_when_it_is_formatted_or_dropped_costs_its_connection_alo
 }
 
 /// Answers what is not `fail`.
-struct FailsNowAndThen;
+struct FailsNowAndThen {
+    drops_badly: bool,
+}
 
 impl DatagramProtocol for FailsNowAndThen {
     fn datagram_received(&mut self, transport: &UdpTransport, datagram: Datagram<'_>) -> Result<()> {
         if datagram.bytes() == b"fail" {
-            return Err(Unspeakable { drops_badly: false }.into());
+            return Err(Unspeakable { drops_badly: self.drops_badly }.into());
         }
         transport.try_send_to(datagram.bytes(), datagram.source())?;
         Ok(())
     }
+
+    fn refused(&mut self, _: &UdpTransport) -> Result<()> {
+        Err(Unspeakable { drops_badly: self.drops_badly }.into())
+    }
 }
 
-/// What was mended for streams was done wrong again for datagrams.
+/// What was mended for streams was done wrong again for datagrams: the text of the error, and its destructor.
 #[test]
-fn a_datagram_protocols_error_that_panics_when_it_is_formatted_costs_nothing() {
+fn a_datagram_protocols_error_that_panics_when_it_is_formatted_or_dropped_costs_nothing() {
     let everything =
         tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(std::io::sink);
     let _ = everything.try_init();
     on_every_driver(async |env| {
         let shard = env.shard();
-        let server = shard.listen_udp("127.0.0.1:0", FailsNowAndThen)?;
-        let client = UdpSocket::bind("127.0.0.1:0")?;
-        client.connect(server.local_addr()?)?;
-        let mut answer = [0; 8];
-        // Datagrams may be lost, on either kind of network.
-        for attempt in 0.. {
-            assert!(attempt < 100, "no answer");
-            client.send(b"fail").await?;
-            client.send(b"well").await?;
-            let received = shard.timeout(Duration::from_millis(200), client.recv_from(&mut answer)).await;
-            if received.is_ok_and(|received| received.is_ok()) {
-                break;
+        let failed = || env.handle().report()[0].datagrams_failed;
+        for drops_badly in [false, true] {
+            let server = shard.listen_udp("127.0.0.1:0", FailsNowAndThen { drops_badly })?;
+            let client = UdpSocket::bind("127.0.0.1:0")?;
+            client.connect(server.local_addr()?)?;
+            let mut answer = [0; 8];
+            // Datagrams may be lost, on either kind of network.
+            for attempt in 0.. {
+                assert!(attempt < 100, "no answer");
+                client.send(b"fail").await?;
+                client.send(b"well").await?;
+                let received = shard.timeout(Duration::from_millis(200), client.recv_from(&mut answer)).await;
+                if received.is_ok_and(|received| received.is_ok()) {
+                    break;
+                }
             }
+            assert_eq!(&answer[..4], b"well");
+            let nobody = server.local_addr()?;
+            server.close().await;
+            let before = failed();
+            let asker = shard.connect_udp(nobody, FailsNowAndThen { drops_badly })?;
+            while failed() == before {
+                asker.send(b"anybody?").await?;
+                shard.sleep(Duration::from_millis(1)).await;
+            }
+            assert!(asker.is_open(), "told that it was refused, it failed, and goes on");
+            asker.close().await;
         }
-        assert_eq!(&answer[..4], b"well");
-        server.close().await;
+        Ok(())
+    });
+}
+
+/// Ends its watching, and then fails.
+struct EndsAndFails {
+    pipe: PipeReader,
+    guard: Rc<RefCell<Option<FdGuard>>>,
+    ended: Rc<Cell<bool>>,
+}
+
+impl AsFd for EndsAndFails {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
+}
+
+impl FdHandler for EndsAndFails {
+    fn readable(&mut self, _: &Fd) -> Result<()> {
+        drop(self.guard.take());
+        Err(Unspeakable { drops_badly: true }.into())
+    }
+
+    fn ended(&mut self, reason: CloseReason) {
+        assert!(matches!(reason, CloseReason::Closed), "{reason}");
+        self.ended.set(true);
+    }
+}
+
+/// The watching had ended by then, so nobody took the error, and its destructor took the shard. On mio alone: a simulation
+/// has no descriptors.
+#[test]
+fn an_error_of_a_handler_that_has_ended_already_costs_nothing() {
+    on_every_driver(async |env| {
+        if env.is_simulated() {
+            return Ok(());
+        }
+        let (pipe, writer) = std::io::pipe()?;
+        let (place, ended) = (Rc::default(), Rc::default());
+        let handler = EndsAndFails { pipe, guard: Rc::clone(&place), ended: Rc::clone(&ended) };
+        let guard = env.shard().watch(handler)?;
+        env.shard().add_reader(&guard)?;
+        *place.borrow_mut() = Some(guard);
+        (&writer).write_all(b"x")?;
+        while !ended.get() {
+            env.shard().sleep(Duration::from_millis(1)).await;
+        }
         Ok(())
     });
 }

@@ -16,6 +16,7 @@ use crate::error::InvalidAddress;
 use crate::net::target::ToTarget;
 use crate::shard::draining::WhenDraining;
 use crate::shard::handles::transport::Transport;
+use crate::shard::waker_list::{WaitKey, Waiters};
 use crate::shard::{Shard, wake_contained};
 
 /// Keeps one connection up, on one shard: connects, prepares the connection, and when it has failed or ended does so again,
@@ -104,7 +105,7 @@ struct Core {
     driver: RefCell<Option<Waker>>,
     waiters: RefCell<Vec<Weak<Waiter>>>,
     /// Who waits for a stop, and how many have come to their end.
-    stoppers: RefCell<Vec<Waker>>,
+    stoppers: Waiters,
     stops_ended: Cell<u64>,
 }
 
@@ -140,7 +141,7 @@ impl ClientService {
             end: Rc::default(),
             driver: RefCell::default(),
             waiters: RefCell::default(),
-            stoppers: RefCell::default(),
+            stoppers: Waiters::default(),
             stops_ended: Cell::new(0),
         });
         let service = ClientService { core };
@@ -178,7 +179,8 @@ impl ClientService {
             self.core.state.set(ClientState::Disconnecting);
         }
         self.core.wake_driver();
-        ClientStopping { core: Rc::clone(&self.core), stops_ended: self.core.stops_ended.get() }
+        let (core, stops_ended) = (Rc::clone(&self.core), self.core.stops_ended.get());
+        ClientStopping { core, key: WaitKey::default(), stops_ended }
     }
 
     /// The connection: the one that stands, or the next one to. Fails once `fail_after` more attempts in a row have failed
@@ -354,8 +356,7 @@ impl Core {
 
     fn stop_ended(&self) {
         self.stops_ended.set(self.stops_ended.get() + 1);
-        let stoppers = std::mem::take(&mut *self.stoppers.borrow_mut());
-        stoppers.into_iter().for_each(wake_contained);
+        self.stoppers.wake_all();
     }
 
     fn failed(&self, failure: ClientFailure) {
@@ -391,7 +392,8 @@ impl Core {
     }
 
     fn set_driver(&self, context: &mut Context<'_>) {
-        let replaced = self.driver.borrow_mut().replace(context.waker().clone());
+        let waker = context.waker().clone();
+        let replaced = self.driver.borrow_mut().replace(waker);
         drop(replaced);
     }
 
@@ -437,7 +439,8 @@ impl Future for WhenConnected {
         if let Some(outcome) = &*self.waiter.outcome.borrow() {
             return Poll::Ready(outcome.clone());
         }
-        let replaced = self.waiter.waker.borrow_mut().replace(context.waker().clone());
+        let waker = context.waker().clone();
+        let replaced = self.waiter.waker.borrow_mut().replace(waker);
         drop(replaced);
         Poll::Pending
     }
@@ -452,19 +455,27 @@ impl fmt::Debug for WhenConnected {
 /// Ready when a service has stopped, or would have if it had not been started again; made by [`ClientService::stop`].
 pub struct ClientStopping {
     core: Rc<Core>,
+    key: WaitKey,
     stops_ended: u64,
 }
 
 impl Future for ClientStopping {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let ended = self.core.stops_ended.get() > self.stops_ended;
         if ended || self.core.state.get() == ClientState::Stopped {
             return Poll::Ready(());
         }
-        self.core.stoppers.borrow_mut().push(context.waker().clone());
+        let ClientStopping { core, key, .. } = &mut *self;
+        core.stoppers.keep(key, context);
         Poll::Pending
+    }
+}
+
+impl Drop for ClientStopping {
+    fn drop(&mut self) {
+        self.core.stoppers.forget(&self.key);
     }
 }
 

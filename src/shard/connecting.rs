@@ -584,7 +584,8 @@ impl Future for PendingAttempt {
         if let Some(outcome) = self.cell.outcome.borrow_mut().take() {
             return Poll::Ready(outcome);
         }
-        let replaced = self.cell.waker.borrow_mut().replace(context.waker().clone());
+        let waker = context.waker().clone();
+        let replaced = self.cell.waker.borrow_mut().replace(waker);
         drop(replaced);
         Poll::Pending
     }

@@ -751,6 +751,7 @@ impl Shard {
             Handler::Stream(stream) => stream.on_ended(reason),
             Handler::Busy | Handler::Gone => self.drop_contained(reason),
         }
+        self.unregister_consumers_of(token);
     }
 }
 

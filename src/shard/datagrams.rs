@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use crate::addr::{Addr, UnixAddr};
 use crate::error::{CloseReason, ListenError, Result, SendError, log_contained};
@@ -25,6 +25,7 @@ use crate::shard::interfaces::udp::{Datagram, DatagramProtocol, UdpOptions};
 use crate::shard::interfaces::unix_datagram::UnixDatagramOptions;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::listening::listen_error;
+use crate::shard::waker_list::{Wait, Waiters};
 use crate::shard::{Shard, wake_contained};
 use crate::sys::datagram::{DATAGRAM_BYTES_MAX, SendFailure};
 use crate::sys::socket::{Reuse, Socket};
@@ -62,10 +63,12 @@ pub(crate) struct UdpCore {
     /// What they left: one batch at the most, since nothing is received meanwhile.
     kept: RefCell<VecDeque<Kept>>,
     complaint: RefCell<Option<io::Error>>,
-    readers: RefCell<Vec<Waker>>,
-    writers: RefCell<Vec<Waker>>,
+    pub(crate) readers: Waiters,
+    pub(crate) writers: Waiters,
     /// A time has been set at which senders try again.
     retrying: Cell<bool>,
+    /// When the network's complaints were last logged.
+    warned_at: Cell<Option<Instant>>,
     /// Batches received so far.
     batches: Cell<u64>,
     reason: RefCell<Option<CloseReason>>,
@@ -85,11 +88,13 @@ struct Kept {
     truncated: bool,
 }
 
-/// Why a UNIX datagram socket was not made.
+/// Why a datagram socket was not made.
 pub(crate) enum NotBound {
     Stopping,
     Bind(io::Error),
     Connect(io::Error),
+    /// Its protocol failed to start, and said why.
+    NotStarted(String),
 }
 
 /// How a socket is bound.
@@ -101,25 +106,71 @@ pub(crate) struct Binding<'a> {
     pub(crate) listens: bool,
 }
 
+/// Why a UDP socket was not made.
+pub(crate) enum NotMade {
+    Bind(ListenError),
+    Connect(io::Error),
+    /// Its protocol failed to start, and said why.
+    NotStarted {
+        addr: Addr,
+        message: String,
+    },
+}
+
+impl NotMade {
+    /// Of one that was to be connected to nobody.
+    pub(crate) fn of_listening(self, addr: SocketAddr) -> ListenError {
+        match self {
+            NotMade::Bind(error) => error,
+            NotMade::Connect(source) => ListenError::Os { addr: addr.into(), source },
+            NotMade::NotStarted { addr, message } => ListenError::NotStarted { addr, message },
+        }
+    }
+}
+
 /// A kernel without memory says nothing when it has some again.
 const NO_BUFFERS_RETRY: Duration = Duration::from_millis(1);
+/// How often one socket's complaints are logged as warnings.
+const WARN_EVERY: Duration = Duration::from_secs(1);
 /// Turns in which a socket that drains may still find something in its queue.
 const DRAIN_TURNS_MAX: usize = 64;
 
 impl Shard {
-    /// Binds a socket, alone or as a member of its address's group.
+    /// Binds a socket, alone or as a member of its address's group; connects it to `peer`. A protocol is started when
+    /// all that is done.
     pub(crate) fn bind_datagram(
         &self,
         binding: Binding<'_>,
+        peer: Option<SocketAddr>,
         protocol: Option<Box<dyn DatagramProtocol>>,
-    ) -> std::result::Result<UdpTransport, ListenError> {
+    ) -> std::result::Result<UdpTransport, NotMade> {
+        let listens = binding.listens;
+        let (token, group) = self.bind_datagram_socket(binding).map_err(NotMade::Bind)?;
+        if let Some(peer) = peer {
+            let mut driver = self.inner.driver.borrow_mut();
+            if let Err(source) = driver.connect_datagram(token, peer) {
+                driver.close(token, CloseKind::Orderly);
+                return Err(NotMade::Connect(source));
+            }
+            // Strangers may have sent something in between.
+            driver.discard_datagrams(token);
+        }
+        let addr = group.addr.clone();
+        self.open_datagram(token, group, listens, protocol, peer.map(Addr::from))
+            .map_err(|message| NotMade::NotStarted { addr, message })
+    }
+
+    fn bind_datagram_socket(
+        &self,
+        binding: Binding<'_>,
+    ) -> std::result::Result<(Token, Arc<Group>), ListenError> {
         let inner = &self.inner;
         let phase = inner.phase.get();
         let too_late = if binding.listens { ShardPhase::Draining } else { ShardPhase::Drained };
         if phase as u8 >= too_late as u8 {
             return Err(ListenError::Stopping);
         }
-        let Binding { addr, options, shared, listens } = binding;
+        let Binding { addr, options, shared, .. } = binding;
         let config = &inner.shared.config;
         let spec = |addr, reuse| DatagramSpec {
             addr,
@@ -131,11 +182,11 @@ impl Shard {
             datagrams_per_turn: config.datagrams_per_turn,
             bytes_per_turn: config.datagram_bytes_per_turn,
         };
-        let (token, group) = if !options.multiple && options.shared.unwrap_or(shared) {
+        if !options.multiple && options.shared.unwrap_or(shared) {
             self.bind_in_group(Net::Udp, addr, |driver, addr, join| {
                 let reuse = if join || options.share_port { Reuse::Port } else { Reuse::No };
                 driver.bind_datagram(&spec(addr, reuse))
-            })?
+            })
         } else {
             let reuse = match options {
                 UdpOptions { multiple: true, .. } => Reuse::AddrAndPort,
@@ -144,12 +195,11 @@ impl Shard {
             };
             let bound = inner.driver.borrow_mut().bind_datagram(&spec(addr, reuse));
             let (token, bound) = bound.map_err(|source| listen_error(addr.into(), source))?;
-            (token, Arc::new(Group::of_one(bound.into(), inner.id)))
-        };
-        Ok(self.open_datagram(token, group, listens, protocol, None))
+            Ok((token, Arc::new(Group::of_one(bound.into(), inner.id))))
+        }
     }
 
-    /// Gives a socket to its protocol, or to tasks.
+    /// Gives a socket to its protocol, or to tasks. A protocol that fails to start has ended it; what it said comes back.
     fn open_datagram(
         &self,
         token: Token,
@@ -157,7 +207,7 @@ impl Shard {
         listens: bool,
         protocol: Option<Box<dyn DatagramProtocol>>,
         peer: Option<Addr>,
-    ) -> UdpTransport {
+    ) -> std::result::Result<UdpTransport, String> {
         let inner = &self.inner;
         let ip_peer = peer.as_ref().and_then(Addr::as_ip);
         let unix_peer = peer.and_then(|peer| peer.as_unix().cloned());
@@ -176,9 +226,10 @@ impl Shard {
             lent: RefCell::default(),
             kept: RefCell::default(),
             complaint: RefCell::default(),
-            readers: RefCell::default(),
-            writers: RefCell::default(),
+            readers: Waiters::default(),
+            writers: Waiters::default(),
             retrying: Cell::new(false),
+            warned_at: Cell::new(None),
             batches: Cell::new(0),
             reason: RefCell::default(),
         });
@@ -188,14 +239,17 @@ impl Shard {
             let transport = UdpTransport::new(self.clone(), Rc::clone(&core));
             let outcome = self.call_datagram_protocol(&core, |protocol| protocol.started(&transport));
             if let Some(Err(reason)) = outcome {
+                let text = catch_unwind(AssertUnwindSafe(|| reason.to_string()));
+                let text = text.unwrap_or_else(|payload| self.panicked("an error's text", payload));
                 self.end_datagram(&core, reason);
+                return Err(text);
             }
             // Nothing is taken before every shard has started.
             if !listens || phase == ShardPhase::Running {
                 self.receive_datagrams(&core, true);
             }
         }
-        UdpTransport::new(self.clone(), core)
+        Ok(UdpTransport::new(self.clone(), core))
     }
 
     /// Binds a datagram socket to a name, or to none, for this shard alone; connects it to `peer`.
@@ -222,7 +276,8 @@ impl Shard {
         }
         drop(driver);
         let group = Arc::new(Group::of_one(Addr::from(name.clone()), self.inner.id));
-        Ok(self.open_datagram(token, group, listens, protocol, peer.cloned().map(Addr::from)))
+        self.open_datagram(token, group, listens, protocol, peer.cloned().map(Addr::from))
+            .map_err(NotBound::NotStarted)
     }
 
     fn plain_spec(&self, addr: SocketAddr, datagram_bytes_max: usize) -> DatagramSpec {
@@ -239,7 +294,7 @@ impl Shard {
         }
     }
 
-    /// A UNIX receiver's queue was full. The kernel says nothing when it has room, unless the two are connected.
+    /// Has senders try again soon, where no event tells them to: of a UNIX receiver's queue that was full, say.
     pub(crate) fn retry_later(&self, core: &Rc<UdpCore>) {
         if !core.retrying.replace(true) {
             let core = Rc::clone(core);
@@ -266,7 +321,7 @@ impl Shard {
         };
         drop(driver);
         let group = Arc::new(Group::of_one(local, self.inner.id));
-        Ok(self.open_datagram(token, group, true, Some(protocol), peer))
+        self.open_datagram(token, group, true, Some(protocol), peer).map_err(io::Error::other)
     }
 
     /// The start barrier is open.
@@ -329,7 +384,8 @@ impl Shard {
             let outcome = catch_unwind(AssertUnwindSafe(|| protocol.datagram_received(&transport, datagram)));
             if !matches!(outcome, Ok(Ok(()))) {
                 // One datagram is not worth a socket: whoever sent it could take it from all others.
-                let _ = self.datagram_callback_failed(outcome);
+                let failed = self.datagram_callback_failed(outcome);
+                self.drop_contained(failed);
             }
         }
         *core.protocol.borrow_mut() = Some(protocol);
@@ -338,7 +394,7 @@ impl Shard {
     /// Lets the waiting tasks run at once, while the datagrams are on loan; what they leave is copied.
     fn lend_batch(&self, core: &Rc<UdpCore>, batch: Batch) {
         *core.lent.borrow_mut() = Some(batch);
-        let readers = std::mem::take(&mut *core.readers.borrow_mut());
+        let readers = core.readers.take();
         if !readers.is_empty() {
             self.inner.executor.run_woken(|| readers.into_iter().for_each(wake_contained));
         }
@@ -355,15 +411,18 @@ impl Shard {
     }
 
     fn on_room(&self, core: &Rc<UdpCore>) {
-        let writers = std::mem::take(&mut *core.writers.borrow_mut());
-        writers.into_iter().for_each(wake_contained);
-        if core.style == Style::Protocol {
+        core.writers.wake_all();
+        if core.style == Style::Protocol && core.open.get() {
             let transport = UdpTransport::new(self.clone(), Rc::clone(core));
-            let _ = self.call_datagram_protocol(core, |protocol| protocol.sendable(&transport));
+            let outcome = self.call_datagram_protocol(core, |protocol| protocol.sendable(&transport));
+            self.drop_contained(outcome);
         }
     }
 
     fn on_complaint(&self, core: &Rc<UdpCore>, error: io::Error) {
+        if !core.open.get() {
+            return;
+        }
         let refused = error.kind() == io::ErrorKind::ConnectionRefused;
         match core.style {
             // A socket without a peer cannot know whom it is about, and does not care.
@@ -374,16 +433,23 @@ impl Shard {
             }
             Style::Protocol if refused => {
                 let transport = UdpTransport::new(self.clone(), Rc::clone(core));
-                let _ = self.call_datagram_protocol(core, |protocol| protocol.refused(&transport));
+                let outcome = self.call_datagram_protocol(core, |protocol| protocol.refused(&transport));
+                self.drop_contained(outcome);
             }
             Style::Protocol => {
-                log_contained(
-                    || tracing::warn!(shard = self.inner.id.index(), %error, "about a datagram sent earlier"),
-                );
+                // Whoever can send us errors decides how many there are.
+                let now = self.inner.now.get();
+                let rests = |last| now.saturating_duration_since(last) < WARN_EVERY;
+                if !core.warned_at.get().is_some_and(rests) {
+                    core.warned_at.set(Some(now));
+                    log_contained(
+                        || tracing::warn!(shard = self.inner.id.index(), %error, "about a datagram sent earlier"),
+                    );
+                }
             }
             Style::Tasks => {
                 *core.complaint.borrow_mut() = Some(error);
-                core.wake_readers();
+                core.readers.wake_all();
             }
         }
     }
@@ -438,18 +504,18 @@ impl Shard {
     }
 
     /// Ends one member with this turn. Nothing more is received from now on.
-    fn end_datagram(&self, core: &Rc<UdpCore>, reason: CloseReason) {
+    pub(crate) fn end_datagram(&self, core: &Rc<UdpCore>, reason: CloseReason) {
         self.receive_datagrams(core, false);
         if !core.open.replace(false) {
-            return;
+            return self.drop_contained(reason);
         }
         *core.reason.borrow_mut() = Some(reason);
         core.kept.take();
+        drop(core.lent.take());
         self.inner.datagrams.ending.borrow_mut().push(Rc::clone(core));
         self.inner.datagrams.has_ending.set(true);
-        core.wake_readers();
-        let writers = std::mem::take(&mut *core.writers.borrow_mut());
-        writers.into_iter().for_each(wake_contained);
+        core.readers.wake_all();
+        core.writers.wake_all();
     }
 
     pub(crate) fn datagrams_end(&self) -> bool {
@@ -500,7 +566,8 @@ impl Shard {
         for (core, batches) in seen {
             let now = core.batches.get();
             if now == batches || turns_left == 0 {
-                self.close_datagram(&core, CloseReason::Stopped);
+                // This one alone: what waits at those of other shards is theirs to deliver.
+                self.end_datagram(&core, CloseReason::Stopped);
             } else {
                 still.push((core, now));
             }
@@ -570,7 +637,7 @@ impl UdpCore {
         if let Some(Kept { bytes, source, name, truncated }) = kept {
             if self.kept.borrow().is_empty() {
                 self.kept.take();
-                shard.receive_datagrams(self, !self.readers.borrow().is_empty());
+                shard.receive_datagrams(self, !self.readers.is_empty());
             }
             return Some(take(Lent { bytes: &bytes, source, name: name.as_ref(), truncated }));
         }
@@ -578,10 +645,11 @@ impl UdpCore {
         lent.as_mut()?.take().map(take)
     }
 
-    /// As [`UdpCore::next_datagram`], and waits for one.
+    /// As [`UdpCore::next_datagram`], and waits for one: at the readers.
     pub(crate) fn poll_datagram<T>(
         &self,
         shard: &Shard,
+        wait: &mut Wait<'_>,
         context: &Context<'_>,
         take: impl FnOnce(Lent<'_>) -> T,
     ) -> Poll<io::Result<T>> {
@@ -594,30 +662,9 @@ impl UdpCore {
         if !self.open.get() {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::NotConnected, "the socket is closed")));
         }
-        self.wait_to_receive(shard, context);
-        Poll::Pending
-    }
-
-    /// Waits for something to receive. Receiving goes on from now on.
-    fn wait_to_receive(&self, shard: &Shard, context: &Context<'_>) {
-        keep(&self.readers, context);
+        wait.keep(context);
+        // Receiving goes on from now on.
         shard.receive_datagrams(self, true);
-    }
-
-    pub(crate) fn wait_to_send(&self, context: &Context<'_>) {
-        keep(&self.writers, context);
-    }
-
-    fn wake_readers(&self) {
-        let readers = std::mem::take(&mut *self.readers.borrow_mut());
-        readers.into_iter().for_each(wake_contained);
-    }
-}
-
-/// Adds the waker of whoever asks, unless it is there.
-fn keep(place: &RefCell<Vec<Waker>>, context: &Context<'_>) {
-    let mut wakers = place.borrow_mut();
-    if !wakers.iter().any(|kept| kept.will_wake(context.waker())) {
-        wakers.push(context.waker().clone());
+        Poll::Pending
     }
 }

@@ -9,6 +9,7 @@ use crate::ShardId;
 use crate::addr::Addr;
 use crate::reactor::driver::datagrams::MulticastInterface;
 use crate::shard::wake_contained;
+use crate::shard::waker_list::{WaitKey, WakerList};
 
 /// All groups of a runtime. Its lock is held while a member binds, so that the first is first; never on a hot path.
 #[derive(Default)]
@@ -55,13 +56,23 @@ struct GroupState {
     /// Members that still take new handshakes.
     unfenced: usize,
     closed: bool,
-    waiters: Vec<Waker>,
+    waiters: WakerList,
     /// Which member has joined a multicast group, at which interface, for all of them.
     multicast: Vec<(Multicast, ShardId)>,
 }
 
 /// A multicast group at an interface.
 pub(crate) type Multicast = (IpAddr, MulticastInterface);
+
+/// Who owns a multicast group, seen from the member that asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// It does, from now on.
+    New,
+    /// It did before.
+    Already,
+    Another,
+}
 
 /// What a shard that wants to listen has to do.
 pub(crate) enum Role<'a> {
@@ -112,7 +123,6 @@ impl Groups {
     pub(crate) fn enter(&self, key: GroupKey, member: ShardId) -> Role<'_> {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(group) = table.get(&key).cloned() {
-            drop(table);
             let mut state = group.lock();
             if state.closing || state.members.contains(&member) {
                 drop(state);
@@ -125,10 +135,14 @@ impl Groups {
         Role::First(FirstMember { table, key, member })
     }
 
-    /// Forgets a group whose members have all closed.
-    pub(crate) fn forget(&self, group: &Arc<Group>) {
+    /// A member has closed, or could not join after all, or its shard is gone. With the last one the group ends: that is
+    /// decided under the table's lock, so that nobody joins one that is forgotten. Wakes who waits for the end.
+    pub(crate) fn leave(&self, group: &Arc<Group>, member: ShardId) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(waiters) = group.leave(member) else { return };
         table.retain(|_, kept| !Arc::ptr_eq(kept, group));
+        drop(table);
+        waiters.into_iter().for_each(wake_contained);
     }
 }
 
@@ -152,19 +166,15 @@ impl Group {
         self.lock().members.clone()
     }
 
-    /// Whether nobody is left: the last member broke, before the group was closed.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.lock().members.is_empty()
-    }
-
-    /// Makes `member` the owner of a multicast group unless another one is; says whether it is the owner.
-    pub(crate) fn own_multicast(&self, multicast: Multicast, member: ShardId) -> bool {
+    /// Makes `member` the owner of a multicast group unless there is one; says who is.
+    pub(crate) fn own_multicast(&self, multicast: Multicast, member: ShardId) -> Owner {
         let mut state = self.lock();
         match state.multicast.iter().find(|(held, _)| *held == multicast) {
-            Some((_, owner)) => *owner == member,
+            Some((_, owner)) if *owner == member => Owner::Already,
+            Some(_) => Owner::Another,
             None => {
                 state.multicast.push((multicast, member));
-                true
+                Owner::New
             }
         }
     }
@@ -181,13 +191,16 @@ impl Group {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A member that could not join after all, or whose shard is gone. Returns whether it was the last of a closing
-    /// group.
-    pub(crate) fn leave(&self, member: ShardId) -> bool {
+    /// Takes a member out. When nobody is left the group has closed, and who waits for that is given.
+    fn leave(&self, member: ShardId) -> Option<Vec<Waker>> {
         let mut state = self.lock();
         state.members.retain(|kept| *kept != member);
         state.multicast.retain(|(_, owner)| *owner != member);
-        state.closing && state.members.is_empty()
+        if !state.members.is_empty() {
+            return None;
+        }
+        state.closed = true;
+        Some(state.waiters.take())
     }
 
     /// Begins to close: gives the members, the first time it is called.
@@ -217,25 +230,26 @@ impl Group {
         }
     }
 
-    /// All members have closed. Wakes who waits for it.
-    pub(crate) fn closed(&self) {
-        let waiters = {
-            let mut state = self.lock();
-            state.closed = true;
-            std::mem::take(&mut state.waiters)
-        };
-        for waiter in waiters {
-            wake_contained(waiter);
+    /// Whether all members have closed; if not, `waker` is woken when they have.
+    pub(crate) fn poll_closed(&self, key: &mut WaitKey, waker: &Waker) -> bool {
+        let state = self.lock();
+        if state.closed || state.waiters.has(key, waker) {
+            return state.closed;
         }
+        drop(state);
+        let waker = waker.clone();
+        let mut state = self.lock();
+        let closed = state.closed;
+        let unneeded = if closed { Some(waker) } else { state.waiters.keep(key, waker) };
+        drop(state);
+        drop(unneeded);
+        closed
     }
 
-    /// Whether all members have closed; if not, `waker` is woken when they have.
-    pub(crate) fn poll_closed(&self, waker: &Waker) -> bool {
-        let mut state = self.lock();
-        if !state.closed && !state.waiters.iter().any(|kept| kept.will_wake(waker)) {
-            state.waiters.push(waker.clone());
-        }
-        state.closed
+    /// Nobody waits under that key any more.
+    pub(crate) fn forget_wait(&self, key: &WaitKey) {
+        let removed = self.lock().waiters.remove(key);
+        drop(removed);
     }
 }
 
@@ -268,7 +282,11 @@ mod tests {
             matches!(groups.enter(GroupKey::Addr(Net::Tcp, addr.clone()), shard(2)), Role::Joins(_)),
             "by its number too"
         );
-        groups.forget(&group);
+        groups.leave(&group, shard(0));
+        assert!(matches!(groups.enter(GroupKey::Addr(Net::Tcp, at(4000)), shard(0)), Role::Joins(_)));
+        for member in [0, 1, 2] {
+            groups.leave(&group, shard(member));
+        }
         assert!(matches!(groups.enter(GroupKey::Addr(Net::Tcp, addr), shard(2)), Role::First(_)));
     }
 
@@ -285,22 +303,52 @@ mod tests {
         assert!(group.begin_close().is_none(), "closing begins once");
         assert!(group.fenced().is_none());
         assert_eq!(group.fenced().unwrap().len(), 2);
-        assert!(!group.leave(shard(1)));
-        assert!(group.leave(shard(0)), "the last one closes the group");
+        assert!(group.leave(shard(1)).is_none());
+        assert!(group.leave(shard(0)).is_some(), "the last one closes the group");
+    }
+
+    /// It was a member already, and so kept the closing of the others waiting for ever.
+    #[test]
+    fn a_joiner_that_cannot_bind_after_all_ends_a_group_that_the_others_have_left_meanwhile() {
+        let groups = Groups::default();
+        let key = GroupKey::Addr(Net::Udp, at(4004));
+        let Role::First(first) = groups.enter(key.clone(), shard(0)) else {
+            panic!("nobody was there before")
+        };
+        let group = first.bound(at(4004));
+        assert!(matches!(groups.enter(key.clone(), shard(1)), Role::Joins(_)));
+        assert_eq!(group.begin_close().map(|members| members.len()), Some(2));
+        let mut wait = WaitKey::default();
+        groups.leave(&group, shard(0));
+        assert!(!group.poll_closed(&mut wait, Waker::noop()));
+        groups.leave(&group, shard(1));
+        assert!(group.poll_closed(&mut wait, Waker::noop()));
+        assert!(matches!(groups.enter(key, shard(2)), Role::First(_)), "the address is free");
+    }
+
+    #[test]
+    fn waits_for_the_end_that_are_given_up_leave_nothing_behind() {
+        let group = Group::of_one(at(4005), shard(0));
+        for _ in 0..100 {
+            let mut wait = WaitKey::default();
+            assert!(!group.poll_closed(&mut wait, Waker::noop()));
+            group.forget_wait(&wait);
+        }
+        assert!(group.leave(shard(0)).is_some_and(|waiters| waiters.is_empty()));
     }
 
     #[test]
     fn a_multicast_group_has_one_owner_until_it_leaves() {
         let multicast = ("239.1.2.3".parse().unwrap(), MulticastInterface::Any);
         let group = Group::of_one(at(4002), shard(0));
-        assert!(group.own_multicast(multicast, shard(0)));
-        assert!(group.own_multicast(multicast, shard(0)), "again is no harm");
-        assert!(!group.own_multicast(multicast, shard(1)));
+        assert_eq!(group.own_multicast(multicast, shard(0)), Owner::New);
+        assert_eq!(group.own_multicast(multicast, shard(0)), Owner::Already, "again is no harm");
+        assert_eq!(group.own_multicast(multicast, shard(1)), Owner::Another);
         assert!(!group.disown_multicast(multicast, shard(1)));
         assert!(group.disown_multicast(multicast, shard(0)));
-        assert!(group.own_multicast(multicast, shard(1)));
+        assert_eq!(group.own_multicast(multicast, shard(1)), Owner::New);
         group.leave(shard(1));
-        assert!(group.own_multicast(multicast, shard(0)), "whoever leaves owns nothing");
+        assert_eq!(group.own_multicast(multicast, shard(0)), Owner::New, "whoever leaves owns nothing");
     }
 
     #[test]
@@ -316,8 +364,8 @@ mod tests {
         assert_eq!(turns, [shard(0), shard(1), shard(0), shard(1)]);
         assert_eq!(group.begin_close(), Some(vec![shard(1)]));
         assert_eq!(group.fenced(), Some(vec![shard(1)]));
-        assert!(!group.leave(shard(1)));
+        assert!(group.leave(shard(1)).is_none());
         assert_eq!(group.members(), [shard(0)]);
-        assert!(group.leave(shard(0)));
+        assert!(group.leave(shard(0)).is_some());
     }
 }

@@ -183,10 +183,11 @@ impl Shard {
             }
             Role::Joins(group) => {
                 let shared = group.addr.as_ip().expect("found by an IP address");
-                match bind(&mut **inner.driver.borrow_mut(), shared, true) {
+                let bound = bind(&mut **inner.driver.borrow_mut(), shared, true);
+                match bound {
                     Ok((token, _)) => Ok((token, group)),
                     Err(source) => {
-                        group.leave(inner.id);
+                        self.member_left(&group, inner.id);
                         Err(listen_error(group.addr.clone(), source))
                     }
                 }
@@ -302,11 +303,12 @@ impl Shard {
     }
 
     fn fence_listener(&self, group: &Arc<Group>) {
-        if let Some(listening) = self.inner.listeners.find_group(group)
-            && let Err(error) = self.inner.driver.borrow_mut().refuse_handshakes(listening.token)
-        {
-            let shard = self.inner.id.index();
-            log_contained(|| tracing::debug!(shard, %error, "new handshakes cannot be turned away"));
+        if let Some(listening) = self.inner.listeners.find_group(group) {
+            let refused = self.inner.driver.borrow_mut().refuse_handshakes(listening.token);
+            if let Err(error) = refused {
+                let shard = self.inner.id.index();
+                log_contained(|| tracing::debug!(shard, %error, "new handshakes cannot be turned away"));
+            }
         }
         self.member_fenced(group);
     }
@@ -399,10 +401,7 @@ impl Shard {
     }
 
     pub(crate) fn member_left(&self, group: &Arc<Group>, member: crate::ShardId) {
-        if group.leave(member) || group.is_empty() {
-            self.inner.shared.groups.forget(group);
-            group.closed();
-        }
+        self.inner.shared.groups.leave(group, member);
     }
 
     /// Closes all listeners of this shard alone, at once: the runtime failed to start, was stopped before it had, or is

@@ -25,6 +25,7 @@ pub(crate) mod serving;
 pub(crate) mod shared;
 pub(crate) mod stats;
 pub(crate) mod turn;
+pub(crate) mod waker_list;
 pub(crate) mod watching;
 
 use std::cell::{Cell, RefCell};

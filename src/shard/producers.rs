@@ -1,16 +1,17 @@
 //! Producers: who writes to a connection as fast as it takes, and the table of those that are registered. The marks of
 //! `flushing.rs` decide when they are paused and resumed; nothing here looks at bytes.
 
-use std::any::type_name;
+use std::any::{Any, type_name};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::{CloseReason, ProducerError, Result};
 use crate::net::connection::WriteHalf;
 use crate::net::kept::Kept;
 use crate::reactor::token::Token;
-use crate::shard::connections::Slot;
+use crate::shard::connections::{Handler, Slot};
 use crate::shard::flushing::Notice;
 use crate::shard::handles::transport::Transport;
 use crate::shard::{Inner, Shard};
@@ -22,7 +23,8 @@ use crate::shard::{Inner, Shard};
 /// except that [`Transport::register_producer`] may call the new one before it returns.
 ///
 /// A [`Transport`] is a producer itself: of what its peer sends. Paused it stops reading, stopped it closes. So two
-/// connections are joined, with back-pressure, by registering each with the other.
+/// connections are joined, with back-pressure, by registering each with the other. A connection that is lost produces no
+/// more: it is unregistered wherever it was, once its protocol has been told.
 ///
 /// In a task nothing of this is needed: [`TcpStream::write_all`](crate::TcpStream::write_all) waits, and
 /// [`copy`](crate::copy) moves all that one stream receives into another.
@@ -105,14 +107,34 @@ pub(crate) enum EndsAfterProducer {
 #[derive(Default)]
 pub(crate) struct Producers {
     table: RefCell<HashMap<Token, Registered>>,
+    /// For whom connections produce.
+    consumers: RefCell<HashMap<Token, Vec<Token>>>,
 }
 
 struct Registered {
     /// None while it is being called.
     producer: Option<Box<dyn Producer>>,
     name: &'static str,
+    /// The connection that it is, if it is one.
+    source: Option<Token>,
     /// The connection was lost meanwhile: it is still to be stopped.
     is_lost: bool,
+}
+
+impl Producers {
+    /// Forgets the producer of `consumer`.
+    fn remove(&self, consumer: Token) -> Option<Registered> {
+        let registered = self.table.borrow_mut().remove(&consumer)?;
+        if let Some(source) = registered.source
+            && let Entry::Occupied(mut entry) = self.consumers.borrow_mut().entry(source)
+        {
+            entry.get_mut().retain(|kept| *kept != consumer);
+            if entry.get().is_empty() {
+                entry.remove();
+            }
+        }
+        Some(registered)
+    }
 }
 
 impl Slot {
@@ -151,6 +173,7 @@ impl Shard {
         kind: ProducerKind,
     ) -> std::result::Result<(), ProducerError> {
         let refused = type_name::<P>();
+        let source = (&producer as &dyn Any).downcast_ref::<Transport>().map(Transport::token);
         let above_high = {
             let mut connections = self.inner.connections.borrow_mut();
             let mut table = self.inner.producers.table.borrow_mut();
@@ -160,8 +183,11 @@ impl Shard {
                     return Err(ProducerError { kept, refused });
                 }
                 Some(slot) if slot.connection.may_write() => {
-                    let registered = Registered { producer: None, name: refused, is_lost: false };
+                    let registered = Registered { producer: None, name: refused, source, is_lost: false };
                     table.insert(token, registered);
+                    if let Some(source) = source {
+                        self.inner.producers.consumers.borrow_mut().entry(source).or_default().push(token);
+                    }
                     slot.marks.producing = match kind {
                         ProducerKind::Push => Producing::Push,
                         ProducerKind::Pull => Producing::PullAsked,
@@ -177,6 +203,12 @@ impl Shard {
             return Ok(());
         };
         self.put_producer_back(token, Box::new(producer));
+        if let Some(source) = source
+            && self.is_lost(source)
+        {
+            self.unregister_consumers_of(source);
+            return Ok(());
+        }
         match kind {
             ProducerKind::Pull => self.tell_producer(token, Notice::Pull),
             ProducerKind::Push if above_high => self.tell_producer(token, Notice::Paused),
@@ -186,7 +218,7 @@ impl Shard {
     }
 
     pub(super) fn unregister_producer(&self, token: Token) {
-        let registered = self.inner.producers.table.borrow_mut().remove(&token);
+        let registered = self.inner.producers.remove(token);
         let ends = {
             let mut connections = self.inner.connections.borrow_mut();
             connections.get_mut(token).map(|slot| {
@@ -297,21 +329,33 @@ impl Shard {
     /// The connection is lost.
     #[cold]
     pub(super) fn stop_producer(&self, token: Token) {
-        let registered = {
+        let runs = {
             let mut table = self.inner.producers.table.borrow_mut();
-            match table.get_mut(&token) {
-                // It runs right now, and is stopped when it returns.
-                Some(running) if running.producer.is_none() => {
-                    running.is_lost = true;
-                    None
-                }
-                _ => table.remove(&token),
-            }
+            let running = table.get_mut(&token).filter(|registered| registered.producer.is_none());
+            // It is stopped when it returns.
+            running.map(|registered| registered.is_lost = true).is_some()
         };
+        let registered = if runs { None } else { self.inner.producers.remove(token) };
         if let Some(Registered { producer: Some(mut producer), .. }) = registered {
             self.contain_producer(|| producer.stop_producing());
             self.drop_contained(producer);
         }
+    }
+
+    /// A connection is lost, and its protocol has been told: whoever it produced for waits for it no longer.
+    pub(super) fn unregister_consumers_of(&self, source: Token) {
+        if self.inner.producers.consumers.borrow().is_empty() {
+            return;
+        }
+        let consumers = self.inner.producers.consumers.borrow_mut().remove(&source);
+        for consumer in consumers.into_iter().flatten() {
+            self.unregister_producer(consumer);
+        }
+    }
+
+    /// Whether there is nothing left of a connection that its application could use.
+    fn is_lost(&self, token: Token) -> bool {
+        self.inner.connections.borrow().get(token).is_none_or(|slot| matches!(slot.handler, Handler::Gone))
     }
 
     fn contain_producer(&self, call: impl FnOnce()) {

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::task::{Context, Waker};
+use std::task::Context;
 use std::time::Duration;
 
 use crate::error::{CloseReason, Result};
@@ -14,11 +14,12 @@ use crate::reactor::driver::CloseKind;
 use crate::reactor::driver::watching::{Ready, Wanted};
 use crate::reactor::registry::Registry;
 use crate::reactor::token::Token;
+use crate::shard::Shard;
 use crate::shard::handles::delayed_call::DelayedCall;
 use crate::shard::handles::fd::Fd;
 use crate::shard::interfaces::fd_set::FdHandler;
 use crate::shard::lifecycle::ShardPhase;
-use crate::shard::{Shard, wake_contained};
+use crate::shard::waker_list::{Wait, Waiters};
 
 /// The watched descriptors of one shard.
 #[derive(Default)]
@@ -50,8 +51,8 @@ pub(crate) struct WatchCore {
 
 /// The tasks that wait for one direction.
 #[derive(Default)]
-struct Waiting {
-    wakers: RefCell<Vec<Waker>>,
+pub(crate) struct Waiting {
+    pub(crate) waiters: Waiters,
     /// How often it has been found ready.
     found: Cell<u64>,
 }
@@ -192,6 +193,7 @@ impl Shard {
         &self,
         core: &WatchCore,
         direction: Direction,
+        wait: &mut Wait<'_>,
         context: &Context<'_>,
     ) -> io::Result<u64> {
         if !core.open.get() {
@@ -201,7 +203,7 @@ impl Shard {
             ));
         }
         let waiting = core.waiting(direction);
-        waiting.keep(context);
+        wait.keep(context);
         self.inner.driver.borrow_mut().arm(core.token, core.all_wanted())?;
         Ok(waiting.found.get())
     }
@@ -209,7 +211,8 @@ impl Shard {
     /// Ends a watch with this turn; its handler is told.
     pub(crate) fn end_watch(&self, core: &Rc<WatchCore>, reason: CloseReason) {
         if !core.open.replace(false) {
-            return;
+            // In it may be an error of the application's.
+            return self.drop_contained(reason);
         }
         core.wanted.set(Wanted::NOTHING);
         *core.reason.borrow_mut() = Some(reason);
@@ -322,39 +325,26 @@ impl WatchCore {
         }
     }
 
-    fn waiting(&self, direction: Direction) -> &Waiting {
+    pub(crate) fn waiting(&self, direction: Direction) -> &Waiting {
         match direction {
             Direction::Reading => &self.reading,
             Direction::Writing => &self.writing,
         }
     }
 
-    /// Whether the direction has been found ready since the count was `before`; else the task waits on.
-    pub(crate) fn found_since(&self, direction: Direction, before: u64, context: &Context<'_>) -> bool {
-        let waiting = self.waiting(direction);
-        let found = waiting.found.get() != before;
-        if !found {
-            waiting.keep(context);
-        }
-        found
+    /// Whether the direction has been found ready since the count was `before`.
+    pub(crate) fn found_since(&self, direction: Direction, before: u64) -> bool {
+        self.waiting(direction).found.get() != before
     }
 }
 
 impl Waiting {
     fn is_waited(&self) -> bool {
-        !self.wakers.borrow().is_empty()
-    }
-
-    fn keep(&self, context: &Context<'_>) {
-        let mut wakers = self.wakers.borrow_mut();
-        if !wakers.iter().any(|kept| kept.will_wake(context.waker())) {
-            wakers.push(context.waker().clone());
-        }
+        !self.waiters.is_empty()
     }
 
     fn wake(&self) {
         self.found.set(self.found.get() + 1);
-        let wakers = std::mem::take(&mut *self.wakers.borrow_mut());
-        wakers.into_iter().for_each(wake_contained);
+        self.waiters.wake_all();
     }
 }

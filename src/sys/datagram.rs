@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
-use rustix::net::SendFlags;
+use rustix::net::{RecvFlags, SendFlags};
 
 use super::return_stack;
 use super::socket::retry;
@@ -155,6 +155,12 @@ pub(crate) fn receive(
         }
     }
     Ok(Received { messages, dropped })
+}
+
+/// Receives one datagram and forgets it; never waits.
+pub(crate) fn discard(socket: BorrowedFd<'_>) -> io::Result<()> {
+    retry(|| rustix::net::recv(socket, &mut [0; 0][..], RecvFlags::DONTWAIT))?;
+    Ok(())
 }
 
 #[derive(Default)]

@@ -416,6 +416,99 @@ fn two_connections_joined_as_each_others_producers_hold_each_other_back() {
     });
 }
 
+/// Long enough for anything that happens at all.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The two servers of two pairs, each the other's producer; the first one says its last words to the other at its end.
+async fn joined(env: &Env) -> Result<[(Log, Transport, TcpStream); 2]> {
+    let onward = Rc::<RefCell<Option<Transport>>>::default();
+    let to = Rc::clone(&onward);
+    let (first_log, first_client) = pair(env, move |call, _| {
+        if let Call::Disconnected = call
+            && let Some(other) = to.borrow_mut().take()
+        {
+            other.write(b"last words").expect("it waits for what there is to come");
+        }
+        None
+    })
+    .await?;
+    let (second_log, second_client) = pair(env, |_, _| None).await?;
+    let (first, second) = (first_log.transport().await, second_log.transport().await);
+    *onward.borrow_mut() = Some(second.clone());
+    first.register_producer(second.clone(), ProducerKind::Push)?;
+    second.register_producer(first.clone(), ProducerKind::Push)?;
+    Ok([(first_log, first, first_client), (second_log, second, second_client)])
+}
+
+/// Else each would wait for the other to unregister it.
+#[test]
+fn when_one_of_two_joined_connections_is_lost_the_other_ends_after_what_that_one_still_wrote() {
+    on_every_driver(async |env| {
+        let [(first_log, first, _client), (second_log, _, mut client)] = joined(&env).await?;
+        first.abort();
+        first_log.ended().await;
+        let words = env.shard().timeout(PATIENCE, read_to_end(&mut client)).await??;
+        assert_eq!(words, b"last words");
+        drop(client);
+        env.shard().timeout(PATIENCE, second_log.ended()).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_close_waits_no_longer_for_a_producer_that_is_a_connection_and_is_lost_or_detached_or_was_before() {
+    on_every_driver(async |env| {
+        for how in ["lost", "detached", "lost before"] {
+            let (source_log, source_client) = pair(&env, |_, _| None).await?;
+            let (log, mut client) = pair(&env, |_, _| None).await?;
+            let (source, target) = (source_log.transport().await, log.transport().await);
+            if how == "lost before" {
+                source.abort();
+                source_log.ended().await;
+            }
+            if how == "detached" {
+                target.register_producer(source_client.transport().clone(), ProducerKind::Push)?;
+                target.close();
+                drop(source_client.detach().await?);
+            } else {
+                target.register_producer(source.clone(), ProducerKind::Push)?;
+                target.close();
+                source.abort();
+                source_client.transport().abort();
+            }
+            let rest = env.shard().timeout(PATIENCE, read_to_end(&mut client)).await;
+            assert!(rest.is_ok_and(|rest| rest.is_ok()), "{how}");
+            drop(client);
+            env.shard().timeout(PATIENCE, log.ended()).await?;
+            source.abort();
+            source_log.ended().await;
+        }
+        Ok(())
+    });
+}
+
+/// A connection that is unregistered, or gone, is none of its source's business any more.
+#[test]
+fn a_lost_connection_is_unregistered_only_where_it_still_is_the_producer() {
+    on_every_driver(async |env| {
+        let (source_log, _source_client) = pair(&env, |_, _| None).await?;
+        let (log, client) = pair(&env, |_, _| None).await?;
+        let (source, target) = (source_log.transport().await, log.transport().await);
+        target.register_producer(source.clone(), ProducerKind::Push)?;
+        target.unregister_producer();
+        let noted = Log::new();
+        target.register_producer(Noting::idle(&noted), ProducerKind::Push)?;
+        source.abort();
+        source_log.ended().await;
+        assert_eq!(noted.count("gone"), 0, "another one is registered by now");
+        drop(client);
+        target.abort();
+        log.ended().await;
+        assert_eq!([noted.count("stop"), noted.count("gone")], [1, 1]);
+        Ok(())
+    });
+}
+
 #[test]
 fn copying_both_ways_keeps_every_byte_and_passes_each_end_on() {
     on_every_driver(async |env| {

@@ -1,13 +1,13 @@
 //! Binding, starting and stopping; sharing an address.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Barrier, LazyLock, Mutex};
 
 use shardwise::testing::{on_every_driver, on_every_driver_with};
 use shardwise::{
-    Config, Datagram, DatagramProtocol, ListenError, Result, Runtime, Shard, ShardId, UdpOptions, UdpSocket,
-    UdpTransport,
+    Config, ConnectError, Datagram, DatagramProtocol, ListenError, Result, Runtime, Shard, ShardId,
+    UdpOptions, UdpSocket, UdpTransport,
 };
 
 use super::*;
@@ -38,17 +38,44 @@ fn a_protocol_is_started_by_listening_and_stopped_after_closing_and_started_agai
 }
 
 #[test]
-fn a_protocol_that_fails_to_start_ends_its_socket_with_that_reason() {
+fn a_protocol_that_fails_to_start_fails_the_call_and_ends_its_socket_with_that_reason() {
     on_every_driver(async |env| {
-        let notes = Notes::default();
-        let talk = Talk::new(&notes, |said, _| match said {
-            Said::Started => Err("no".into()),
-            _ => Ok(()),
-        });
-        let transport = env.shard().listen_udp("127.0.0.1:0", talk)?;
-        assert!(!transport.is_open());
-        notes.until("stopped: the protocol failed: no", 1).await;
-        assert!(matches!(transport.try_send_to(b"x", "127.0.0.1:9"), Err(shardwise::SendError::Closed)));
+        let peer = UdpSocket::bind("127.0.0.1:0")?;
+        for panics in [false, true] {
+            let notes = Notes::default();
+            let kept = Rc::new(RefCell::new(Vec::new()));
+            let talk = || {
+                let keeps = Rc::clone(&kept);
+                Talk::new(&notes, move |said, transport| {
+                    let Said::Started = said else { return Ok(()) };
+                    keeps.borrow_mut().push(transport.clone());
+                    assert!(!panics, "no");
+                    Err("no".into())
+                })
+            };
+            let listened = env.shard().listen_udp("127.0.0.1:0", talk()).unwrap_err();
+            assert!(matches!(listened, ListenError::NotStarted { .. }), "{listened:?}");
+            let connected = env.shard().connect_udp(peer.local_addr()?, talk()).unwrap_err();
+            assert!(matches!(connected, ConnectError::NotStarted { .. }), "{connected:?}");
+            for text in [listened.to_string(), connected.to_string()] {
+                assert!(text.ends_with(": no"), "{text}");
+            }
+            notes
+                .until(
+                    if panics {
+                        "stopped: the protocol panicked: no"
+                    } else {
+                        "stopped: the protocol failed: no"
+                    },
+                    2,
+                )
+                .await;
+            for transport in kept.borrow().iter() {
+                assert!(!transport.is_open());
+                let sent = transport.try_send_to(b"x", peer.local_addr()?);
+                assert!(matches!(sent, Err(shardwise::SendError::Closed)));
+            }
+        }
         Ok(())
     });
 }
@@ -238,6 +265,42 @@ fn dropping_a_socket_frees_its_address() {
     });
 }
 
+#[test]
+fn a_shared_socket_that_is_dropped_leaves_those_of_other_shards_open_and_one_that_is_closed_does_not() {
+    on_every_driver(async |env| {
+        let options = UdpOptions::new().shared(true);
+        let here = UdpSocket::bind_with("127.0.0.1:0", &options)?;
+        let addr = here.local_addr()?;
+        static BOUND: AtomicUsize = AtomicUsize::new(0);
+        let before = BOUND.load(Ordering::SeqCst);
+        let echo = env.handle().call_async(ShardId::new(1), async move |_: Shard| -> std::io::Result<()> {
+            let socket = UdpSocket::bind_with(addr, &UdpOptions::new().shared(true)).expect("shared");
+            BOUND.fetch_add(1, Ordering::SeqCst);
+            let mut buffer = [0; 16];
+            loop {
+                let received = socket.recv_from(&mut buffer).await?;
+                if buffer[..received.len] == *b"close" {
+                    drop(socket.transport().close());
+                }
+                let _ = socket.send_to(&buffer[..received.len], received.source).await;
+            }
+        });
+        let echo = env.shard().spawn(echo);
+        while BOUND.load(Ordering::SeqCst) == before {
+            env.shard().sleep(Duration::from_millis(1)).await;
+        }
+        drop(here);
+        shardwise::yield_now().await;
+        let client = UdpSocket::bind("127.0.0.1:0")?;
+        echoed(&env, &client, Some(addr), b"left alone").await?;
+        let again = UdpSocket::bind_with(addr, &options)?;
+        assert_eq!(again.local_addr()?, addr, "whoever left may come again");
+        again.transport().close().await;
+        assert_eq!(echo.await??.unwrap_err().kind(), std::io::ErrorKind::NotConnected);
+        Ok(())
+    });
+}
+
 /// On mio alone: what has come when a simulation is stopped is a matter of its clock.
 #[test]
 fn a_stop_still_delivers_what_has_come_and_then_closes() {
@@ -259,4 +322,76 @@ fn a_stop_still_delivers_what_has_come_and_then_closes() {
         assert_eq!(notes.count("waits"), 50);
         Ok(())
     });
+}
+
+/// Counts what comes to its shard; shard 1 waits within the callback for `wait`.
+struct Counts {
+    probed: &'static [AtomicUsize; 2],
+    came: &'static [AtomicUsize; 2],
+    stopped: &'static [AtomicUsize; 2],
+    gate: &'static Barrier,
+}
+
+impl DatagramProtocol for Counts {
+    fn datagram_received(&mut self, transport: &UdpTransport, datagram: Datagram<'_>) -> Result<()> {
+        let shard = transport.shard().id().index();
+        match datagram.bytes() {
+            b"probe" => drop(self.probed[shard].fetch_add(1, Ordering::SeqCst)),
+            b"wait" => {
+                self.gate.wait();
+                self.gate.wait();
+            }
+            _ => drop(self.came[shard].fetch_add(1, Ordering::SeqCst)),
+        }
+        Ok(())
+    }
+
+    fn stopped(&mut self, _: CloseReason) {
+        self.stopped[Shard::current().id().index()].fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// The first shard whose own socket is quiet must not end those of the others. On mio alone: it takes two threads, one of
+/// which stands still.
+#[test]
+fn a_stop_delivers_what_waits_at_the_socket_of_a_busy_shard_after_another_shard_has_closed_its_own() {
+    static PROBED: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+    static CAME: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+    static STOPPED: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+    static GATE: LazyLock<Barrier> = LazyLock::new(|| Barrier::new(2));
+    static ADDR: Mutex<Option<SocketAddr>> = Mutex::new(None);
+    let running = Runtime::new().shards(2).pin(false).start(async |shard: Shard| {
+        let counts = Counts { probed: &PROBED, came: &CAME, stopped: &STOPPED, gate: &GATE };
+        let transport = shard.listen_udp("127.0.0.1:0", counts)?;
+        *ADDR.lock().unwrap() = Some(transport.local_addr()?);
+        Ok(())
+    });
+    let running = running.unwrap();
+    let addr = ADDR.lock().unwrap().unwrap();
+    let at = |counts: &[AtomicUsize; 2], shard: usize| counts[shard].load(Ordering::SeqCst);
+    // A client whose datagrams go to shard 1.
+    let client = loop {
+        let before = at(&PROBED, 0) + at(&PROBED, 1);
+        let before_there = at(&PROBED, 1);
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.send_to(b"probe", addr).unwrap();
+        while at(&PROBED, 0) + at(&PROBED, 1) == before {
+            std::thread::yield_now();
+        }
+        if at(&PROBED, 1) > before_there {
+            break client;
+        }
+    };
+    client.send_to(b"wait", addr).unwrap();
+    GATE.wait();
+    for _ in 0..100 {
+        client.send_to(b"waits", addr).unwrap();
+    }
+    running.handle().stop().unwrap();
+    while at(&STOPPED, 0) == 0 {
+        std::thread::yield_now();
+    }
+    GATE.wait();
+    running.join().unwrap();
+    assert_eq!((at(&CAME, 1), at(&STOPPED, 1)), (100, 1));
 }

@@ -213,3 +213,49 @@ fn of_the_shards_that_join_one_owns_the_group_and_gets_each_datagram_once() {
         Ok(())
     });
 }
+
+#[test]
+fn joining_again_keeps_the_group_with_its_owner() {
+    on_every_driver(async |env| {
+        if env.is_simulated() {
+            return Ok(());
+        }
+        let here = env.shard().listen_udp("0.0.0.0:0", Echo)?;
+        let addr = here.local_addr()?;
+        for _ in 0..3 {
+            assert!(here.join_group(group(5), LOOPBACK)?);
+        }
+        here.join_group_as_well(group(5), LOOPBACK)?;
+        let there = env.handle().call(ShardId::new(1), move |shard: &Shard| -> Result<bool> {
+            let socket = shard.listen_udp(addr, Echo)?;
+            let owner = socket.join_group(group(5), LOOPBACK)?;
+            // Twice, without being the owner.
+            socket.join_group_as_well(group(5), LOOPBACK)?;
+            socket.join_group_as_well(group(5), LOOPBACK)?;
+            Ok(owner)
+        });
+        assert!(!there.await??, "each datagram would be delivered twice");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_join_as_well_that_fails_makes_nobody_the_owner() {
+    on_every_driver(async |env| {
+        if env.is_simulated() {
+            return Ok(());
+        }
+        let nowhere = MulticastInterface::Addr(Ipv4Addr::new(203, 0, 113, 9));
+        let here = env.shard().listen_udp("0.0.0.0:0", Echo)?;
+        let addr = here.local_addr()?;
+        let outcome = here.join_group_as_well(group(6), nowhere);
+        assert!(matches!(outcome, Err(MulticastError::Os(_))), "{outcome:?}");
+        let there = env.handle().call(ShardId::new(1), move |shard: &Shard| {
+            let socket = shard.listen_udp(addr, Echo).expect("shared");
+            socket.join_group(group(6), nowhere)
+        });
+        // Not "another one is the owner".
+        assert!(matches!(there.await?, Err(MulticastError::Os(_))));
+        Ok(())
+    });
+}

@@ -373,3 +373,58 @@ fn datagrams_the_kernel_had_to_drop_are_counted() {
         Ok(())
     });
 }
+
+/// On mio alone, where several datagrams come together for certain.
+#[test]
+fn a_task_receives_nothing_after_its_socket_was_closed() {
+    on_every_driver(async |env| {
+        if env.is_simulated() {
+            return Ok(());
+        }
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        let addr = socket.local_addr()?;
+        let task = env.shard().spawn(async move {
+            let mut buffer = [0; 8];
+            socket.recv_from(&mut buffer).await?;
+            // The others of its batch are here already.
+            drop(socket.transport().close());
+            socket.recv_from(&mut buffer).await
+        });
+        shardwise::yield_now().await;
+        let client = std::net::UdpSocket::bind("127.0.0.1:0")?;
+        for _ in 0..3 {
+            client.send_to(b"together", addr)?;
+        }
+        assert_eq!(task.await?.unwrap_err().kind(), ErrorKind::NotConnected);
+        Ok(())
+    });
+}
+
+/// A datagram that is joined by the kernel costs a callback like any other one. On mio alone, which has real turns.
+#[test]
+fn joined_datagrams_count_one_by_one_against_the_share_of_a_turn() {
+    on_every_driver_with(1, Config::default(), async |env| {
+        if env.is_simulated() {
+            return Ok(());
+        }
+        let turns: Rc<RefCell<BTreeMap<_, usize>>> = Rc::default();
+        let notes = Notes::default();
+        let seen = Rc::clone(&turns);
+        let talk = Talk::new(&notes, move |said, transport| {
+            if let Said::Datagram(_) = said {
+                *seen.borrow_mut().entry(transport.shard().now()).or_insert(0) += 1;
+            }
+            Ok(())
+        });
+        let options = UdpOptions::new().receive_joined(true);
+        let addr = env.shard().listen_udp_with("127.0.0.1:0", &options, talk)?.local_addr()?;
+        let client = UdpSocket::bind("127.0.0.1:0")?;
+        for _ in 0..20 {
+            client.transport().try_send_segments(&[b'j'; 60], 1, Some(addr))?;
+        }
+        notes.until("j", 20 * 60).await;
+        let most = turns.borrow().values().copied().max();
+        assert_eq!(most, Some(60), "64 is the share: {:?}", turns.borrow().values());
+        Ok(())
+    });
+}

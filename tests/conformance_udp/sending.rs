@@ -64,6 +64,36 @@ fn a_connected_socket_gets_its_peers_datagrams_alone() {
     });
 }
 
+/// The protocol could send before, and strangers could answer. On both drivers, but a simulation delivers nothing while a
+/// callback runs.
+#[test]
+fn a_protocol_that_is_connected_is_started_when_it_is_and_hears_nobody_else() {
+    on_every_driver(async |env| {
+        let peer = UdpSocket::bind("127.0.0.1:0")?;
+        let stranger = UdpSocket::bind("127.0.0.1:0")?;
+        let (sends, peer_addr) = (stranger.transport().clone(), peer.local_addr()?);
+        let notes = Notes::default();
+        let talk = Talk::new(&notes, move |said, transport| {
+            match said {
+                Said::Started => {
+                    assert_eq!(transport.peer_addr(), Some(peer_addr));
+                    let _ = sends.try_send_to(b"forged", transport.local_addr()?);
+                }
+                Said::Datagram(datagram) => assert_eq!(datagram.source(), peer_addr),
+                _ => {}
+            }
+            Ok(())
+        });
+        let transport = env.shard().connect_udp(peer_addr, talk)?;
+        while notes.count("true") == 0 {
+            peer.send_to(b"true", transport.local_addr()?).await?;
+            env.shard().sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(notes.count("forged"), 0);
+        Ok(())
+    });
+}
+
 #[test]
 fn the_pieces_of_a_vectored_send_leave_as_one_datagram() {
     on_every_driver(async |env| {
@@ -157,6 +187,30 @@ fn segments_arrive_as_datagrams_of_their_size() {
             }
             assert!(came.len() > 50_000);
         }
+        Ok(())
+    });
+}
+
+/// In the simulation; a real kernel has to be made to refuse: `tests/faults_udp.rs`.
+#[test]
+fn after_a_batch_that_was_sent_in_part_it_is_told_when_there_is_room() {
+    on_every_driver(async |env| {
+        let addr = env.shard().listen_udp("127.0.0.1:0", Echo)?.local_addr()?;
+        let notes = Notes::default();
+        let transport = env.shard().connect_udp(addr, Talk::new(&notes, |_, _| Ok(())))?;
+        let mut in_part = 0;
+        for _ in 0..100 {
+            let told = notes.count("sendable");
+            match transport.try_send_segments(&[b's'; 20], 1, None) {
+                Ok(20) => continue,
+                Ok(count) => in_part += usize::from(count > 0),
+                Err(SendError::NoRoom) => {}
+                Err(other) => panic!("{other}"),
+            }
+            let until = notes.until("sendable", told + 1);
+            env.shard().timeout(Duration::from_secs(20), until).await.expect("told");
+        }
+        assert_eq!(in_part > 0, env.is_simulated());
         Ok(())
     });
 }

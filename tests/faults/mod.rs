@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,17 @@ pub(crate) fn in_a_child(test: &str, body: impl FnOnce()) {
     assert!(output.status.success(), "the child: {}\n{}\n{text}", output.status, {
         String::from_utf8_lossy(&output.stdout)
     });
+}
+
+/// Whether this machine lets a process trace its child; says so if not.
+pub(crate) fn may_trace() -> bool {
+    let traced =
+        Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
+    let may = traced.is_ok_and(|status| status.success());
+    if !may {
+        println!("skipped: `strace` is not here, or not permitted");
+    }
+    may
 }
 
 pub(crate) fn open_descriptors() -> usize {

@@ -20,25 +20,24 @@ pub(crate) trait DatagramDriver {
     /// Sends to and receives from `peer` alone, from now on.
     fn connect_datagram(&mut self, token: Token, peer: SocketAddr) -> io::Result<()>;
 
+    /// Drops what has come by now.
+    fn discard_datagrams(&mut self, token: Token);
+
     /// Sends one datagram, to the connected peer unless another is named.
     ///
     /// # Errors
     /// `WouldBlock` when there is no room: [`DatagramEvent::Room`] tells when there is. `ENOBUFS` when the kernel has
-    /// no memory: nothing tells of its end. Errors that a peer has sent are told as events, not here.
+    /// no memory, or refuses although it says that there is room: nothing tells of its end. Errors that a peer has sent are told as events, not here.
     fn send_datagram(&mut self, token: Token, bytes: &[u8], to: Option<SocketAddr>) -> io::Result<()>;
 
-    /// Sends `bytes` as datagrams of `segment_bytes`; the last may be shorter. Says how many bytes left, which is
-    /// 0 only if there are none.
-    ///
-    /// # Errors
-    /// As [`DatagramDriver::send_datagram`], when not even the first left.
+    /// Sends `bytes` as datagrams of `segment_bytes`; the last may be shorter.
     fn send_segments(
         &mut self,
         token: Token,
         bytes: &[u8],
         segment_bytes: u16,
         to: Option<SocketAddr>,
-    ) -> io::Result<usize>;
+    ) -> SentSegments;
 
     fn set_datagram_option(&mut self, token: Token, option: DatagramOption) -> io::Result<()>;
 
@@ -56,9 +55,18 @@ pub(crate) struct DatagramSpec {
     pub(crate) joined: bool,
     pub(crate) receive_buffer_bytes: Option<usize>,
     pub(crate) send_buffer_bytes: Option<usize>,
-    /// What one socket may take of a turn: messages, and their bytes.
+    /// What one socket may take of a turn: datagrams, and their bytes.
     pub(crate) datagrams_per_turn: usize,
     pub(crate) bytes_per_turn: usize,
+}
+
+/// What became of many datagrams.
+#[derive(Debug)]
+pub(crate) struct SentSegments {
+    /// How many bytes left, always whole datagrams.
+    pub(crate) sent_bytes: usize,
+    /// Why no more did: an error as those of [`DatagramDriver::send_datagram`].
+    pub(crate) stopped_by: Option<io::Error>,
 }
 
 /// What happened to a datagram socket.

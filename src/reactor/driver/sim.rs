@@ -28,7 +28,7 @@ use self::events::ReadBuffers;
 use self::network::EndId;
 pub(crate) use self::options::SimOptions;
 pub(crate) use self::world::World;
-use super::datagrams::{DatagramDriver, DatagramOption, DatagramSpec};
+use super::datagrams::{DatagramDriver, DatagramOption, DatagramSpec, SentSegments};
 use super::unix::{UnixDriver, UnixListenSpec};
 use super::watching::{Wanted, WatchDriver, Watched};
 use super::{
@@ -219,6 +219,10 @@ impl DatagramDriver for SimDriver {
         self.world.with(|network| network.connect_datagram(self.shard, token, peer))
     }
 
+    fn discard_datagrams(&mut self, token: Token) {
+        self.world.with(|network| network.discard_datagrams(self.shard, token));
+    }
+
     fn send_datagram(&mut self, token: Token, bytes: &[u8], to: Option<SocketAddr>) -> io::Result<()> {
         self.world.with(|network| network.send_datagram(self.shard, token, bytes, to))
     }
@@ -229,16 +233,15 @@ impl DatagramDriver for SimDriver {
         bytes: &[u8],
         segment_bytes: u16,
         to: Option<SocketAddr>,
-    ) -> io::Result<usize> {
+    ) -> SentSegments {
         let mut sent_bytes = 0;
         for part in bytes.chunks(segment_bytes.max(1).into()) {
-            match self.send_datagram(token, part, to) {
-                Ok(()) => sent_bytes += part.len(),
-                Err(_) if sent_bytes > 0 => break,
-                Err(error) => return Err(error),
+            if let Err(error) = self.send_datagram(token, part, to) {
+                return SentSegments { sent_bytes, stopped_by: Some(error) };
             }
+            sent_bytes += part.len();
         }
-        Ok(sent_bytes)
+        SentSegments { sent_bytes, stopped_by: None }
     }
 
     fn set_datagram_option(&mut self, token: Token, option: DatagramOption) -> io::Result<()> {

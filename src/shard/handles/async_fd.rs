@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use crate::shard::Shard;
+use crate::shard::waker_list::Wait;
 use crate::shard::watching::{Direction, WatchCore};
 use crate::tasks::yield_now;
 
@@ -97,7 +98,8 @@ impl<T: AsFd> AsyncFd<T> {
             yield_now().await;
             return Ok(());
         }
-        Wait { shard: &self.shard, core: &self.core, direction, since: None }.await
+        let wait = Wait::at(&self.core.waiting(direction).waiters);
+        WaitReady { shard: &self.shard, core: &self.core, direction, wait, since: None }.await
     }
 }
 
@@ -120,24 +122,29 @@ impl<T: AsFd + fmt::Debug> fmt::Debug for AsyncFd<T> {
     }
 }
 
-struct Wait<'a> {
+struct WaitReady<'a> {
     shard: &'a Shard,
     core: &'a Rc<WatchCore>,
     direction: Direction,
+    wait: Wait<'a>,
     /// How often it had been found ready when the wait began.
     since: Option<u64>,
 }
 
-impl Future for Wait<'_> {
+impl Future for WaitReady<'_> {
     type Output = io::Result<()>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.since {
-            Some(since) if self.core.found_since(self.direction, since, context) => Poll::Ready(Ok(())),
-            Some(_) => Poll::Pending,
-            None => match self.shard.wait_for(self.core, self.direction, context) {
-                Ok(since) => {
-                    self.since = Some(since);
+        let WaitReady { shard, core, direction, wait, since } = &mut *self;
+        match since {
+            Some(since) if core.found_since(*direction, *since) => Poll::Ready(Ok(())),
+            Some(_) => {
+                wait.keep(context);
+                Poll::Pending
+            }
+            None => match shard.wait_for(core, *direction, wait, context) {
+                Ok(found) => {
+                    *since = Some(found);
                     Poll::Pending
                 }
                 Err(error) => Poll::Ready(Err(error)),

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use crate::addr::{Addr, UnixAddr};
 use crate::shard::Shard;
 use crate::shard::groups::Group;
+use crate::shard::waker_list::WaitKey;
 
 /// A listening address of the runtime. All shards that listen there are one group: closing it on one closes it on all.
 ///
@@ -81,19 +82,27 @@ impl<A> fmt::Debug for Listener<A> {
 /// Ready when a listener group, or a group of datagram sockets, has closed on all its shards.
 pub struct Closing {
     group: Arc<Group>,
+    key: WaitKey,
 }
 
 impl Closing {
     pub(crate) fn of(group: Arc<Group>) -> Self {
-        Closing { group }
+        Closing { group, key: WaitKey::default() }
     }
 }
 
 impl Future for Closing {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.group.poll_closed(context.waker()) { Poll::Ready(()) } else { Poll::Pending }
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let Closing { group, key } = &mut *self;
+        if group.poll_closed(key, context.waker()) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.group.forget_wait(&self.key);
     }
 }
 

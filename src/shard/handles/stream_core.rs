@@ -155,7 +155,8 @@ impl StreamCore {
 
     /// Waits, like a reader, for the handshake.
     pub(super) fn wait_secured(&self, context: &Context<'_>) {
-        let replaced = self.state.borrow_mut().reader.replace(context.waker().clone());
+        let waker = context.waker().clone();
+        let replaced = self.state.borrow_mut().reader.replace(waker);
         drop(replaced);
     }
 
@@ -275,11 +276,11 @@ impl StreamCore {
         }
     }
 
-    /// Ready at the end of input. Dropping the waker of who asked before may run foreign code, which must not happen
-    /// under a borrow.
+    /// Ready at the end of input. Cloning a waker, and dropping that of who asked before, may run foreign code, which must
+    /// not happen under a borrow.
     #[inline]
     pub(super) fn poll_end(&self, context: &Context<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.state.borrow_mut();
+        let state = self.state.borrow();
         if state.broken.is_some() {
             drop(state);
             return Poll::Ready(self.check_broken());
@@ -287,12 +288,13 @@ impl StreamCore {
         if state.finished {
             return Poll::Ready(Ok(()));
         }
-        let replaced = match &state.reader {
-            Some(kept) if kept.will_wake(context.waker()) => None,
-            _ => state.reader.replace(context.waker().clone()),
-        };
+        let is_kept = state.reader.as_ref().is_some_and(|kept| kept.will_wake(context.waker()));
         drop(state);
-        drop(replaced);
+        if !is_kept {
+            let waker = context.waker().clone();
+            let replaced = self.state.borrow_mut().reader.replace(waker);
+            drop(replaced);
+        }
         Poll::Pending
     }
 
@@ -300,12 +302,13 @@ impl StreamCore {
     pub(super) fn wait_to_write(&self, context: &Context<'_>, after: WritesAfter) {
         let mut state = self.state.borrow_mut();
         state.writes_after = after;
-        let replaced = match &state.writer {
-            Some(kept) if kept.will_wake(context.waker()) => None,
-            _ => state.writer.replace(Box::new(context.waker().clone())),
-        };
+        let is_kept = state.writer.as_ref().is_some_and(|kept| kept.will_wake(context.waker()));
         drop(state);
-        drop(replaced);
+        if !is_kept {
+            let waker = Box::new(context.waker().clone());
+            let replaced = self.state.borrow_mut().writer.replace(waker);
+            drop(replaced);
+        }
     }
 
     pub(super) fn check_broken(&self) -> io::Result<()> {

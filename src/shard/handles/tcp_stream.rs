@@ -359,6 +359,7 @@ impl TcpStream {
         if slot.marks.producing != Producing::Nobody {
             shard.stop_producer(token);
         }
+        shard.unregister_consumers_of(token);
         let policed = inner.take_policed(token);
         let unsent = slot.connection.unsent();
         // An end that was not announced is found again by whoever goes on.

@@ -7,15 +7,17 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use crate::error::{ListenError, SendError};
+use crate::error::{CloseReason, ListenError, SendError};
 use crate::net::addr::ToAddr;
 use crate::shard::Shard;
 use crate::shard::datagrams::Binding;
 use crate::shard::handles::udp_transport::{SendDatagram, UdpTransport};
 use crate::shard::interfaces::udp::UdpOptions;
+use crate::shard::waker_list::Wait;
 
 /// A datagram socket for tasks. Sends and settings are those of its [`transport`](UdpSocket::transport), or straight
-/// here. Dropping it closes it.
+/// here. Dropping it closes it; sockets of other shards that share its address stay, unlike after
+/// [`UdpTransport::close`].
 ///
 /// ```
 /// # use shardwise::{Result, Shard, UdpSocket};
@@ -66,8 +68,10 @@ impl UdpSocket {
     /// # Panics
     /// As [`UdpSocket::bind`].
     pub fn bind_with(addr: impl ToAddr, options: &UdpOptions) -> Result<UdpSocket, ListenError> {
-        let binding = Binding { addr: addr.to_addr()?, options, shared: false, listens: false };
-        Ok(UdpSocket { transport: Shard::current().bind_datagram(binding, None)? })
+        let addr = addr.to_addr()?;
+        let binding = Binding { addr, options, shared: false, listens: false };
+        let bound = Shard::current().bind_datagram(binding, None, None);
+        Ok(UdpSocket { transport: bound.map_err(|error| error.of_listening(addr))? })
     }
 
     /// What to send by and to set; may be cloned and kept.
@@ -99,7 +103,7 @@ impl UdpSocket {
     /// # Cancel safety
     /// Dropped before it is ready, nothing was taken.
     pub fn recv_from<'a>(&'a self, buffer: &'a mut [u8]) -> ReceiveDatagram<'a> {
-        ReceiveDatagram { transport: &self.transport, buffer }
+        ReceiveDatagram { transport: &self.transport, wait: Wait::at(&self.transport.core().readers), buffer }
     }
 
     /// Sends a datagram to the connected peer, and waits for room. See [`UdpTransport::send`].
@@ -121,7 +125,8 @@ impl UdpSocket {
 
 impl Drop for UdpSocket {
     fn drop(&mut self) {
-        drop(self.transport.close());
+        // This one alone, of those that share its address: others are not dropped.
+        self.transport.shard().end_datagram(self.transport.core(), CloseReason::Closed);
     }
 }
 
@@ -133,18 +138,24 @@ impl fmt::Debug for UdpSocket {
 
 /// A task's wait for a datagram; made by [`UdpSocket::recv_from`].
 #[must_use = "nothing is received before it is awaited"]
-#[derive(Debug)]
 pub struct ReceiveDatagram<'a> {
     transport: &'a UdpTransport,
+    wait: Wait<'a>,
     buffer: &'a mut [u8],
+}
+
+impl fmt::Debug for ReceiveDatagram<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "ReceiveDatagram({})", self.transport.local())
+    }
 }
 
 impl Future for ReceiveDatagram<'_> {
     type Output = io::Result<Received>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let (transport, buffer) = (self.transport, &mut *self.buffer);
-        transport.core().poll_datagram(transport.shard(), context, |lent| {
+        let ReceiveDatagram { transport, wait, buffer } = &mut *self;
+        transport.core().poll_datagram(transport.shard(), wait, context, |lent| {
             let (len, truncated) = lent.copy_to(buffer);
             Received { len, source: lent.source, truncated }
         })

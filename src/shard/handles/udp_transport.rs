@@ -12,11 +12,12 @@ use std::task::{Context, Poll};
 use crate::error::{CloseReason, MulticastError, SendError};
 use crate::net::addr::ToAddr;
 use crate::net::udp::family_fits;
-use crate::reactor::driver::datagrams::{DatagramOption, MulticastInterface};
+use crate::reactor::driver::datagrams::{DatagramOption, MulticastInterface, SentSegments};
 use crate::shard::Shard;
 use crate::shard::datagrams::UdpCore;
-use crate::shard::groups::Multicast;
+use crate::shard::groups::{Multicast, Owner};
 use crate::shard::handles::listener::Closing;
+use crate::shard::waker_list::Wait;
 
 /// A datagram socket's sending end, and its settings. Cheap to clone; clones may be kept by tasks and timers of the same
 /// shard, and outlive the socket harmlessly. Dropping it changes nothing.
@@ -133,13 +134,16 @@ impl UdpTransport {
         pieces: &[io::IoSlice<'_>],
         to: Option<SocketAddr>,
     ) -> Result<(), SendError> {
-        let bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
+        let mut bytes = Vec::with_capacity(pieces.iter().map(|piece| piece.len()).sum());
+        pieces.iter().for_each(|piece| bytes.extend_from_slice(piece));
         self.send_now(&bytes, to)
     }
 
     /// Sends `bytes` as datagrams of `segment_bytes` each, the last of which may be shorter, to `to` or to the connected
     /// peer. The kernel cuts many of them from one call where it can (UDP_SEGMENT); where it cannot they are sent one by
-    /// one. Says how many bytes were sent, always whole datagrams; less than all means that there is no more room now.
+    /// one. Says how many bytes were sent, always whole datagrams. Less than all means that there is no room now, or that
+    /// something is wrong with the rest: either way [`sendable`](crate::DatagramProtocol::sendable) tells when to send
+    /// that, and what is wrong is told then.
     ///
     /// # Errors
     /// As [`UdpTransport::try_send`], when not even the first was sent.
@@ -153,14 +157,18 @@ impl UdpTransport {
     ) -> Result<usize, SendError> {
         assert!(segment_bytes > 0, "a datagram of a batch has at least one byte");
         let to = self.core.check_destination(to)?;
-        let sent =
+        let SentSegments { sent_bytes, stopped_by } =
             self.shard.inner.driver.borrow_mut().send_segments(self.core.token, bytes, segment_bytes, to);
-        match sent {
-            Ok(sent_bytes) => {
-                self.shard.inner.stats.datagrams_sent.add(sent_bytes.div_ceil(segment_bytes.into()) as u64);
+        self.shard.inner.stats.datagrams_sent.add(sent_bytes.div_ceil(segment_bytes.into()) as u64);
+        let Some(error) = stopped_by else { return Ok(sent_bytes) };
+        match self.shard.send_failed(&self.core, error, segment_bytes.into()) {
+            error if sent_bytes == 0 => Err(error),
+            SendError::NoRoom => Ok(sent_bytes),
+            _ => {
+                // Told to whoever sends the rest, so that somebody does.
+                self.shard.retry_later(&self.core);
                 Ok(sent_bytes)
             }
-            Err(error) => Err(self.shard.send_failed(&self.core, error, segment_bytes.into())),
         }
     }
 
@@ -171,7 +179,7 @@ impl UdpTransport {
     /// # Cancel safety
     /// Dropped before it is ready, nothing was sent.
     pub fn send<'a>(&'a self, bytes: &'a [u8]) -> SendDatagram<'a> {
-        SendDatagram { transport: self, bytes, to: Ok(None) }
+        SendDatagram { transport: self, wait: Wait::at(&self.core.writers), bytes, to: Ok(None) }
     }
 
     /// Sends a datagram to `to`, and waits for room.
@@ -181,7 +189,8 @@ impl UdpTransport {
     /// # Cancel safety
     /// Dropped before it is ready, nothing was sent.
     pub fn send_to<'a>(&'a self, bytes: &'a [u8], to: impl ToAddr) -> SendDatagram<'a> {
-        SendDatagram { transport: self, bytes, to: to.to_addr().map(Some).map_err(SendError::InvalidAddress) }
+        let to = to.to_addr().map(Some).map_err(SendError::InvalidAddress);
+        SendDatagram { transport: self, wait: Wait::at(&self.core.writers), bytes, to }
     }
 
     /// Allows to send to broadcast addresses (SO_BROADCAST); off unless switched on.
@@ -205,7 +214,7 @@ impl UdpTransport {
 
     /// Joins a multicast group at an interface; on one shard alone: every socket that joins gets a copy of each
     /// datagram. Of the shards that share this address the first one to join becomes the owner of the group, and for the
-    /// others this changes nothing. Says whether this shard is the owner.
+    /// others this changes nothing. Says whether this shard is the owner. Joining again changes nothing.
     ///
     /// Only what is sent to groups that were joined here is received, whatever other sockets of this host have joined.
     ///
@@ -213,14 +222,24 @@ impl UdpTransport {
     /// [`MulticastError`] says why not: the address is no group's, the kernel refuses, …
     pub fn join_group(&self, group: IpAddr, interface: MulticastInterface) -> Result<bool, MulticastError> {
         let multicast = self.multicast(group, interface)?;
-        if !self.core.group.own_multicast(multicast, self.shard.inner.id) {
-            return Ok(false);
+        match self.core.group.own_multicast(multicast, self.shard.inner.id) {
+            Owner::Another => return Ok(false),
+            Owner::Already => return Ok(true),
+            Owner::New => {}
         }
-        if let Err(error) = self.set(DatagramOption::Membership { group, interface, member: true }) {
+        if let Err(error) = self.join(group, interface) {
             self.core.group.disown_multicast(multicast, self.shard.inner.id);
             return Err(MulticastError::Os(error));
         }
         Ok(true)
+    }
+
+    /// Joined already, it is joined.
+    fn join(&self, group: IpAddr, interface: MulticastInterface) -> io::Result<()> {
+        match self.set(DatagramOption::Membership { group, interface, member: true }) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// Joins a multicast group on this shard too, whoever else has: then every shard that does gets a copy of each
@@ -233,9 +252,10 @@ impl UdpTransport {
         group: IpAddr,
         interface: MulticastInterface,
     ) -> Result<(), MulticastError> {
-        self.multicast(group, interface)?;
-        self.core.group.own_multicast((group, interface), self.shard.inner.id);
-        self.set(DatagramOption::Membership { group, interface, member: true }).map_err(MulticastError::Os)
+        let multicast = self.multicast(group, interface)?;
+        self.join(group, interface).map_err(MulticastError::Os)?;
+        self.core.group.own_multicast(multicast, self.shard.inner.id);
+        Ok(())
     }
 
     /// Leaves a multicast group at an interface. On a shard that has not joined it, this fails.
@@ -348,11 +368,17 @@ impl fmt::Debug for UdpTransport {
 
 /// A datagram that waits for room; made by [`UdpTransport::send`].
 #[must_use = "nothing is sent before it is awaited"]
-#[derive(Debug)]
 pub struct SendDatagram<'a> {
     transport: &'a UdpTransport,
+    wait: Wait<'a>,
     bytes: &'a [u8],
     to: Result<Option<SocketAddr>, SendError>,
+}
+
+impl fmt::Debug for SendDatagram<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "SendDatagram({} bytes)", self.bytes.len())
+    }
 }
 
 impl Future for SendDatagram<'_> {
@@ -366,7 +392,7 @@ impl Future for SendDatagram<'_> {
         match self.transport.send_now(self.bytes, to) {
             Err(SendError::NoRoom) => {
                 self.to = Ok(to);
-                self.transport.core.wait_to_send(context);
+                self.wait.keep(context);
                 Poll::Pending
             }
             outcome => Poll::Ready(outcome),

@@ -11,6 +11,7 @@ use crate::error::{ConnectError, ListenError, SendError};
 use crate::shard::Shard;
 use crate::shard::handles::udp_transport::{SendDatagram, UdpTransport};
 use crate::shard::interfaces::unix_datagram::UnixDatagramOptions;
+use crate::shard::waker_list::Wait;
 
 /// A UNIX datagram socket for tasks. Sends and settings are those of its [`transport`](UnixDatagram::transport), or
 /// straight here. Dropping it closes it, and removes the file that it made.
@@ -117,7 +118,11 @@ impl UnixDatagram {
     /// # Cancel safety
     /// Dropped before it is ready, nothing was taken.
     pub fn recv_from<'a>(&'a self, buffer: &'a mut [u8]) -> ReceiveUnixDatagram<'a> {
-        ReceiveUnixDatagram { transport: &self.transport, buffer }
+        ReceiveUnixDatagram {
+            transport: &self.transport,
+            wait: Wait::at(&self.transport.core().readers),
+            buffer,
+        }
     }
 
     /// Sends a datagram to the connected peer, and waits for room. See [`UdpTransport::send`].
@@ -153,18 +158,24 @@ impl fmt::Debug for UnixDatagram {
 
 /// A task's wait for a datagram; made by [`UnixDatagram::recv_from`].
 #[must_use = "nothing is received before it is awaited"]
-#[derive(Debug)]
 pub struct ReceiveUnixDatagram<'a> {
     transport: &'a UdpTransport,
+    wait: Wait<'a>,
     buffer: &'a mut [u8],
+}
+
+impl fmt::Debug for ReceiveUnixDatagram<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "ReceiveUnixDatagram({})", self.transport.local())
+    }
 }
 
 impl Future for ReceiveUnixDatagram<'_> {
     type Output = io::Result<UnixReceived>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let (transport, buffer) = (self.transport, &mut *self.buffer);
-        transport.core().poll_datagram(transport.shard(), context, |lent| {
+        let ReceiveUnixDatagram { transport, wait, buffer } = &mut *self;
+        transport.core().poll_datagram(transport.shard(), wait, context, |lent| {
             let (len, truncated) = lent.copy_to(buffer);
             UnixReceived { len, source: lent.name.cloned().unwrap_or(UnixAddr::UNNAMED), truncated }
         })

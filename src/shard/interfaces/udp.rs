@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 
 use crate::addr::UnixAddr;
-use crate::error::{CloseReason, ConnectError, ListenError, Result, SendError};
+use crate::error::{CloseReason, ConnectError, ListenError, Result};
 use crate::net::addr::ToAddr;
 use crate::shard::Shard;
-use crate::shard::datagrams::Binding;
+use crate::shard::datagrams::{Binding, NotMade};
 use crate::shard::handles::udp_transport::UdpTransport;
 use crate::sys::datagram::DATAGRAM_BYTES_MAX;
 
@@ -19,7 +19,8 @@ use crate::sys::datagram::DATAGRAM_BYTES_MAX;
 /// Only a `started` that fails ends it.
 #[allow(unused_variables, reason = "the names tell what the arguments are")]
 pub trait DatagramProtocol: 'static {
-    /// The socket is bound. Called before the call that bound it returns.
+    /// The socket is bound, and connected if it is to be. Called before the call that made it returns; that one fails
+    /// when this does, and the socket ends.
     fn started(&mut self, transport: &UdpTransport) -> Result<()> {
         Ok(())
     }
@@ -34,7 +35,7 @@ pub trait DatagramProtocol: 'static {
         Ok(())
     }
 
-    /// There is room again after a send that found none ([`SendError::NoRoom`]).
+    /// There is room again after a send that found none ([`SendError::NoRoom`](crate::SendError::NoRoom)).
     fn sendable(&mut self, transport: &UdpTransport) -> Result<()> {
         Ok(())
     }
@@ -200,12 +201,14 @@ impl Shard {
         options: &UdpOptions,
         protocol: impl DatagramProtocol,
     ) -> std::result::Result<UdpTransport, ListenError> {
-        let binding = Binding { addr: addr.to_addr()?, options, shared: true, listens: true };
-        self.bind_datagram(binding, Some(Box::new(protocol)))
+        let addr = addr.to_addr()?;
+        let binding = Binding { addr, options, shared: true, listens: true };
+        let bound = self.bind_datagram(binding, None, Some(Box::new(protocol)));
+        bound.map_err(|error| error.of_listening(addr))
     }
 
-    /// Makes a socket that talks with `peer` alone, from a port of its own, and gives its datagrams to `protocol`. The
-    /// protocol is started before the socket is connected. It lives until it is closed, or until the shard has drained.
+    /// Makes a socket that talks with `peer` alone, from a port of its own, and gives its datagrams to `protocol`, which
+    /// is started before this returns and when the socket is connected: nobody else's ever reach it. It lives until it is closed, or until the shard has drained.
     ///
     /// # Errors
     /// [`ConnectError`] names the address and the cause. That nobody is there is found out later:
@@ -231,17 +234,12 @@ impl Shard {
         let addr = peer.to_addr()?;
         let any = any_port(addr);
         let binding = Binding { addr: any, options, shared: false, listens: false };
-        let transport = self.bind_datagram(binding, Some(Box::new(protocol)));
-        let transport = transport.map_err(|error| not_bound(any, error))?;
-        match transport.connect(addr) {
-            Ok(()) => Ok(transport),
-            Err(error) => {
-                drop(transport.close());
-                let source = match error {
-                    SendError::Os(source) => source,
-                    other => std::io::Error::other(other),
-                };
-                Err(ConnectError::Os { addr: addr.into(), source })
+        match self.bind_datagram(binding, Some(addr), Some(Box::new(protocol))) {
+            Ok(transport) => Ok(transport),
+            Err(NotMade::Bind(error)) => Err(not_bound(any, error)),
+            Err(NotMade::Connect(source)) => Err(ConnectError::Os { addr: addr.into(), source }),
+            Err(NotMade::NotStarted { message, .. }) => {
+                Err(ConnectError::NotStarted { addr: addr.into(), message })
             }
         }
     }
@@ -265,5 +263,6 @@ fn not_bound(addr: SocketAddr, error: ListenError) -> ConnectError {
             ConnectError::Bind { addr, source: std::io::ErrorKind::AddrInUse.into() }
         }
         ListenError::Os { source, .. } => ConnectError::Bind { addr: addr.into(), source },
+        ListenError::NotStarted { addr, message } => ConnectError::NotStarted { addr, message },
     }
 }

@@ -11,6 +11,7 @@ use crate::shard::handles::udp_transport::UdpTransport;
 use crate::shard::interfaces::udp::DatagramProtocol;
 use crate::shard::interfaces::unix::MODE;
 use crate::shard::listening::listen_error;
+use crate::shard::waker_list::Wait;
 use crate::sys::datagram::DATAGRAM_BYTES_MAX;
 use crate::sys::unix::BindHow;
 
@@ -96,6 +97,7 @@ impl NotBound {
         match self {
             NotBound::Stopping => ListenError::Stopping,
             NotBound::Bind(source) | NotBound::Connect(source) => listen_error(name.clone().into(), source),
+            NotBound::NotStarted(message) => ListenError::NotStarted { addr: name.clone().into(), message },
         }
     }
 
@@ -107,6 +109,7 @@ impl NotBound {
                 ConnectError::Refused { addr: peer.clone().into(), source }
             }
             NotBound::Connect(source) => ConnectError::Os { addr: peer.clone().into(), source },
+            NotBound::NotStarted(message) => ConnectError::NotStarted { addr: peer.clone().into(), message },
         }
     }
 }
@@ -156,9 +159,10 @@ impl UdpTransport {
     /// Dropped before it is ready, nothing was sent.
     pub async fn send_to_name(&self, bytes: &[u8], to: impl ToUnixAddr) -> Result<(), SendError> {
         let to = to.to_unix_addr().map_err(SendError::InvalidPath)?;
+        let mut wait = Wait::at(&self.core().writers);
         poll_fn(|context| match self.try_send_to_name(bytes, &to) {
             Err(SendError::NoRoom) => {
-                self.core().wait_to_send(context);
+                wait.keep(context);
                 Poll::Pending
             }
             outcome => Poll::Ready(outcome),

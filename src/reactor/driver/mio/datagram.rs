@@ -17,7 +17,8 @@ use super::{MioDriver, Source, not_connected};
 use crate::reactor::datagrams::{BatchPool, BatchStore};
 use crate::reactor::driver::Event;
 use crate::reactor::driver::datagrams::{
-    DatagramDriver, DatagramEvent, DatagramOption, DatagramSpec, MulticastInterface, wrong_interface,
+    DatagramDriver, DatagramEvent, DatagramOption, DatagramSpec, MulticastInterface, SentSegments,
+    wrong_interface,
 };
 use crate::reactor::token::Token;
 use crate::sys::datagram::{self, MESSAGES_MAX, SEGMENTED_BYTES_MAX, SEGMENTS_MAX, Slots};
@@ -40,7 +41,7 @@ pub(super) struct Datagram {
     pub(super) carried: bool,
     broken: bool,
     /// Cutting by the kernel has failed with EIO: the device cannot.
-    cannot_segment: bool,
+    pub(super) cannot_segment: bool,
     /// What a send found that was about an earlier datagram.
     complaint: Option<io::Error>,
     slots: Slots,
@@ -51,6 +52,10 @@ pub(super) struct Datagram {
     datagrams_per_turn: usize,
     bytes_per_turn: usize,
     served_bytes: usize,
+    /// Receives that have failed, one after the other, for no reason of the network's.
+    failures: u32,
+    /// Datagrams in one message, as expected: the kernel joins many of them if it may, and says so afterwards.
+    per_message: usize,
 }
 
 impl Datagram {
@@ -93,12 +98,16 @@ impl Datagram {
             self.served_bytes = 0;
         }
         // Bounded, in number and size: a flood would otherwise keep the loop for itself.
-        if turn.served >= self.datagrams_per_turn || self.served_bytes >= self.bytes_per_turn {
+        let mut room = self.datagrams_per_turn.saturating_sub(turn.served);
+        if self.per_message > 1 {
+            room /= self.per_message;
+        }
+        if (room == 0 && turn.served > 0) || self.served_bytes >= self.bytes_per_turn {
             self.carry(token, turn);
             turn.pass_head();
             return None;
         }
-        let wanted = self.wanted.min(self.datagrams_per_turn - turn.served);
+        let wanted = self.wanted.min(room.max(1));
         let mut store = pool.take();
         let received = if self.unix.is_some() {
             self.receive_unix(&mut store, wanted)
@@ -112,8 +121,14 @@ impl Datagram {
                     store.dropped = dropped.wrapping_sub(self.dropped);
                     self.dropped = dropped;
                 }
+                self.failures = 0;
                 self.served_bytes += store.arrived.iter().map(|one| one.len as usize).sum::<usize>();
-                turn.served += received.messages;
+                turn.served += store.arrived.len();
+                if self.per_message > 1 || store.arrived.len() > received.messages {
+                    // At once up, slowly down: what was joined a moment ago will be again.
+                    let now = store.arrived.len().div_ceil(received.messages.max(1));
+                    self.per_message = now.max(self.per_message - self.per_message.div_ceil(8)).max(1);
+                }
                 if received.messages < wanted {
                     if !self.to_the_end {
                         self.unread = false;
@@ -141,6 +156,7 @@ impl Datagram {
     #[cold]
     fn after_failed_receive(&mut self, token: Token, error: io::Error, turn: &mut Turn) -> Option<Event> {
         if error.kind() == io::ErrorKind::WouldBlock {
+            self.failures = 0;
             // Rare, so it is checked: a spurious one would wait for an edge that never comes.
             if self.socket.is_readable() {
                 self.carry(token, turn);
@@ -151,13 +167,29 @@ impl Datagram {
             turn.pass_head();
             return None;
         }
-        if is_fatal(&error) {
-            return self.break_down(error, token, turn);
+        match ReceiveFailure::of(&error) {
+            ReceiveFailure::Complaint => {
+                // The kernel tells it once. It counts, so that a socket which tells nothing else does not keep the turn.
+                turn.served += 1;
+                Some(Event::Datagram { token, event: DatagramEvent::Complaint(error) })
+            }
+            // Asked again at once it would say the same.
+            ReceiveFailure::Shortage => {
+                self.carry(token, turn);
+                turn.pass_head();
+                None
+            }
+            ReceiveFailure::Fatal => self.break_down(error, token, turn),
+            ReceiveFailure::Other => {
+                self.failures += 1;
+                if self.failures >= FAILURES_MAX {
+                    return self.break_down(error, token, turn);
+                }
+                self.carry(token, turn);
+                turn.pass_head();
+                Some(Event::Datagram { token, event: DatagramEvent::Complaint(error) })
+            }
         }
-        // The network's word about an earlier datagram; the kernel tells it once. It counts, so that a socket which
-        // tells nothing else does not keep the turn.
-        turn.served += 1;
-        Some(Event::Datagram { token, event: DatagramEvent::Complaint(error) })
     }
 
     #[cold]
@@ -205,6 +237,16 @@ impl DatagramDriver for MioDriver {
         self.datagram(token)?.socket.connect_datagram(peer)
     }
 
+    fn discard_datagrams(&mut self, token: Token) {
+        let Ok(source) = self.datagram(token) else { return };
+        // Bounded: a peer may send as fast as this reads.
+        for _ in 0..DISCARDS_MAX {
+            if datagram::discard(source.socket.as_fd()).is_err() {
+                break;
+            }
+        }
+    }
+
     #[inline]
     fn send_datagram(&mut self, token: Token, bytes: &[u8], to: Option<SocketAddr>) -> io::Result<()> {
         let Some(Source::Datagram(source)) = self.sources.get(token) else { return Err(not_connected()) };
@@ -222,31 +264,12 @@ impl DatagramDriver for MioDriver {
         bytes: &[u8],
         segment_bytes: u16,
         to: Option<SocketAddr>,
-    ) -> io::Result<usize> {
-        let segment_len = usize::from(segment_bytes.max(1));
-        let per_call = (SEGMENTED_BYTES_MAX / segment_len).clamp(1, SEGMENTS_MAX) * segment_len;
+    ) -> SentSegments {
         let mut sent_bytes = 0;
-        while sent_bytes < bytes.len() {
-            let rest = &bytes[sent_bytes..];
-            let cut = self.datagram(token)?.cannot_segment;
-            let part = if cut { segment_len } else { per_call }.min(rest.len());
-            let part = &rest[..part];
-            let outcome = if part.len() <= segment_len {
-                self.send_datagram(token, part, to)
-            } else {
-                self.send_cut(token, part, segment_bytes, to)
-            };
-            match outcome {
-                Ok(()) => sent_bytes += part.len(),
-                Err(error) if is_refused_cut(&error) && part.len() > segment_len => {
-                    self.datagram_mut(token)?.cannot_segment = true;
-                    tracing::debug!(%error, "the kernel does not cut datagrams here; they are sent one by one");
-                }
-                Err(_) if sent_bytes > 0 => break,
-                Err(error) => return Err(error),
-            }
+        match self.send_all_segments(token, bytes, segment_bytes, to, &mut sent_bytes) {
+            Ok(()) => SentSegments { sent_bytes, stopped_by: None },
+            Err(error) => SentSegments { sent_bytes, stopped_by: Some(error) },
         }
-        Ok(sent_bytes)
     }
 
     fn set_datagram_option(&mut self, token: Token, option: DatagramOption) -> io::Result<()> {
@@ -346,6 +369,8 @@ impl MioDriver {
             datagrams_per_turn: spec.datagrams_per_turn.max(1),
             bytes_per_turn: spec.bytes_per_turn.max(1),
             served_bytes: 0,
+            failures: 0,
+            per_message: if spec.joined { SEGMENTS_MAX } else { 1 },
         };
         self.add(Source::Datagram(Box::new(source)))
     }
@@ -364,6 +389,37 @@ impl MioDriver {
         }
     }
 
+    fn send_all_segments(
+        &mut self,
+        token: Token,
+        bytes: &[u8],
+        segment_bytes: u16,
+        to: Option<SocketAddr>,
+        sent_bytes: &mut usize,
+    ) -> io::Result<()> {
+        let segment_len = usize::from(segment_bytes.max(1));
+        let per_call = (SEGMENTED_BYTES_MAX / segment_len).clamp(1, SEGMENTS_MAX) * segment_len;
+        let mut one_by_one = self.datagram(token)?.cannot_segment;
+        while *sent_bytes < bytes.len() {
+            let rest = &bytes[*sent_bytes..];
+            let part = if one_by_one { segment_len } else { per_call }.min(rest.len());
+            let part = &rest[..part];
+            if part.len() <= segment_len {
+                self.send_datagram(token, part, to)?;
+            } else {
+                if let Err(error) = self.send_cut(token, part, segment_bytes, to) {
+                    let Some(refusal) = CutRefusal::of(&error) else { return Err(error) };
+                    // Each by itself: that is either taken, or says what is wrong.
+                    one_by_one = true;
+                    self.datagram_mut(token)?.cannot_segment = refusal == CutRefusal::ForGood;
+                    continue;
+                }
+            }
+            *sent_bytes += part.len();
+        }
+        Ok(())
+    }
+
     fn send_cut(
         &mut self,
         token: Token,
@@ -374,7 +430,7 @@ impl MioDriver {
         let send = |socket: &Socket| datagram::send_segments(socket.as_fd(), bytes, segment_bytes, to);
         match send(&self.datagram(token)?.socket) {
             Ok(()) => Ok(()),
-            Err(error) if is_refused_cut(&error) => Err(error),
+            Err(error) if CutRefusal::of(&error).is_some() => Err(error),
             Err(error) => self.after_failed_send(token, error, send),
         }
     }
@@ -412,6 +468,10 @@ impl MioDriver {
                 Err(again) => error = again,
             }
         }
+        if error.kind() == io::ErrorKind::WouldBlock {
+            // Refused again and again although there is room: no event will tell that it is over.
+            return Err(Errno::NOBUFS.into());
+        }
         Err(error)
     }
 }
@@ -421,16 +481,58 @@ fn is_complaint(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionRefused
 }
 
-/// The descriptor is closed, or is no socket any more: asking again would spin.
-fn is_fatal(error: &io::Error) -> bool {
-    let fatal = [Errno::BADF, Errno::NOTSOCK, Errno::INVAL, Errno::FAULT, Errno::OPNOTSUPP];
-    Errno::from_io_error(error).is_some_and(|errno| fatal.contains(&errno))
+/// What a failed receive says about the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReceiveFailure {
+    /// The network's word about an earlier datagram: `icmp(7)`, `ip(7)`. The kernel tells it once.
+    Complaint,
+    /// The kernel has no memory now.
+    Shortage,
+    /// The descriptor is closed, or is no socket any more: asking again would spin.
+    Fatal,
+    /// Perhaps it is over soon, and perhaps it is forbidden for good, as by a filter of system calls.
+    Other,
 }
 
-/// EIO: no checksum offload. EINVAL: parts that do not fit the path, or a kernel before 4.18.
-fn is_refused_cut(error: &io::Error) -> bool {
-    let refusals = [Errno::IO, Errno::INVAL, Errno::NOPROTOOPT, Errno::OPNOTSUPP];
-    Errno::from_io_error(error).is_some_and(|errno| refusals.contains(&errno))
+impl ReceiveFailure {
+    fn of(error: &io::Error) -> ReceiveFailure {
+        match Errno::from_io_error(error) {
+            Some(
+                Errno::CONNREFUSED
+                | Errno::HOSTUNREACH
+                | Errno::NETUNREACH
+                | Errno::HOSTDOWN
+                | Errno::NETDOWN
+                | Errno::NOPROTOOPT
+                | Errno::PROTO
+                | Errno::MSGSIZE,
+            ) => ReceiveFailure::Complaint,
+            Some(Errno::NOMEM | Errno::NOBUFS) => ReceiveFailure::Shortage,
+            Some(Errno::BADF | Errno::NOTSOCK | Errno::INVAL | Errno::FAULT | Errno::OPNOTSUPP) => {
+                ReceiveFailure::Fatal
+            }
+            _ => ReceiveFailure::Other,
+        }
+    }
+}
+
+/// Why the kernel does not cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CutRefusal {
+    /// The device has no checksum offload, or the kernel knows no cutting.
+    ForGood,
+    /// Parts that do not fit the path, or an address that is none: the next call may be another matter.
+    ThisTime,
+}
+
+impl CutRefusal {
+    fn of(error: &io::Error) -> Option<CutRefusal> {
+        match Errno::from_io_error(error)? {
+            Errno::IO | Errno::NOPROTOOPT | Errno::OPNOTSUPP => Some(CutRefusal::ForGood),
+            Errno::INVAL => Some(CutRefusal::ThisTime),
+            _ => None,
+        }
+    }
 }
 
 fn addr_of(interface: MulticastInterface) -> io::Result<std::net::Ipv4Addr> {
@@ -449,5 +551,9 @@ fn index_of(interface: MulticastInterface) -> io::Result<u32> {
     }
 }
 
+/// Datagrams dropped before a connected socket begins to receive: more than any usual receive buffer holds.
+const DISCARDS_MAX: usize = 4096;
+/// Receives, each in a turn of its own, that may fail for no reason of the network's before the socket is given up.
+const FAILURES_MAX: u32 = 16;
 /// How often a kernel may refuse, for reasons that are over or not its own.
 const SENDS_MAX: usize = 8;

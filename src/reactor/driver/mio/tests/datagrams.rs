@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 
 use super::*;
-use crate::reactor::driver::datagrams::{DatagramDriver, DatagramEvent, DatagramSpec};
+use crate::reactor::driver::datagrams::{DatagramDriver, DatagramEvent, DatagramSpec, SentSegments};
 use crate::reactor::driver::watching::{Ready, Wanted, WatchDriver};
 use crate::sys::socket::Reuse;
 
@@ -109,4 +109,53 @@ fn a_regular_file_is_known_to_be_always_ready() {
     let watched = driver.watch(file.as_fd()).unwrap();
     assert!(watched.always_ready);
     driver.close(watched.token, CloseKind::Orderly);
+}
+
+#[test]
+fn a_send_to_an_address_that_is_none_says_so_and_the_kernel_goes_on_cutting() {
+    let mut driver = MioDriver::new(DriverConfig::default()).unwrap();
+    let (token, _) = driver.bind_datagram(&spec(20)).unwrap();
+    let nowhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let SentSegments { sent_bytes, stopped_by } = driver.send_segments(token, &[0; 300], 100, Some(nowhere));
+    assert_eq!((sent_bytes, stopped_by.unwrap().kind()), (0, io::ErrorKind::InvalidInput));
+    let Some(Source::Datagram(source)) = driver.sources.get(token) else { panic!("it is there") };
+    assert!(!source.cannot_segment);
+    driver.close(token, CloseKind::Orderly);
+}
+
+#[test]
+fn joined_datagrams_count_one_by_one_in_a_turn() {
+    let mut driver = MioDriver::new(DriverConfig::default()).unwrap();
+    let (token, addr) = driver.bind_datagram(&DatagramSpec { joined: true, ..spec(20) }).unwrap();
+    driver.receive(token, true);
+    let (sender, _) = driver.bind_datagram(&spec(20)).unwrap();
+    for _ in 0..10 {
+        let sent = driver.send_segments(sender, &[7; 12], 1, Some(addr));
+        assert_eq!(sent.sent_bytes, 12);
+    }
+    for _ in 0..10 {
+        assert_eq!(batches(&mut driver), [12], "a second message could go beyond 20");
+    }
+    assert_eq!(batches(&mut driver).len(), 0);
+    for socket in [token, sender] {
+        driver.close(socket, CloseKind::Orderly);
+    }
+}
+
+#[test]
+fn what_strangers_sent_before_a_socket_was_connected_can_be_dropped() {
+    let mut driver = MioDriver::new(DriverConfig::default()).unwrap();
+    let (token, addr) = driver.bind_datagram(&spec(20)).unwrap();
+    let (stranger, peer) = [0, 1].map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).into();
+    for bytes in [&b"forged"[..], b"", b"forged, too"] {
+        stranger.send_to(bytes, addr).unwrap();
+    }
+    driver.connect_datagram(token, peer.local_addr().unwrap()).unwrap();
+    driver.discard_datagrams(token);
+    stranger.send_to(b"forged again", addr).unwrap();
+    driver.receive(token, true);
+    assert_eq!(batches(&mut driver).len(), 0);
+    peer.send_to(b"true", addr).unwrap();
+    assert_eq!(batches(&mut driver), [1]);
+    driver.close(token, CloseKind::Orderly);
 }

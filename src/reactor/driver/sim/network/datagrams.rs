@@ -158,6 +158,13 @@ impl Network {
         Ok(())
     }
 
+    pub(in crate::reactor::driver::sim) fn discard_datagrams(&mut self, shard: usize, token: Token) {
+        if let Ok(source) = self.datagram_mut(shard, token) {
+            source.queue.clear();
+            source.queued_bytes = 0;
+        }
+    }
+
     pub(in crate::reactor::driver::sim) fn send_datagram(
         &mut self,
         shard: usize,
