@@ -8,7 +8,7 @@ use crate::error::{CloseReason, TlsError, WriteError};
 use crate::net::addr::SmallAddr;
 use crate::net::kept::Kept;
 use crate::net::tls::Session;
-use crate::net::wire::Wire;
+use crate::net::wire::{SEALED_PIECE_BYTES, SealBuffer, Wire};
 use crate::reactor::buffer::Output;
 use crate::reactor::driver::{CloseKind, Driver};
 use crate::reactor::token::Token;
@@ -195,17 +195,14 @@ impl Connection {
 
     /// Puts the ciphertext of `staged`, and of what waits before it, in its place; with that the end of all that is
     /// written, once we have finished. `spare` lends its memory.
-    pub(crate) fn seal(&mut self, staged: &mut Vec<u8>, spare: &mut Vec<u8>) -> Result<(), TlsError> {
+    pub(crate) fn seal(&mut self, staged: &mut Vec<u8>, spare: &mut SealBuffer) -> Result<(), TlsError> {
         let finish = match self.phase {
             Phase::Open => self.write == WriteHalf::Finishing,
             Phase::Flushing(_) => true,
             Phase::Ending(..) | Phase::Lingering { .. } => return Ok(()),
         };
         let Some(session) = self.wire.session_mut() else { return Ok(()) };
-        let sealed = session.seal(staged, finish, spare);
-        std::mem::swap(staged, spare);
-        spare.clear();
-        sealed
+        session.seal(staged, finish, spare)
     }
 
     /// Checks that `len` more bytes may be written while `staged` bytes wait to be flushed.
@@ -225,25 +222,31 @@ impl Connection {
     }
 
     /// Writes `bytes` straight to the kernel if that is cheaper than copying them, and says how many it took.
-    /// Nothing may be staged. What is to be sealed is taken whole; `spare` lends its memory for it.
+    /// Nothing may be staged. What is to be sealed is taken whole, also where it has to wait behind what was sealed before;
+    /// `spare` lends its memory for it.
     pub(crate) fn send_straight(
         &mut self,
         driver: &mut dyn Driver,
         token: Token,
         bytes: &[u8],
-        spare: &mut Vec<u8>,
+        spare: &mut SealBuffer,
     ) -> io::Result<usize> {
-        if bytes.len() < STRAIGHT_BYTES || self.has_output() {
+        if bytes.len() < STRAIGHT_BYTES {
             return Ok(0);
         }
-        let Some(session) = self.wire.session_mut() else { return driver.try_send(token, bytes) };
-        if session.is_handshaking() {
+        let Some(session) = self.wire.session_mut() else {
+            return if self.output.is_empty() { driver.try_send(token, bytes) } else { Ok(0) };
+        };
+        if session.is_handshaking() || session.pending_bytes() > 0 {
             return Ok(0);
         }
-        session.seal_straight(bytes, spare).map_err(io::Error::other)?;
-        let sent = driver.try_send(token, spare)?;
-        self.output.push(&spare[sent..]);
-        spare.clear();
+        for piece in bytes.chunks(SEALED_PIECE_BYTES) {
+            session.seal_straight(piece, spare).map_err(io::Error::other)?;
+            let sealed = spare.filled();
+            let sent = if self.output.is_empty() { driver.try_send(token, sealed)? } else { 0 };
+            self.output.push(&sealed[sent..]);
+            spare.clear();
+        }
         Ok(bytes.len())
     }
 

@@ -1,7 +1,7 @@
 //! Stands in for `tls.rs` where the feature is off: a session that nobody can have.
 
 use crate::error::TlsError;
-use crate::net::wire::Opened;
+use crate::net::wire::{Opened, SealBuffer};
 use crate::reactor::lease::Lease;
 use crate::reactor::timer_wheel::TimerKey;
 
@@ -54,10 +54,10 @@ impl Session {
     pub(crate) fn open(&mut self, _: Option<&mut Lease>, _: &mut [u8], _: &mut usize) -> Opened {
         match self.never {}
     }
-    pub(crate) fn seal(&mut self, _: &mut Vec<u8>, _: bool, _: &mut Vec<u8>) -> Result<(), TlsError> {
+    pub(crate) fn seal(&mut self, _: &mut Vec<u8>, _: bool, _: &mut SealBuffer) -> Result<(), TlsError> {
         match self.never {}
     }
-    pub(crate) fn seal_straight(&mut self, _: &[u8], _: &mut Vec<u8>) -> Result<(), TlsError> {
+    pub(crate) fn seal_straight(&mut self, _: &[u8], _: &mut SealBuffer) -> Result<(), TlsError> {
         match self.never {}
     }
 }

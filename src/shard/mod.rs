@@ -33,7 +33,7 @@ use crate::ShardId;
 use crate::cross_shard::Endpoint;
 use crate::error::{log_contained, panic_message};
 use crate::inline::InlineCall;
-use crate::net::wire::PIECE_BYTES;
+use crate::net::wire::{PIECE_BYTES, SealBuffer};
 use crate::reactor::driver::Driver;
 use crate::reactor::lease::{Lease, LeasePool};
 use crate::reactor::registry::Registry;
@@ -88,8 +88,8 @@ pub(crate) struct Inner {
     pub(crate) producers: Producers,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
-    /// Memory for their ciphertext. Empty between uses.
-    pub(crate) spare: RefCell<Vec<u8>>,
+    /// Where ciphertext is made. Empty between uses.
+    pub(crate) spare: RefCell<SealBuffer>,
     /// Pieces of plaintext on loan.
     pub(crate) plain: Rc<LeasePool>,
     pub(crate) handshakes: Handshakes,

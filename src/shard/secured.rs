@@ -123,7 +123,7 @@ impl Shard {
                 if let Some(slot) = inner.connections.borrow_mut().get_mut(token) {
                     slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
                 }
-                if inner.driver.borrow_mut().read_clock() > until {
+                if inner.driver.borrow_mut().read_clock() >= until {
                     break;
                 }
             }

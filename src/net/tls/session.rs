@@ -11,7 +11,7 @@ use rustls::{HandshakeKind, ProtocolVersion};
 
 use super::{TlsClientConfig, TlsInfo, TlsServerConfig, TlsVersion, explain};
 use crate::error::TlsError;
-use crate::net::wire::{Opened, PIECE_BYTES};
+use crate::net::wire::{Opened, PIECE_BYTES, SEALED_PIECE_BYTES, SealBuffer};
 use crate::reactor::lease::Lease;
 use crate::reactor::timer_wheel::TimerKey;
 
@@ -109,7 +109,7 @@ impl Session {
         let mut session = Self::new(Engine::Client(engine));
         session.server_name = Some(name.into());
         // The hello.
-        session.gather_outgoing()?;
+        session.gather_outgoing();
         Ok(session)
     }
 
@@ -256,11 +256,15 @@ impl Session {
                     return Opened::Secured;
                 }
             }
+            let nothing_left =
+                self.used == self.incoming.len() && lease.as_deref().is_none_or(|lease| lease.is_empty());
             match step {
+                // Asked again, rustls would look at nothing, and say so.
+                Ok(Step::Data) if nothing_left => {}
                 Ok(Step::Again | Step::Data) => continue,
                 Err(error) => {
                     let failure = self.explain_failure(&error);
-                    self.gather_alert();
+                    self.gather_outgoing();
                     self.fail();
                     return Opened::Failed(failure);
                 }
@@ -330,22 +334,20 @@ impl Session {
         }
     }
 
-    /// Seals `plain`, and what waited before it, behind what has to go out first; leaves `plain` empty. While the
-    /// handshake is under way plaintext waits. With `finish`, close_notify is the last.
+    /// Seals `plain`, and what waited before it, behind what has to go out first, and puts the ciphertext in the place of
+    /// `plain`. While the handshake is under way plaintext waits. With `finish`, close_notify is the last.
     pub(crate) fn seal(
         &mut self,
         plain: &mut Vec<u8>,
         finish: bool,
-        sealed: &mut Vec<u8>,
+        spare: &mut SealBuffer,
     ) -> Result<(), TlsError> {
-        if self.has_failed() || self.sent_close_notify {
+        if self.has_failed() || self.sent_close_notify || self.is_handshaking() {
+            if self.is_handshaking() {
+                self.pending.extend_from_slice(plain);
+            }
             plain.clear();
-            sealed.append(&mut self.outgoing);
-            return Ok(());
-        }
-        if self.is_handshaking() {
-            self.pending.append(plain);
-            sealed.append(&mut self.outgoing);
+            plain.append(&mut self.outgoing);
             self.outgoing = Vec::new();
             return Ok(());
         }
@@ -353,60 +355,62 @@ impl Session {
             return Ok(());
         }
         let pending = std::mem::take(&mut self.pending);
-        let outcome = self.seal_pieces([&pending, plain], finish, sealed);
-        plain.clear();
-        outcome
+        if pending.is_empty() && plain.len() <= SEALED_PIECE_BYTES {
+            let outcome = self.seal_piece(plain, finish, spare);
+            plain.clear();
+            plain.extend_from_slice(spare.filled());
+            spare.clear();
+            return outcome;
+        }
+        let written = std::mem::take(plain);
+        let pieces = pending.chunks(SEALED_PIECE_BYTES).chain(written.chunks(SEALED_PIECE_BYTES));
+        let end: &[u8] = &[];
+        for piece in pieces.chain(finish.then_some(end)) {
+            let outcome = self.seal_piece(piece, piece.is_empty(), spare);
+            plain.extend_from_slice(spare.filled());
+            spare.clear();
+            outcome?;
+        }
+        Ok(())
     }
 
-    /// Seals `plain` where nothing waits before it.
-    pub(crate) fn seal_straight(&mut self, plain: &[u8], sealed: &mut Vec<u8>) -> Result<(), TlsError> {
+    /// Seals `plain` where nothing waits before it but what the session itself has to say. `sealed` holds that alone then.
+    pub(crate) fn seal_straight(&mut self, plain: &[u8], sealed: &mut SealBuffer) -> Result<(), TlsError> {
         debug_assert!(!self.is_handshaking() && self.pending.is_empty());
-        self.seal_pieces([&[], plain], false, sealed)
+        self.seal_piece(plain, false, sealed)
     }
 
-    fn seal_pieces(&mut self, plain: [&[u8]; 2], finish: bool, sealed: &mut Vec<u8>) -> Result<(), TlsError> {
-        self.gather_outgoing()?;
-        sealed.append(&mut self.outgoing);
-        self.outgoing = Vec::new();
-        let sealed_bytes = &mut self.sealed_bytes;
-        let seen = &mut self.incoming[self.used..self.used + self.seen];
-        let done = match &mut self.engine {
-            Engine::Client(engine) => {
-                write(engine.process_tls_records(seen), plain, finish, sealed_bytes, sealed)
-            }
-            Engine::Server(engine) => {
-                write(engine.process_tls_records(seen), plain, finish, sealed_bytes, sealed)
-            }
-        };
-        self.sent_close_notify |= finish;
-        done
-    }
-
-    /// Takes what rustls wants to send.
-    fn gather_outgoing(&mut self) -> Result<(), TlsError> {
+    fn seal_piece(&mut self, plain: &[u8], finish: bool, sealed: &mut SealBuffer) -> Result<(), TlsError> {
+        // An error may have left another connection's in it.
+        sealed.clear();
+        if !self.outgoing.is_empty() {
+            sealed.push(&self.outgoing);
+            self.outgoing = Vec::new();
+        }
         loop {
             // Only what it has been shown before: nothing new is opened here.
             let seen = &mut self.incoming[self.used..self.used + self.seen];
-            let outgoing = &mut self.outgoing;
-            let (discard, step) = match &mut self.engine {
+            let sealed_bytes = &mut self.sealed_bytes;
+            let (discard, done) = match &mut self.engine {
                 Engine::Client(engine) => {
-                    advance(engine.process_tls_records(seen), outgoing, &mut [], &mut 0)
+                    write(engine.process_tls_records(seen), plain, finish, sealed_bytes, sealed)
                 }
                 Engine::Server(engine) => {
-                    advance(engine.process_tls_records(seen), outgoing, &mut [], &mut 0)
+                    write(engine.process_tls_records(seen), plain, finish, sealed_bytes, sealed)
                 }
             };
             self.used += discard;
             self.seen -= discard;
-            match step.map_err(|error| explain(&error))? {
-                Step::Again => {}
-                Step::Data | Step::PeerFinished | Step::Idle => return Ok(()),
+            if done? {
+                self.sent_close_notify |= finish;
+                return Ok(());
             }
         }
     }
 
-    /// Takes the alert that tells the peer of a failure. What has failed must not be shown again.
-    fn gather_alert(&mut self) {
+    /// Takes what rustls has to send by itself, and shows it nothing: the hello, the alert that tells the peer of a
+    /// failure.
+    fn gather_outgoing(&mut self) {
         let outgoing = &mut self.outgoing;
         loop {
             let step = match &mut self.engine {
@@ -508,31 +512,54 @@ fn advance<Data>(
     (discard, step)
 }
 
-/// Seals `plain`, and close_notify if it is to `finish`.
+/// Takes what rustls has to send first, or seals `plain`, and close_notify if it is to `finish`. Says how many bytes rustls
+/// is done with, and whether all is sealed.
 fn write<Data>(
     status: UnbufferedStatus<'_, '_, Data>,
-    plain: [&[u8]; 2],
+    plain: &[u8],
     finish: bool,
     sealed_bytes: &mut usize,
-    sealed: &mut Vec<u8>,
-) -> Result<(), TlsError> {
-    let mut traffic = match status.state {
-        Ok(ConnectionState::WriteTraffic(traffic)) => traffic,
-        // Both sides have finished.
-        Ok(_) => return Ok(()),
-        Err(error) => return Err(explain(&error)),
-    };
-    for mut rest in plain {
-        while !rest.is_empty() {
-            let short = *sealed_bytes < SHORT_RECORDS_UNTIL;
-            let limit = if short { SHORT_RECORD_BYTES } else { RECORD_BYTES };
-            let (now, later) = rest.split_at(rest.len().min(limit));
-            seal_record(&mut traffic, now, sealed)?;
-            if short {
-                *sealed_bytes += now.len();
-            }
-            rest = later;
+    sealed: &mut SealBuffer,
+) -> (usize, Result<bool, TlsError>) {
+    let done = match status.state {
+        Ok(ConnectionState::WriteTraffic(traffic)) => {
+            seal_records(traffic, plain, finish, sealed_bytes, sealed).map(|()| true)
         }
+        Ok(ConnectionState::EncodeTlsData(mut data)) => {
+            if let Err(EncodeError::InsufficientSize(needs)) = data.encode(&mut []) {
+                let written = data.encode(sealed.room(needs.required_size));
+                sealed.fill(written.expect("it has the room it asked for"));
+            }
+            Ok(false)
+        }
+        Ok(ConnectionState::TransmitTlsData(data)) => {
+            data.done();
+            Ok(false)
+        }
+        // Both sides have finished.
+        Ok(_) => Ok(true),
+        Err(error) => Err(explain(&error)),
+    };
+    (status.discard, done)
+}
+
+fn seal_records<Data>(
+    mut traffic: WriteTraffic<'_, Data>,
+    plain: &[u8],
+    finish: bool,
+    sealed_bytes: &mut usize,
+    sealed: &mut SealBuffer,
+) -> Result<(), TlsError> {
+    let mut rest = plain;
+    while !rest.is_empty() {
+        let short = *sealed_bytes < SHORT_RECORDS_UNTIL;
+        let limit = if short { SHORT_RECORD_BYTES } else { RECORD_BYTES };
+        let (now, later) = rest.split_at(rest.len().min(limit));
+        with_room(sealed, now.len() + RECORD_OVERHEAD, |room| traffic.encrypt(now, room))?;
+        if short {
+            *sealed_bytes += now.len();
+        }
+        rest = later;
     }
     if finish {
         with_room(sealed, RECORD_OVERHEAD, |room| traffic.queue_close_notify(room))?;
@@ -540,27 +567,17 @@ fn write<Data>(
     Ok(())
 }
 
-fn seal_record<Data>(
-    traffic: &mut WriteTraffic<'_, Data>,
-    plain: &[u8],
-    sealed: &mut Vec<u8>,
-) -> Result<(), TlsError> {
-    with_room(sealed, plain.len() + RECORD_OVERHEAD, |room| traffic.encrypt(plain, room))
-}
-
-/// Lets `put` write behind `sealed`; it is asked again if it needs more room than `expected_bytes`.
+/// Lets `put` write into `sealed`; it is asked again if it needs more room than `expected_bytes`.
 fn with_room(
-    sealed: &mut Vec<u8>,
+    sealed: &mut SealBuffer,
     expected_bytes: usize,
     mut put: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>,
 ) -> Result<(), TlsError> {
-    let begin = sealed.len();
-    sealed.resize(begin + expected_bytes, 0);
-    let mut written = put(&mut sealed[begin..]);
+    let mut written = put(sealed.room(expected_bytes));
     if let Err(EncryptError::InsufficientSize(needs)) = &written {
-        sealed.resize(begin + needs.required_size, 0);
-        written = put(&mut sealed[begin..]);
+        written = put(sealed.room(needs.required_size));
     }
-    sealed.truncate(begin + *written.as_ref().unwrap_or(&0));
-    written.map(drop).map_err(|error| TlsError::Protocol(error.to_string()))
+    let written = written.map_err(|error| TlsError::Protocol(error.to_string()))?;
+    sealed.fill(written);
+    Ok(())
 }
