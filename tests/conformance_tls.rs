@@ -12,10 +12,14 @@ mod ends;
 mod handshakes;
 #[path = "conformance_tls/limits.rs"]
 mod limits;
+#[path = "conformance_tls/output.rs"]
+mod output;
 #[path = "conformance_tls/relay.rs"]
 mod relay;
 #[path = "conformance_tls/sessions.rs"]
 mod sessions;
+#[path = "conformance_tls/tampering.rs"]
+mod tampering;
 #[path = "conformance_tls/upgrades.rs"]
 mod upgrades;
 
