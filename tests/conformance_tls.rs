@@ -20,6 +20,8 @@ mod relay;
 mod sessions;
 #[path = "conformance_tls/tampering.rs"]
 mod tampering;
+#[path = "conformance_tls/unix.rs"]
+mod unix;
 #[path = "conformance_tls/upgrades.rs"]
 mod upgrades;
 

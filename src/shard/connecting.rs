@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use crate::addr::{Addr, UnixAddr};
 use crate::error::{CloseReason, ConnectError, InvalidAddress, ResolveError, TlsError};
 use crate::net::connection::{Connection, EndKind};
 use crate::net::connector::{Race, Runner, interleave};
@@ -45,8 +47,8 @@ pub(crate) struct Attempts {
 }
 
 struct Handshaking {
-    goal: ConnectTarget,
-    addr: SocketAddr,
+    goal: Goal,
+    addr: Addr,
     outcome: Rc<OutcomeCell>,
 }
 
@@ -56,7 +58,7 @@ pub(crate) struct AttemptId(u64);
 
 /// One attempt, as the shard sees it.
 struct Attempt {
-    goal: ConnectTarget,
+    goal: Goal,
     target: Target,
     /// What it begins with, if it is to speak TLS.
     session: Option<Box<Session>>,
@@ -65,6 +67,38 @@ struct Attempt {
     timeout: Duration,
     stage: Stage,
     outcome: Rc<OutcomeCell>,
+}
+
+/// What is aimed at.
+#[derive(Clone)]
+pub(crate) enum Goal {
+    Ip(ConnectTarget),
+    Unix(UnixAddr),
+}
+
+impl Goal {
+    /// What callers wrote.
+    pub(crate) fn of_target(target: Result<ConnectTarget, InvalidAddress>) -> Result<Goal, ConnectError> {
+        Ok(Goal::Ip(target?))
+    }
+
+    /// The address, unless it has to be looked up first.
+    fn addr(&self) -> Option<Addr> {
+        match self {
+            Goal::Ip(ConnectTarget::Addr(addr)) => Some((*addr).into()),
+            Goal::Ip(ConnectTarget::Name { .. }) => None,
+            Goal::Unix(name) => Some(name.clone().into()),
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Goal::Ip(target) => write!(formatter, "{target}"),
+            Goal::Unix(name) => write!(formatter, "{name}"),
+        }
+    }
 }
 
 /// How far an attempt has come.
@@ -78,12 +112,20 @@ enum Stage {
     },
 }
 
+impl Stage {
+    fn race(addrs: Vec<Addr>) -> Stage {
+        Stage::Racing { race: Race::new(addrs), next: None }
+    }
+}
+
 /// How to connect, where the defaults do not do.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ConnectHow {
     pub(crate) bind_v4: Option<SocketAddr>,
     pub(crate) bind_v6: Option<SocketAddr>,
     pub(crate) timeout: Option<Duration>,
+    /// The connection tells of descriptors.
+    pub(crate) takes_descriptors: bool,
 }
 
 impl ConnectHow {
@@ -124,7 +166,7 @@ pub(crate) struct PendingAttempt {
     shard: Shard,
     cell: Rc<OutcomeCell>,
     /// What is aimed at, if it is anything.
-    goal: Option<ConnectTarget>,
+    goal: Option<Goal>,
     /// Whether dropping this gives the attempt up.
     owned: bool,
     /// Whether nobody but the asker has the connection: then it ends with this.
@@ -135,7 +177,7 @@ impl Shard {
     /// Begins an attempt. Whatever goes wrong, also right here, is the attempt's outcome.
     pub(crate) fn connect_to(
         &self,
-        goal: Result<ConnectTarget, InvalidAddress>,
+        goal: Result<Goal, ConnectError>,
         how: ConnectHow,
         target: Target,
         session: Option<Result<Box<Session>, TlsError>>,
@@ -154,7 +196,7 @@ impl Shard {
             Ok(goal) => goal,
             Err(error) => {
                 self.drop_contained(target);
-                self.resolve_attempt(&cell, Err(error.into()));
+                self.resolve_attempt(&cell, Err(error));
                 return pending;
             }
         };
@@ -180,8 +222,11 @@ impl Shard {
         let timer = Timer::new(move |shard: &Shard| shard.on_connect_timeout(id));
         let timer = inner.timers.borrow_mut().insert(deadline, timer);
         let stage = match &goal {
-            ConnectTarget::Addr(addr) => Stage::Racing { race: Race::new(vec![*addr]), next: None },
-            ConnectTarget::Name { host, port } => Stage::Resolving(self.look_up_for(id, host.clone(), *port)),
+            Goal::Ip(ConnectTarget::Name { host, port }) => {
+                Stage::Resolving(self.look_up_for(id, host.clone(), *port))
+            }
+            Goal::Ip(ConnectTarget::Addr(addr)) => Stage::race(vec![(*addr).into()]),
+            Goal::Unix(name) => Stage::race(vec![name.clone().into()]),
         };
         let attempt = Attempt { goal, target, session, how, timer, timeout, stage, outcome: cell };
         inner.attempts.table.borrow_mut().insert(id, attempt);
@@ -211,7 +256,7 @@ impl Shard {
             addrs.retain(|addr| attempt.how.suits(*addr));
         }
         addrs.truncate(self.inner.shared.config.connect_addresses_max);
-        attempt.stage = Stage::Racing { race: Race::new(addrs), next: None };
+        attempt.stage = Stage::race(addrs.into_iter().map(Addr::from).collect());
         drop(table);
         self.try_next_address(id);
     }
@@ -227,9 +272,13 @@ impl Shard {
             inner.timers.borrow_mut().cancel(key);
         }
         while let Some(addr) = race.next() {
-            let bind_addr = attempt.how.bind_addr(addr);
+            let bind_addr = addr.as_ip().and_then(|addr| attempt.how.bind_addr(addr));
             let mut driver = inner.driver.borrow_mut();
-            match driver.connect(&ConnectSpec { addr, bind_addr }) {
+            let begun = match &addr {
+                Addr::Ip(addr) => driver.connect(&ConnectSpec { addr: *addr, bind_addr }),
+                Addr::Unix(name) => driver.connect_unix(name),
+            };
+            match begun {
                 Ok(token) => {
                     let begun = driver.read_clock();
                     race.started(Runner { token, addr, begun });
@@ -272,13 +321,8 @@ impl Shard {
         let handler = match attempt.target {
             Target::Handler(handler) => Some(handler),
             Target::Protocol(mut make) => {
-                let local_addr = inner.driver.borrow().local_addr(token).unwrap_or(addr);
-                let incoming = Incoming {
-                    peer_addr: addr,
-                    local_addr,
-                    shard: inner.id,
-                    marker: std::marker::PhantomData,
-                };
+                let local = inner.driver.borrow().local_addr(token).unwrap_or_else(|_| addr.clone());
+                let incoming = Incoming { peer: &addr, local: &local, shard: inner.id };
                 let made = catch_unwind(AssertUnwindSafe(|| make(&incoming)));
                 self.drop_contained(make);
                 match made {
@@ -295,7 +339,10 @@ impl Shard {
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::NoProtocol));
             return;
         };
-        let mut connection = Connection::new(addr);
+        let mut connection = Connection::new(addr.clone());
+        if attempt.how.takes_descriptors {
+            inner.take_descriptors(token, &mut connection, true);
+        }
         if let Some(session) = attempt.session {
             connection.wire = Wire::Tls(session);
             attempt.outcome.handshaking.set(Some(token));
@@ -355,23 +402,23 @@ impl Shard {
             let mut table = self.inner.attempts.table.borrow_mut();
             let Some(attempt) = table.get_mut(&id) else { return };
             let after = attempt.timeout;
-            match (&mut attempt.stage, &attempt.goal) {
-                (Stage::Resolving(_), goal) => {
-                    let name = match goal {
-                        ConnectTarget::Name { host, .. } => host.to_string(),
-                        ConnectTarget::Addr(addr) => addr.to_string(),
+            match (&mut attempt.stage, attempt.goal.addr()) {
+                (Stage::Resolving(_), _) => {
+                    let name = match &attempt.goal {
+                        Goal::Ip(ConnectTarget::Name { host, .. }) => host.to_string(),
+                        goal => goal.to_string(),
                     };
                     ConnectError::Resolve(ResolveError::TimedOut { name, after })
                 }
-                (Stage::Racing { .. }, &ConnectTarget::Addr(addr)) => ConnectError::TimedOut { addr, after },
-                (Stage::Racing { race, .. }, goal) => {
+                (Stage::Racing { .. }, Some(addr)) => ConnectError::TimedOut { addr, after },
+                (Stage::Racing { race, .. }, None) => {
                     let mut causes = race.take_causes();
                     let silent = race.running().iter().map(|runner| ConnectError::TimedOut {
-                        addr: runner.addr,
+                        addr: runner.addr.clone(),
                         after: now.saturating_duration_since(runner.begun),
                     });
                     causes.extend(silent);
-                    all_failed(goal, causes)
+                    all_failed(&attempt.goal, causes)
                 }
             }
         };
@@ -444,18 +491,18 @@ impl Shard {
 }
 
 /// What an attempt comes to when no address is left. Of a single address its own failure tells all.
-fn all_failed(goal: &ConnectTarget, mut causes: Vec<ConnectError>) -> ConnectError {
-    match goal {
-        ConnectTarget::Addr(_) => causes.pop().expect("the only address has failed"),
-        ConnectTarget::Name { .. } => ConnectError::AllFailed { target: goal.to_string(), causes },
+fn all_failed(goal: &Goal, mut causes: Vec<ConnectError>) -> ConnectError {
+    match goal.addr() {
+        Some(_) => causes.pop().expect("the only address has failed"),
+        None => ConnectError::AllFailed { target: goal.to_string(), causes },
     }
 }
 
-fn connect_error(addr: SocketAddr, bind_addr: Option<SocketAddr>, source: io::Error) -> ConnectError {
+fn connect_error(addr: Addr, bind_addr: Option<SocketAddr>, source: io::Error) -> ConnectError {
     match (source.kind(), bind_addr) {
         (io::ErrorKind::ConnectionRefused, _) => ConnectError::Refused { addr, source },
         (io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable, Some(addr)) => {
-            ConnectError::Bind { addr, source }
+            ConnectError::Bind { addr: addr.into(), source }
         }
         _ => ConnectError::Os { addr, source },
     }
@@ -473,7 +520,7 @@ impl PendingAttempt {
         self.shard.fail_attempt(id, ConnectError::Cancelled);
     }
 
-    pub(crate) fn goal(&self) -> Option<&ConnectTarget> {
+    pub(crate) fn goal(&self) -> Option<&Goal> {
         self.goal.as_ref()
     }
 

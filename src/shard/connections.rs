@@ -3,14 +3,12 @@
 
 use std::any::Any;
 use std::cell::RefMut;
-use std::error::Error;
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::error::{CloseReason, Result, TlsError, log_contained, panic_message};
-use crate::net::connection::{Connection, EndKind, Phase, ReadHalf, WriteHalf};
+use crate::error::{CloseReason, Result, TlsError};
+use crate::net::connection::{Connection, DESCRIPTORS_LOW, EndKind, Phase, ReadHalf, WriteHalf};
 use crate::net::input::Input;
 use crate::net::kept::Kept;
 use crate::net::wire::Wire;
@@ -141,10 +139,18 @@ impl Shard {
             Handler::Protocol(protocol) => {
                 inner.activate(token, &slot.connection);
                 let kept = slot.connection.input.take();
-                drop(slot);
                 if kept.is_empty() {
+                    drop(slot);
                     self.deliver(token, protocol, &lease);
+                } else if slot.connection.has_unread_descriptors() {
+                    // Those that it was not given yet, since it had paused, come first.
+                    slot.connection.input.set(kept);
+                    slot.handler = Handler::Protocol(protocol);
+                    drop(slot);
+                    inner.deactivate();
+                    return self.received_behind_descriptors(token, lease);
                 } else {
+                    drop(slot);
                     let mut bytes = kept;
                     bytes.extend_from_slice(&lease);
                     drop(lease);
@@ -174,7 +180,15 @@ impl Shard {
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         match (&mut slot.connection.phase, &slot.handler) {
-            (Phase::Open, Handler::Stream(stream)) => stream.keep(bytes),
+            (Phase::Open, Handler::Stream(stream)) => {
+                stream.keep(bytes);
+                // Whoever waits for a descriptor, and has not taken those that hold reading, is not left waiting.
+                if slot.connection.descriptors().is_some_and(|descriptors| descriptors.holds_reading) {
+                    let stream = Rc::clone(stream);
+                    drop(connections);
+                    self.with_active(token, || stream.on_resumed(self));
+                }
+            }
             (Phase::Open, _) => slot.connection.input.push(bytes),
             (Phase::Flushing(_) | Phase::Ending(..), _) => {}
             (Phase::Lingering { discarded_bytes, reading }, _) => {
@@ -484,43 +498,6 @@ impl Shard {
         self.begin_close(token, failure);
     }
 
-    /// Counts and logs a panic of application code, and gives its message. The payload is dropped safely.
-    pub(crate) fn panicked(&self, who: &str, payload: Box<dyn Any + Send>) -> String {
-        let message = panic_message(&*payload);
-        self.inner.stats.panics.add(1);
-        log_contained(|| tracing::error!(shard = self.inner.id.index(), message, "{who} panicked"));
-        self.drop_contained(payload);
-        message
-    }
-
-    /// Logs an application's error. A `Display` that panics is counted like any other code of the application.
-    #[cold]
-    pub(crate) fn log_failure(&self, error: &(dyn Error + Send + Sync), what: &str) {
-        let logged = log_contained(|| tracing::debug!(shard = self.inner.id.index(), %error, "{what}"));
-        if !logged {
-            self.inner.stats.panics.add(1);
-        }
-    }
-
-    /// Logs an end that was not in order. The reason may hold an application's error.
-    #[cold]
-    fn log_end(&self, reason: &CloseReason, peer: SocketAddr) {
-        let shard = self.inner.id.index();
-        if !log_contained(|| tracing::debug!(shard, %peer, %reason, "a connection ended")) {
-            self.inner.stats.panics.add(1);
-        }
-    }
-
-    /// Drops an application's value; a panic in its destructor goes no further.
-    pub(crate) fn drop_contained<T>(&self, value: T) {
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-            self.inner.stats.panics.add(1);
-            log_contained(|| tracing::error!(shard = self.inner.id.index(), "a destructor panicked"));
-            // Its payload may panic again when it is dropped; it is leaked instead.
-            std::mem::forget(payload);
-        }
-    }
-
     /// Sends what was written, and follows what that brings about.
     pub(crate) fn settle(&self, token: Token) {
         for _ in 0..NOTICES_PER_SETTLE {
@@ -569,14 +546,15 @@ impl Shard {
 
     /// Tells a stream's waiting writer how far its output has come.
     fn stream_progress(&self, token: Token) {
-        let (stream, queued_bytes) = {
+        let (stream, queued_bytes, is_crowded) = {
             let connections = self.inner.connections.borrow();
             let Some(slot) = connections.get(token) else { return };
             let Handler::Stream(stream) = &slot.handler else { return };
-            (Rc::clone(stream), slot.connection.queued_bytes())
+            let is_crowded = slot.connection.unsent_descriptors() > DESCRIPTORS_LOW;
+            (Rc::clone(stream), slot.connection.queued_bytes(), is_crowded)
         };
         let marks = &self.inner.shared.config.watermarks;
-        let has_room = queued_bytes <= marks.low_bytes && queued_bytes < marks.cap_bytes;
+        let has_room = queued_bytes <= marks.low_bytes && queued_bytes < marks.cap_bytes && !is_crowded;
         stream.on_progress(queued_bytes, has_room);
     }
 
@@ -656,6 +634,7 @@ impl Shard {
         }
         let tokens = std::mem::take(&mut *self.inner.resumed.borrow_mut());
         for token in tokens {
+            self.deliver_kept_descriptors(token);
             let (kept, stream) = {
                 let mut connections = self.inner.connections.borrow_mut();
                 let Some(slot) = connections.get_mut(token) else { continue };
@@ -668,6 +647,7 @@ impl Shard {
                 };
                 (slot.connection.input.take(), stream)
             };
+
             if let Some(stream) = stream {
                 self.with_active(token, || stream.on_resumed(self));
             }
@@ -737,13 +717,14 @@ impl Shard {
             };
             let produced = std::mem::take(&mut slot.marks.producing) != Producing::Nobody;
             let handler = std::mem::replace(&mut slot.handler, Handler::Gone);
-            let peer = slot.connection.peer_addr();
+            let peer = slot.connection.peer();
             let mut timers = inner.timers.borrow_mut();
             let handshake = inner.handshakes.leave(&mut slot.connection);
             for key in [slot.deadline.take(), slot.guard.take(), handshake].into_iter().flatten() {
                 drop(timers.cancel(key));
             }
             slot.connection.wire = Wire::Plain;
+            drop(slot.connection.take_descriptors());
             let mut driver = inner.driver.borrow_mut();
             match kind {
                 EndKind::Linger => {
@@ -765,7 +746,7 @@ impl Shard {
         };
         self.handshake_ended(token, &reason);
         if !reason.is_clean() {
-            self.log_end(&reason, peer);
+            self.log_end(&reason, &peer);
         }
         if produced {
             self.stop_producer(token);

@@ -1,7 +1,7 @@
 //! Linux calls that no library wraps for us.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Leaves the choice of the local port to `connect`, which may then use one port for several destinations.
 /// Without it a `bind` to port 0 takes a port of its own, and a source address ends after some 28,000
@@ -20,6 +20,34 @@ pub(crate) fn set_udp_gro(socket: BorrowedFd<'_>) -> io::Result<()> {
     switch_on(socket, libc::SOL_UDP, libc::UDP_GRO)
 }
 
+/// A descriptor of the process that connected a UNIX socket, or made the pair (Linux 6.5, `SO_PEERPIDFD`).
+///
+/// # Errors
+/// `ENOPROTOOPT` from an older kernel.
+pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut pidfd: libc::c_int = -1;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the descriptor is open for as long as it is borrowed; the kernel writes at most `len` bytes to `pidfd`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut pidfd).cast(),
+            &raw mut len,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    assert!(pidfd >= 0, "the kernel has made a descriptor");
+    // SAFETY: the kernel has just made this descriptor for us, close-on-exec; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
+}
+
+/// `asm-generic/socket.h`; libc has no name for it on every target.
+const SO_PEERPIDFD: libc::c_int = 77;
+
 fn switch_on(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the descriptor is open for as long as it is borrowed, and the kernel only reads
@@ -34,6 +62,17 @@ fn switch_on(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> i
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Another descriptor of the same open file, for an owner that only tells its number.
+pub(crate) fn duplicate(file: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes plain numbers and touches no memory.
+    let copy = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 /// One instruction of a classic BPF program.

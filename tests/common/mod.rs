@@ -10,7 +10,9 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use shardwise::testing::Env;
-use shardwise::{CloseReason, Input, Listener, Protocol, Result, TcpStream, Transport};
+use shardwise::{
+    CloseReason, Input, Listener, Protocol, Result, Runtime, Shard, ShardId, TcpStream, Transport,
+};
 
 /// What happened to a [`Probe`], in order. Clones are one log.
 #[derive(Clone, Default)]
@@ -367,4 +369,27 @@ pub(crate) fn assert_same_bytes(left: &[u8], right: &[u8]) {
 /// So many on a real kernel. The simulated one buffers less, and is run several times: a tenth, but a million at least.
 pub(crate) fn megabytes(env: &Env, count: usize) -> usize {
     if env.is_simulated() { (count * 100_000).max(1_000_000) } else { count * 1_000_000 }
+}
+
+/// Runs `body` on shard 0 of a running runtime of so many shards, over the kernel's own driver, then stops it: for what a
+/// simulation does not have.
+pub(crate) fn on_the_kernel<F>(shards: usize, body: F)
+where
+    F: AsyncFn(&Shard) -> Result<()> + Send + Sync + 'static,
+{
+    let running = Runtime::new().shards(shards).pin(false).start(async |_: Shard| Ok(())).unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let begin = move |shard: &Shard| {
+        let shard = shard.clone();
+        drop(shard.clone().spawn(async move {
+            let outcome = body(&shard).await;
+            let _ = tell.send(outcome.map_err(|error| error.to_string()));
+        }));
+    };
+    assert!(running.handle().call_from_thread(ShardId::new(0), begin).is_ok(), "it runs");
+    // A body that panics sends nothing.
+    let outcome = told.recv_timeout(std::time::Duration::from_secs(60));
+    running.stop().unwrap();
+    outcome.expect("the body ended in time, and without a panic").unwrap();
+    running.join().unwrap();
 }

@@ -35,12 +35,22 @@ struct StreamState {
     secured: bool,
     /// The stream has stopped receiving, since nobody reads.
     full: bool,
-    /// The writer waits until nothing is unsent, not just for room.
-    flushing: bool,
+    writes_after: WritesAfter,
     broken: Option<Box<Broken>>,
     reader: Option<Waker>,
     /// Boxed, since few ever wait to write and many to read.
     writer: Option<Box<Waker>>,
+}
+
+/// What a task that writes waits for. The end of the connection wakes it in any case.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum WritesAfter {
+    /// Little enough is unsent.
+    Room,
+    /// Nothing is unsent.
+    AllSent,
+    /// It has nothing to write now.
+    TheEnd,
 }
 
 /// What reads and writes say once the connection has broken.
@@ -81,7 +91,7 @@ impl StreamCore {
                 told_draining: false,
                 secured: false,
                 full: false,
-                flushing: false,
+                writes_after: WritesAfter::Room,
                 broken: None,
                 reader: None,
                 writer: None,
@@ -156,6 +166,14 @@ impl StreamCore {
         }
     }
 
+    /// Wakes the reader, to run with the other tasks.
+    pub(crate) fn wake_reader_later(&self) {
+        let reader = self.state.borrow_mut().reader.take();
+        if let Some(reader) = reader {
+            wake_contained(reader);
+        }
+    }
+
     pub(crate) fn on_draining(&self, shard: &Shard) {
         let ends = {
             let mut state = self.state.borrow_mut();
@@ -176,7 +194,11 @@ impl StreamCore {
     pub(crate) fn on_progress(&self, queued_bytes: usize, has_room: bool) {
         let writer = {
             let mut state = self.state.borrow_mut();
-            let satisfied = if state.flushing { queued_bytes == 0 } else { has_room };
+            let satisfied = match state.writes_after {
+                WritesAfter::Room => has_room,
+                WritesAfter::AllSent => queued_bytes == 0,
+                WritesAfter::TheEnd => false,
+            };
             if satisfied { state.writer.take() } else { None }
         };
         if let Some(writer) = writer {
@@ -274,10 +296,10 @@ impl StreamCore {
         Poll::Pending
     }
 
-    /// Remembers who waits for room, or, when `flushing`, until nothing is unsent.
-    pub(super) fn wait_to_write(&self, context: &Context<'_>, flushing: bool) {
+    /// Remembers who writes, and what it waits for.
+    pub(super) fn wait_to_write(&self, context: &Context<'_>, after: WritesAfter) {
         let mut state = self.state.borrow_mut();
-        state.flushing = flushing;
+        state.writes_after = after;
         let replaced = match &state.writer {
             Some(kept) if kept.will_wake(context.waker()) => None,
             _ => state.writer.replace(Box::new(context.waker().clone())),
@@ -302,10 +324,12 @@ impl StreamCore {
         state.finish_if_drained();
     }
 
-    pub(super) fn set_within_frame(&self, within: bool) {
+    /// Says what was set before.
+    pub(super) fn set_within_frame(&self, within: bool) -> bool {
         let mut state = self.state.borrow_mut();
-        state.within_frame = within;
+        let before = std::mem::replace(&mut state.within_frame, within);
         state.finish_if_drained();
+        before
     }
 
     pub(super) fn ends_on_drain(&self) -> bool {

@@ -10,8 +10,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use crate::addr::Addr;
 use crate::error::ConnectError;
 use crate::net::connection::{Connection, ReadHalf};
+use crate::net::descriptors::Descriptors;
 use crate::net::framing::{ReadChunks, WriteBytes};
 use crate::net::target::ToTarget;
 use crate::net::wire::Wire;
@@ -19,9 +21,9 @@ use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
-use crate::shard::connecting::Target;
+use crate::shard::connecting::{Goal, Target};
 use crate::shard::connections::Handler;
-use crate::shard::handles::stream_core::{Found, StreamCore};
+use crate::shard::handles::stream_core::{Found, StreamCore, WritesAfter};
 use crate::shard::handles::transport::Transport;
 use crate::shard::interfaces::tcp::ConnectOptions;
 use crate::shard::producers::{EndsAfterProducer, Producing};
@@ -58,8 +60,24 @@ impl TcpStream {
         TcpStream { core, transport }
     }
 
-    pub(super) fn core(&self) -> &StreamCore {
+    pub(super) fn core(&self) -> &Rc<StreamCore> {
         &self.core
+    }
+
+    /// Waits until the TLS handshake is complete, if there is one.
+    pub(crate) async fn secured(&mut self) -> io::Result<()> {
+        poll_fn(|context| {
+            self.core().check_broken()?;
+            match self.transport().look(|slot| slot.connection.is_handshaking()) {
+                Some(true) => {
+                    self.core().wait_secured(context);
+                    Poll::Pending
+                }
+                Some(false) => Poll::Ready(Ok(())),
+                None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            }
+        })
+        .await
     }
 
     /// Connects to `target`, from the shard this is called on; see [`Shard::connect_tcp`].
@@ -89,7 +107,7 @@ impl TcpStream {
         let shard = Shard::current();
         let core = StreamCore::new();
         let becomes = Target::Handler(Handler::Stream(Rc::clone(&core)));
-        let attempt = shard.connect_to(target.to_target(), options.how(), becomes, None);
+        let attempt = shard.connect_to(Goal::of_target(target.to_target()), options.how(), becomes, None);
         let transport = attempt.await?;
         Ok(TcpStream { core, transport })
     }
@@ -196,7 +214,7 @@ impl TcpStream {
         let buffered = self.transport.buffered();
         if buffered > marks.high_bytes || buffered >= marks.cap_bytes {
             self.core.check_broken()?;
-            self.core.wait_to_write(context, false);
+            self.core.wait_to_write(context, WritesAfter::Room);
             inner.mark_unsettled(self.transport.token());
             return Poll::Pending;
         }
@@ -223,7 +241,7 @@ impl TcpStream {
             if self.transport.buffered() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            self.core.wait_to_write(context, true);
+            self.core.wait_to_write(context, WritesAfter::AllSent);
             self.transport.shard().inner.mark_unsettled(self.transport.token());
             Poll::Pending
         })
@@ -238,7 +256,8 @@ impl TcpStream {
     /// Sends what was written, then closes. The same as dropping the stream.
     pub fn close(self) {}
 
-    /// Ends the connection now: unsent output is lost, the peer sees a reset.
+    /// Ends the connection now: unsent output is lost, the peer sees a reset; see [`Transport::abort`], also for what a
+    /// UNIX socket tells.
     pub fn abort(self) {
         self.transport.abort();
     }
@@ -252,9 +271,14 @@ impl TcpStream {
     /// The other end's address.
     ///
     /// # Errors
-    /// `NotConnected` after the connection has ended.
+    /// `NotConnected` after the connection has ended; `Unsupported` for a UNIX connection, whose address
+    /// [`Transport::peer`] gives.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.transport.peer_addr().ok_or_else(|| io::ErrorKind::NotConnected.into())
+        match self.transport.peer() {
+            Some(Addr::Ip(addr)) => Ok(addr),
+            Some(Addr::Unix(_)) => Err(io::ErrorKind::Unsupported.into()),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     /// Our end's address.
@@ -338,13 +362,15 @@ impl TcpStream {
             Found::Queued | Found::Nothing => self.core.take_queued(shard, token),
         };
         unread.append(&mut slot.connection.input.take());
-        let peer_addr = slot.connection.peer_addr();
+        let peer = slot.connection.peer();
+        let descriptors = slot.connection.take_descriptors();
         let ends_on_drain = self.core.ends_on_drain();
         Ok(DetachedTcpStream {
             socket,
-            peer_addr,
+            peer,
             unread,
             unsent,
+            descriptors,
             wire,
             finished,
             ends_on_drain,
@@ -382,7 +408,7 @@ impl Drop for TcpStream {
 
 impl fmt::Debug for TcpStream {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("TcpStream").field("peer", &self.transport.peer_addr()).finish()
+        formatter.debug_struct("TcpStream").field("peer", &self.transport.peer()).finish()
     }
 }
 
@@ -443,11 +469,13 @@ impl Future for WriteAll<'_> {
 /// counts it among the aborted ones.
 pub struct DetachedTcpStream {
     socket: DetachedSocket,
-    peer_addr: SocketAddr,
+    peer: Addr,
     unread: Vec<u8>,
     /// As it goes out: sealed, where there is TLS.
     unsent: Vec<u8>,
     wire: Wire,
+    /// Those of a UNIX connection that are unread or unsent.
+    descriptors: Option<Descriptors>,
     /// The peer's FIN was seen already.
     finished: bool,
     ends_on_drain: bool,
@@ -457,9 +485,9 @@ pub struct DetachedTcpStream {
 }
 
 impl DetachedTcpStream {
-    /// The other end's address.
-    pub fn peer_addr(&self) -> SocketAddr {
-        self.peer_addr
+    /// The other end.
+    pub fn peer(&self) -> &Addr {
+        &self.peer
     }
 
     /// Makes it a connection of `shard`: unread bytes are read first, unsent ones are sent first. A deadline that was set
@@ -475,9 +503,10 @@ impl DetachedTcpStream {
         let token = shard.inner.driver.borrow_mut().adopt(self.socket)?;
         let core = StreamCore::new();
         core.begin_with(self.unread, self.finished, self.ends_on_drain);
-        let mut connection = Connection::new(self.peer_addr);
+        let mut connection = Connection::new(self.peer);
         connection.queue_sealed(&self.unsent);
         connection.wire = self.wire;
+        shard.inner.bring_descriptors(token, &mut connection, self.descriptors);
         if self.finished {
             connection.read = ReadHalf::Finished;
         }
@@ -494,7 +523,7 @@ impl DetachedTcpStream {
 
 impl fmt::Debug for DetachedTcpStream {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("DetachedTcpStream").field("peer", &self.peer_addr).finish()
+        formatter.debug_struct("DetachedTcpStream").field("peer", &self.peer).finish()
     }
 }
 

@@ -1,9 +1,7 @@
 //! ITLSTransport: TLS on a connection that stands, and what was agreed on.
 
-use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
-use std::task::Poll;
 
 use crate::error::{ConnectError, TlsError};
 use crate::net::connection::{ReadHalf, WriteHalf};
@@ -11,7 +9,7 @@ use crate::net::target::ToTarget;
 use crate::net::tls::{TlsClientConfig, TlsInfo, TlsRole};
 use crate::net::wire::Wire;
 use crate::shard::Shard;
-use crate::shard::connecting::{ConnectHow, Target};
+use crate::shard::connecting::{ConnectHow, Goal, Target};
 use crate::shard::connections::Handler;
 use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::tcp_stream::TcpStream;
@@ -110,7 +108,12 @@ impl TcpStream {
         let core = StreamCore::new();
         let becomes = Target::Handler(Handler::Stream(Rc::clone(&core)));
         let session = TlsRole::from((tls, name)).session();
-        let attempt = shard.connect_to(target.to_target(), ConnectHow::default(), becomes, Some(session));
+        let attempt = shard.connect_to(
+            Goal::of_target(target.to_target()),
+            ConnectHow::default(),
+            becomes,
+            Some(session),
+        );
         let transport = attempt.await?;
         Ok(TcpStream::from_parts(core, transport))
     }
@@ -132,21 +135,5 @@ impl TcpStream {
     /// What was agreed on with the peer; see [`Transport::tls_info`].
     pub fn tls_info(&self) -> Option<TlsInfo> {
         self.transport().tls_info()
-    }
-
-    /// Waits until the handshake is complete.
-    pub(crate) async fn secured(&mut self) -> io::Result<()> {
-        poll_fn(|context| {
-            self.core().check_broken()?;
-            match self.transport().look(|slot| slot.connection.is_handshaking()) {
-                Some(true) => {
-                    self.core().wait_secured(context);
-                    Poll::Pending
-                }
-                Some(false) => Poll::Ready(Ok(())),
-                None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-            }
-        })
-        .await
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::addr::Addr;
 use crate::error::{CloseReason, ProducerError, WriteError};
 use crate::net::connection::{EndKind, STRAIGHT_BYTES};
 use crate::reactor::driver::{CloseKind, SocketOption};
@@ -83,7 +84,7 @@ impl Transport {
 
     /// A writer is told now that it is above the high watermark; that may hold reading.
     #[cold]
-    fn above_high(&self) -> Flow {
+    pub(super) fn above_high(&self) -> Flow {
         self.change(|slot| slot.connection.tell_above_high());
         self.reading_held();
         Flow::AboveHigh
@@ -179,6 +180,10 @@ impl Transport {
 
     /// Ends the connection now: unsent output is lost, the peer sees a reset. Idempotent; never reported back before
     /// it returns.
+    ///
+    /// A UNIX socket has no reset of its own: the kernel tells the peer `ECONNRESET` when bytes that it had sent were not
+    /// read here, and an end of input like that of an orderly close when there are none (`unix(7)`). A peer that has to tell
+    /// the two apart needs a protocol that says where a message ends.
     pub fn abort(&self) {
         self.shard.end(self.token, CloseReason::Aborted, EndKind::Close(CloseKind::Reset));
     }
@@ -281,16 +286,29 @@ impl Transport {
         }
     }
 
-    /// The other end's address; `None` after the connection has ended.
+    /// The other end's address; `None` for a UNIX connection, and after the end.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.look(|slot| slot.connection.peer_addr())
+        self.look(|slot| slot.connection.peer_addr())?
+    }
+
+    /// The other end, whatever it is; `None` after the end.
+    pub fn peer(&self) -> Option<Addr> {
+        self.look(|slot| slot.connection.peer())
     }
 
     /// Our end's address.
     ///
     /// # Errors
-    /// `NotConnected` after the connection has ended.
+    /// `NotConnected` after the connection has ended; `Unsupported` for a UNIX connection.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.local()?.as_ip().ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    /// Our end, whatever it is.
+    ///
+    /// # Errors
+    /// `NotConnected` after the connection has ended.
+    pub fn local(&self) -> io::Result<Addr> {
         self.shard.inner.driver.borrow().local_addr(self.token)
     }
 
@@ -379,7 +397,7 @@ impl fmt::Debug for Transport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = formatter.debug_struct("Transport");
         debug.field("shard", &self.shard.inner.id.index());
-        debug.field("peer", &self.peer_addr()).field("open", &self.is_open()).finish()
+        debug.field("peer", &self.peer()).field("open", &self.is_open()).finish()
     }
 }
 

@@ -1,20 +1,15 @@
 //! IReactorTCP: listening and connecting.
 
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::time::Duration;
 
 use crate::error::{ListenError, Result};
 use crate::net::addr::ToAddr;
-use crate::net::connection::Connection;
 use crate::net::target::ToTarget;
-use crate::reactor::token::Token;
 use crate::shard::Shard;
-use crate::shard::connecting::{ConnectHow, Target};
-use crate::shard::connections::Handler;
+use crate::shard::connecting::{ConnectHow, Goal, Target};
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
-use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::listening::{ListenHow, Opener};
 use crate::shard::protocol::Factory;
@@ -115,8 +110,8 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> std::result::Result<Listener, ListenError> {
         let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
-        let group = self.listen(addr.to_addr()?, options.how, opener, None)?;
-        Ok(Listener::new(self.clone(), group))
+        let group = self.listen(addr.to_addr()?, options.how, opener.into())?;
+        Ok(Listener::tcp(self.clone(), group))
     }
 
     /// Listens on `addr`, and runs `handler` as a task for each connection that comes in here. A handler that returns an
@@ -146,20 +141,8 @@ impl Shard {
     where
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
-        let handler = Rc::new(handler);
-        let serve = move |shard: &Shard, token: Token, connection: Connection| {
-            let core = StreamCore::new();
-            shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
-            let handler = Rc::clone(&handler);
-            let serving = Serving::begin(shard);
-            drop(shard.spawn(async move {
-                // Made here: what a task captures stays in it beside what becomes of it.
-                let outcome = handler(TcpStream::new(serving.shard.clone(), token, core)).await;
-                serving.end(outcome);
-            }));
-        };
-        let group = self.listen(addr.to_addr()?, options.how, Opener::Streams(Rc::new(serve)), None)?;
-        Ok(Listener::new(self.clone(), group))
+        let group = self.listen(addr.to_addr()?, options.how, Opener::serving(handler).into())?;
+        Ok(Listener::tcp(self.clone(), group))
     }
 
     /// Connects to `target`, and makes the connection's protocol when it stands.
@@ -183,36 +166,6 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        Connecting::new(self.connect_to(target.to_target(), options.how, becomes, None))
-    }
-}
-
-/// Counts a handler's task for as long as it runs, so that a drain waits for it.
-pub(crate) struct Serving {
-    shard: Shard,
-}
-
-impl Serving {
-    pub(crate) fn begin(shard: &Shard) -> Self {
-        shard.inner.serving.set(shard.inner.serving.get() + 1);
-        Serving { shard: shard.clone() }
-    }
-
-    pub(crate) fn shard(&self) -> &Shard {
-        &self.shard
-    }
-
-    pub(crate) fn end(self, outcome: Result<()>) {
-        if let Err(error) = outcome {
-            self.shard.log_failure(&*error, "a connection's handler failed");
-            self.shard.drop_contained(error);
-        }
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let serving = &self.shard.inner.serving;
-        serving.set(serving.get().saturating_sub(1));
+        Connecting::new(self.connect_to(Goal::of_target(target.to_target()), options.how, becomes, None))
     }
 }

@@ -1,22 +1,17 @@
 //! IReactorSSL: listening and connecting with TLS.
 
-use std::rc::Rc;
-
 use crate::error::{ListenError, Result};
 use crate::net::addr::ToAddr;
-use crate::net::connection::Connection;
 use crate::net::target::ToTarget;
 use crate::net::tls::{TlsClientConfig, TlsRole, TlsServerConfig};
-use crate::reactor::token::Token;
 use crate::shard::Shard;
-use crate::shard::connecting::Target;
-use crate::shard::connections::Handler;
+use crate::shard::connecting::{Goal, Target};
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
-use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::tcp_stream::TcpStream;
-use crate::shard::interfaces::tcp::{ConnectOptions, ListenOptions, Serving};
-use crate::shard::listening::{Opener, SessionMaker};
+use crate::shard::interfaces::tcp::{ConnectOptions, ListenOptions};
+use crate::shard::interfaces::unix::{UnixConnectOptions, UnixListenOptions};
+use crate::shard::listening::{Opener, Opening, session_maker};
 use crate::shard::protocol::Factory;
 
 impl Shard {
@@ -74,8 +69,8 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> std::result::Result<Listener, ListenError> {
         let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
-        let group = self.listen(addr.to_addr()?, options.how(), opener, Some(session_maker(tls)))?;
-        Ok(Listener::new(self.clone(), group))
+        let group = self.listen(addr.to_addr()?, options.how(), tls_opening(opener, tls))?;
+        Ok(Listener::tcp(self.clone(), group))
     }
 
     /// As [`Shard::serve_tcp`], for peers that speak TLS. The handler's task is there from the connection on, and the
@@ -109,24 +104,9 @@ impl Shard {
     where
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
-        let handler = Rc::new(handler);
-        let serve = move |shard: &Shard, token: Token, connection: Connection| {
-            let core = StreamCore::new();
-            shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
-            let handler = Rc::clone(&handler);
-            let serving = Serving::begin(shard);
-            drop(shard.spawn(async move {
-                let mut stream = TcpStream::new(serving.shard().clone(), token, core);
-                let outcome = match stream.secured().await {
-                    Ok(()) => handler(stream).await,
-                    Err(error) => Err(error.into()),
-                };
-                serving.end(outcome);
-            }));
-        };
-        let opener = Opener::Streams(Rc::new(serve));
-        let group = self.listen(addr.to_addr()?, options.how(), opener, Some(session_maker(tls)))?;
-        Ok(Listener::new(self.clone(), group))
+        let opening = tls_opening(Opener::serving_secured(handler), tls);
+        let group = self.listen(addr.to_addr()?, options.how(), opening)?;
+        Ok(Listener::tcp(self.clone(), group))
     }
 
     /// As [`Shard::connect_tcp`], then TLS with a server that has to be `name`: a DNS name, or an IP address. The attempt
@@ -156,11 +136,32 @@ impl Shard {
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
         let session = TlsRole::from((tls, name)).session();
-        Connecting::new(self.connect_to(target.to_target(), options.how(), becomes, Some(session)))
+        Connecting::new(self.connect_to(
+            Goal::of_target(target.to_target()),
+            options.how(),
+            becomes,
+            Some(session),
+        ))
     }
 }
 
-fn session_maker(tls: &TlsServerConfig) -> Box<SessionMaker> {
-    let role = TlsRole::from(tls);
-    Box::new(move || role.session())
+fn tls_opening(opener: Opener, tls: &TlsServerConfig) -> Opening {
+    Opening { secure: Some(session_maker(TlsRole::from(tls))), ..opener.into() }
+}
+
+impl UnixListenOptions {
+    /// The connections speak TLS, as those of [`Shard::listen_tls`] do. They pass no descriptors then.
+    pub fn tls(mut self, tls: &TlsServerConfig) -> Self {
+        self.secure = Some(TlsRole::from(tls));
+        self
+    }
+}
+
+impl UnixConnectOptions {
+    /// The connection speaks TLS with a server that has to be `name`, as with [`Shard::connect_tls`]: a name of the
+    /// certificate, not of the socket. It passes no descriptors then.
+    pub fn tls(mut self, tls: &TlsClientConfig, name: &str) -> Self {
+        self.secure = Some(TlsRole::from((tls, name)));
+        self
+    }
 }
