@@ -143,6 +143,41 @@ fn certificates_are_replaced_while_connections_go_on_and_a_bad_file_changes_noth
     });
 }
 
+/// As after a restart: another configuration, with the same certificate, and keys that were kept, or not.
+#[test]
+fn sessions_outlive_a_configuration_whose_ticket_keys_are_kept() {
+    on_every_driver(async |env| {
+        let authority = Authority::new();
+        for keeps in [true, false] {
+            let issued = authority.issue(&["localhost"]);
+            let kept = rustls::crypto::aws_lc_rs::Ticketer::new()?;
+            let tls = authority.client();
+            for visit in 0..3 {
+                let mut server = TlsServerConfig::builder().certificate(issued.load());
+                if keeps {
+                    server = server.ticketer(Arc::clone(&kept));
+                }
+                let listener = env.shard().serve_tls(
+                    "127.0.0.1:0",
+                    &server.build()?,
+                    async |mut stream: TcpStream| {
+                        let rest = read_to_end(&mut stream).await?;
+                        stream.write_all(&rest).await?;
+                        Ok(())
+                    },
+                )?;
+                let mut stream = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
+                assert_eq!(stream.tls_info().unwrap().resumed, keeps && visit > 0, "visit {visit}");
+                stream.write_all(b"again").await?;
+                stream.shutdown_write();
+                // To the end: tickets come behind the handshake.
+                assert_eq!(read_to_end(&mut stream).await?, b"again");
+            }
+        }
+        Ok(())
+    });
+}
+
 /// Clients that come anew for each request, and clients that stay, while the files are replaced and read again.
 #[test]
 fn a_certificate_swapped_under_load_fails_no_request() {
