@@ -162,7 +162,7 @@ impl TlsCrowd {
         let mut stream = rustls::Stream::new(&mut tls, &mut socket);
         stream.write_all(&self.buffers.pattern)?;
         // Tickets come before the answer.
-        stream.read_exact(&mut vec![0; GREETING_BYTES])?;
+        stream.read_exact(&mut [0; GREETING_BYTES])?;
         Ok(())
     }
 
