@@ -29,6 +29,7 @@ mod pairs;
 mod producing;
 #[path = "conformance_transport/reading.rs"]
 mod reading;
+#[allow(dead_code, reason = "tests that are not here use the rest")]
 #[path = "conformance_tls/relay.rs"]
 mod relay;
 #[path = "conformance_tls/sessions.rs"]

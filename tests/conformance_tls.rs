@@ -14,12 +14,16 @@ mod handshakes;
 mod inside;
 #[path = "conformance_tls/limits.rs"]
 mod limits;
+#[path = "conformance_tls/output.rs"]
+mod output;
 #[path = "conformance_tls/pairs.rs"]
 mod pairs;
 #[path = "conformance_tls/relay.rs"]
 mod relay;
 #[path = "conformance_tls/sessions.rs"]
 mod sessions;
+#[path = "conformance_tls/tampering.rs"]
+mod tampering;
 #[path = "conformance_tls/unix.rs"]
 mod unix;
 #[path = "conformance_tls/upgrades.rs"]

@@ -5,15 +5,15 @@ mod faults;
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use faults::traced::Traced;
 use faults::*;
 use shardwise::{CallError, Config, Input, Protocol, Result, Transport};
 
@@ -142,13 +142,6 @@ fn without_descriptors_peers_wait_the_shard_rests_and_all_are_served_in_the_end(
     });
 }
 
-/// A server in a child under `strace`, with `inject` done to its system calls.
-struct Traced {
-    child: std::process::Child,
-    addr: SocketAddr,
-    log: std::path::PathBuf,
-}
-
 /// The child's side: an echo of both styles on one shard, until standard input ends; then everything must be back.
 fn serve_until_told() {
     for style in STYLES {
@@ -159,59 +152,6 @@ fn serve_until_told() {
         server.wait_open(0);
         assert_eq!(server.sum(|report| report.panics), 0);
         server.stop();
-    }
-}
-
-impl Traced {
-    fn start(test: &str, call: &str, inject: &str) -> Traced {
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let number = NUMBER.fetch_add(1, SeqCst);
-        let log = std::env::temp_dir().join(format!("shardwise-{}-{number}.strace", std::process::id()));
-        let mut program = Command::new("strace");
-        program.args(["-f", "--seccomp-bpf", "-qq", "-e", &format!("trace={call}")]);
-        program.args(["-e", &format!("inject={call}:{inject}"), "-o"]).arg(&log);
-        program.arg(std::env::current_exe().unwrap());
-        itself(&mut program, test);
-        program.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut traced =
-            Traced { child: program.spawn().unwrap(), addr: SocketAddr::from(([127, 0, 0, 1], 0)), log };
-        traced.find_address();
-        traced
-    }
-
-    fn find_address(&mut self) {
-        let stdout = self.child.stdout.as_mut().unwrap();
-        // One byte at a time: what follows the line belongs to the next reader.
-        let mut line = Vec::new();
-        loop {
-            let mut byte = [0];
-            stdout.read_exact(&mut byte).expect("the child serves");
-            if byte[0] != b'\n' {
-                line.push(byte[0]);
-            } else if let Some(addr) = line.strip_prefix(b"listening ") {
-                self.addr = std::str::from_utf8(addr).unwrap().parse().unwrap();
-                return;
-            } else {
-                line.clear();
-            }
-        }
-    }
-
-    /// Lets the child go on to its next server.
-    fn next_style(&mut self) {
-        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
-        self.find_address();
-    }
-
-    /// Ends the child; gives how many calls there were, and how many of them failed by our hand.
-    fn end(mut self) -> (usize, usize) {
-        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
-        let output = self.child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stdout));
-        let log = BufReader::new(std::fs::File::open(&self.log).unwrap());
-        let lines: Vec<_> = log.lines().map(|line| line.unwrap()).collect();
-        let _ = std::fs::remove_file(&self.log);
-        (lines.len(), lines.iter().filter(|line| line.contains("(INJECTED)")).count())
     }
 }
 

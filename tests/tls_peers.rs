@@ -1,13 +1,13 @@
-//! TLS with peers that others wrote: openssl and curl, as clients and as servers, over real sockets.
+//! TLS with peers that others wrote: openssl, curl, socat and Python, as clients and as servers, over real sockets.
 #![cfg(feature = "tls-aws-lc-rs")]
 
 mod faults;
 mod tls_kit;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 
 use faults::{Canary, Server, connect};
@@ -223,6 +223,286 @@ fn other_things_than_tls_disturb_nobody() {
     drop(canary);
     echo.stop();
     server.stop();
+}
+
+/// Runs a script, and gives what it printed.
+fn python(script: &str, arguments: &[&str]) -> String {
+    let output =
+        Command::new("python3").args(["-c", script]).args(arguments).output().expect("python3 is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Its `ssl` checks the name, wants close_notify in answer to its own, and an end without one is an error to it.
+#[test]
+fn python_as_client_speaks_both_versions_and_ends_in_order() {
+    let folder = Folder::new("python");
+    let authority = Authority::new();
+    let ca = folder.put("ca.pem", &authority.pem());
+    let server = tells(&authority.server_builder().alpn(["line"]).build().unwrap(), 2);
+    let script = r#"
+import socket, ssl, sys
+host, port, ca = "127.0.0.1", int(sys.argv[1]), sys.argv[2]
+for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+    context = ssl.create_default_context(cafile=ca)
+    context.minimum_version = context.maximum_version = version
+    context.set_alpn_protocols(["line"])
+    session = None
+    for visit in range(2):
+        with socket.create_connection((host, port), timeout=30) as plain:
+            with context.wrap_socket(plain, server_hostname="localhost", session=session,
+                                     suppress_ragged_eofs=False) as stream:
+                stream.sendall(b"hello\n")
+                heard = b""
+                while chunk := stream.recv(4096):
+                    heard += chunk
+                session = stream.session
+                print(stream.version(), stream.session_reused, stream.selected_alpn_protocol(), heard.decode().strip())
+                stream.unwrap().close()
+# Another name than the certificate's.
+try:
+    with socket.create_connection((host, port), timeout=30) as plain:
+        ssl.create_default_context(cafile=ca).wrap_socket(plain, server_hostname="example.org")
+except ssl.SSLCertVerificationError as error:
+    print("refused", error.verify_code)
+"#;
+    let said = python(script, &[&server.addr.port().to_string(), &ca]);
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 5, "{said}");
+    for (line, (version, reused)) in
+        lines.iter().zip([("TLSv1.2", false), ("TLSv1.2", true), ("TLSv1.3", false), ("TLSv1.3", true)])
+    {
+        let (begins, resumed) = (
+            format!("{version} {} line", if reused { "True" } else { "False" }),
+            format!("resumed={reused}"),
+        );
+        assert!(line.starts_with(&begins) && line.ends_with(&resumed), "{said}");
+    }
+    // X509_V_ERR_HOSTNAME_MISMATCH.
+    assert_eq!(lines[4], "refused 62");
+    server.stop();
+}
+
+/// Clients of another make that come anew for each request, and clients that stay, while certificates are replaced.
+#[test]
+fn python_clients_see_no_request_fail_while_certificates_are_replaced() {
+    let folder = Folder::new("swap");
+    let authority = Authority::new();
+    let ca = folder.put("ca.pem", &authority.pem());
+    let (certificate, key) = folder.put_issued(&authority.issue(&["localhost"]));
+    let tls = TlsServerConfig::from_files(&certificate, &key).unwrap();
+    let echo_tls = tls.clone();
+    let server = Server::start(2, Config::default(), move |shard| {
+        Ok(shard.serve_tls("127.0.0.1:0", &echo_tls, async |mut stream: TcpStream| {
+            while let Some(chunk) = stream.read_chunk().await? {
+                stream.write_all(&chunk).await?;
+            }
+            Ok(())
+        })?)
+    });
+    let script = r#"
+import hashlib, socket, ssl, sys, threading
+port, ca = int(sys.argv[1]), sys.argv[2]
+context = ssl.create_default_context(cafile=ca)
+seen, failures, requests, lock = set(), [], [0], threading.Lock()
+def ask(stream, text):
+    stream.sendall(text)
+    heard = b""
+    while len(heard) < len(text):
+        chunk = stream.recv(4096)
+        if not chunk:
+            raise EOFError(heard)
+        heard += chunk
+    assert heard == text, heard
+    with lock:
+        seen.add(hashlib.sha256(stream.getpeercert(True)).digest())
+        requests[0] += 1
+def come():
+    plain = socket.create_connection(("127.0.0.1", port), timeout=30)
+    return context.wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=False)
+def visit(number, stays):
+    try:
+        stream = come()
+        for request in range(60):
+            ask(stream, b"request %d" % request)
+            if not stays:
+                stream.unwrap().close()
+                stream = come()
+        stream.unwrap().close()
+    except Exception as error:
+        failures.append((number, repr(error)))
+threads = [threading.Thread(target=visit, args=(number, number % 3 == 0)) for number in range(6)]
+print("ready", flush=True)
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(len(failures), len(seen), requests[0], failures[:3])
+"#;
+    let mut child = Command::new("python3")
+        .args(["-c", script, &server.addr.port().to_string(), &ca])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 is installed");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    let mut swaps = 0;
+    let replaced_at = |count: u64| server.sum(|report| report.handshakes) >= 30 * count;
+    while child.try_wait().unwrap().is_none() {
+        if replaced_at(swaps) {
+            folder.put_issued(&authority.issue(&["localhost"]));
+            tls.reload().unwrap();
+            swaps += 1;
+        }
+        std::thread::park_timeout(std::time::Duration::from_millis(1));
+    }
+    let said = lines.next().unwrap().unwrap();
+    let numbers: Vec<usize> = said.split(' ').take(3).map(|number| number.parse().unwrap()).collect();
+    let [failed, certificates, requests] = numbers[..] else { panic!("{said}") };
+    assert_eq!((failed, requests), (0, 360), "{said}");
+    assert!(swaps >= 4 && certificates >= 3, "{swaps} swaps, {certificates} certificates");
+    assert_eq!(server.sum(|report| report.tls_failures), 0);
+    server.stop();
+}
+
+#[test]
+fn socat_is_served_and_spoken_to() {
+    let folder = Folder::new("socat");
+    let authority = Authority::new();
+    let ca = folder.put("ca.pem", &authority.pem());
+    let server = tells(&authority.server(), 1);
+    let target = format!(
+        "OPENSSL:127.0.0.1:{},cafile={ca},commonname=localhost,snihost=localhost",
+        server.addr.port()
+    );
+    let mut child = Command::new("socat")
+        .args(["-t", "30", "STDIO", &target])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("socat is installed");
+    child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.starts_with("heard hello V1_3 name=Some(\"localhost\")"),
+        "{said}"
+    );
+    server.stop();
+
+    let (certificate, key) = folder.put_issued(&authority.issue(&["localhost"]));
+    // `-d -d` so that it tells the port it was given.
+    let mut child = Command::new("socat")
+        .args(["-d", "-d"])
+        .arg(format!("OPENSSL-LISTEN:0,bind=127.0.0.1,cert={certificate},key={key},verify=0"))
+        .arg("EXEC:cat")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let addr: SocketAddr = loop {
+        let line = lines.next().expect("it says where it listens").unwrap();
+        if let Some((_, addr)) = line.split_once("listening on AF=2 ") {
+            break addr.parse().unwrap();
+        }
+    };
+    std::thread::spawn(move || lines.for_each(drop));
+    let tls = authority.client();
+    let answer = on_a_shard(async move || {
+        let mut stream = TcpStream::connect_tls(addr, &tls, "localhost").await.unwrap();
+        let mut answer = vec![0; 300_000];
+        stream.write_all(&faults::pattern(300_000, 3)).await.unwrap();
+        stream.read_exact(&mut answer).await.unwrap();
+        answer
+    });
+    assert!(answer == faults::pattern(300_000, 3));
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Fault 53: the peer asks for new keys, again and again, and goes on to speak.
+#[test]
+fn new_keys_that_a_peer_asks_for_are_used_by_both_from_the_next_byte_on() {
+    let server = Server::start(1, Config::default(), {
+        let tls = Authority::new().server();
+        move |shard| {
+            Ok(shard.serve_tls("127.0.0.1:0", &tls, async |mut stream: TcpStream| {
+                while let Some(chunk) = stream.read_chunk().await? {
+                    stream.write_all(&chunk).await?;
+                }
+                Ok(())
+            })?)
+        }
+    });
+    let mut client = Asking::start(server.addr);
+    for round in 0..5 {
+        assert!(client.asks_for_new_keys());
+        let line = format!("line {round}\n");
+        client.input.write_all(line.as_bytes()).unwrap();
+        client.hears(&line);
+    }
+    drop(client.input);
+    // What it says itself comes through a buffer, at its end.
+    client.output.read_to_end(&mut client.said).unwrap();
+    let said = String::from_utf8_lossy(&client.said);
+    client.child.wait().unwrap();
+    let answers = said.lines().filter(|line| line.starts_with("<<<") && line.ends_with("KeyUpdate")).count();
+    assert_eq!(answers, 5, "the server's own new keys: {said}");
+    server.wait_open(0);
+    assert_eq!(server.sum(|report| report.tls_failures), 0);
+
+    // Without end, and without a byte of data, it is a flood (fault 47): refused, and the others go on.
+    let mut client = Asking::start(server.addr);
+    let asked = (0..1000).take_while(|_| client.asks_for_new_keys()).count();
+    assert!(asked < 1000, "it takes any number");
+    let _ = client.child.kill();
+    let _ = client.child.wait();
+    server.wait_open(0);
+    assert_eq!(server.sum(|report| report.tls_failures), 1, "after {asked}");
+    let mut client = Asking::start(server.addr);
+    client.input.write_all(b"others go on\n").unwrap();
+    client.hears("others go on\n");
+    let _ = client.child.kill();
+    let _ = client.child.wait();
+    server.wait_open(0);
+    server.stop();
+}
+
+/// `openssl s_client`, which asks for new keys when it is told to.
+struct Asking {
+    child: Child,
+    input: ChildStdin,
+    output: ChildStdout,
+    said: Vec<u8>,
+    notes: Lines<BufReader<ChildStderr>>,
+}
+
+impl Asking {
+    fn start(addr: SocketAddr) -> Self {
+        let mut child = Command::new("openssl")
+            .args(["s_client", "-connect", &addr.to_string(), "-tls1_3", "-msg"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("openssl is installed");
+        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let notes = BufReader::new(child.stderr.take().unwrap()).lines();
+        Asking { child, input, output, said: Vec::new(), notes }
+    }
+
+    fn hears(&mut self, text: &str) {
+        let mut byte = [0];
+        while !self.said.ends_with(text.as_bytes()) {
+            self.output.read_exact(&mut byte).expect("it is still connected");
+            self.said.push(byte[0]);
+        }
+    }
+
+    /// New keys in both directions. Says whether it is still connected.
+    fn asks_for_new_keys(&mut self) -> bool {
+        // A command has to come in a read of its own: not before the one before it was obeyed.
+        let told = self.input.write_all(b"K\n").is_ok();
+        told && self.notes.by_ref().map_while(std::io::Result::ok).any(|line| line == "KEYUPDATE")
+    }
 }
 
 /// `openssl s_server`, which reverses each line.

@@ -163,8 +163,7 @@ impl Crowd {
         latencies: &mut Histogram<u64>,
         when_started: impl FnOnce() -> Result<()>,
     ) -> Result<Done> {
-        let started = Instant::now();
-        let mut run = Run { until, started, batches_started: 0, batches_done: 0, in_flight: 0, now: started };
+        let mut run = Run::new(until);
         if self.workload.reconnect {
             self.connections.clear();
         }
@@ -179,10 +178,9 @@ impl Crowd {
             self.start_batch(key, &mut run)?;
         }
         when_started()?;
-        let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
         let mut events = std::mem::take(&mut self.events);
         while run.in_flight > 0 {
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&patience)) {
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&PATIENCE)) {
                 Ok(0) => return Err(format!("nothing moved for 5 s, {} in flight", run.in_flight).into()),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -193,7 +191,7 @@ impl Crowd {
         }
         self.events = events;
         let requests = run.batches_done * self.workload.depth as u64;
-        Ok(Done { requests, elapsed: started.elapsed() })
+        Ok(Done { requests, elapsed: run.started.elapsed() })
     }
 
     fn serve(
@@ -261,8 +259,8 @@ impl Crowd {
     }
 
     fn open(&mut self, key: usize) -> Result<OwnedFd> {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         if self.workload.datagrams {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?;
             connect(&socket, &self.server)?;
             // Asked for room, too, epoll would tell of every datagram that has left.
@@ -270,22 +268,28 @@ impl Crowd {
             epoll::add(&self.epoll, &socket, EventData::new_u64(key as u64), reading)?;
             return Ok(socket);
         }
-        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
-        sockopt::set_tcp_nodelay(&socket, true)?;
         // The client closes first, so its ports linger for a minute. 28,000 of them last seconds at these
         // rates, hence many source addresses.
         self.opened += 1;
-        let source = Ipv4Addr::new(127, 0, 1, (self.opened % 250) as u8 + 1);
-        bind(&socket, &SocketAddrV4::new(source, 0))?;
-        match connect(&socket, &self.server) {
-            Ok(()) | Err(Errno::INPROGRESS) => {}
-            Err(error) => return Err(format!("connect to {}: {error}", self.server).into()),
-        }
-        // Edge-triggered: registered once for both ways.
-        let both = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
-        epoll::add(&self.epoll, &socket, EventData::new_u64(key as u64), both)?;
-        Ok(socket)
+        open_stream(&self.epoll, self.server, key, self.opened)
     }
+}
+
+/// Begins to connect to `server`; what happens is told under `key`. `number` chooses the source address.
+pub(crate) fn open_stream(epoll: &OwnedFd, server: SocketAddrV4, key: usize, number: u64) -> Result<OwnedFd> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    let source = Ipv4Addr::new(127, 0, 1, (number % 250) as u8 + 1);
+    bind(&socket, &SocketAddrV4::new(source, 0))?;
+    match connect(&socket, &server) {
+        Ok(()) | Err(Errno::INPROGRESS) => {}
+        Err(error) => return Err(format!("connect to {server}: {error}").into()),
+    }
+    // Edge-triggered: registered once for both ways.
+    let both = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
+    epoll::add(epoll, &socket, EventData::new_u64(key as u64), both)?;
+    Ok(socket)
 }
 
 impl Connection {
@@ -305,7 +309,7 @@ impl Connection {
         if self.bytes_sent == pattern.len() {
             return Ok(());
         }
-        pattern[..STAMP_BYTES].copy_from_slice(&self.stamp(key));
+        pattern[..STAMP_BYTES].copy_from_slice(&stamp(key, self.batch));
         while self.bytes_sent < pattern.len() {
             match send(&self.socket, &pattern[self.bytes_sent..], SendFlags::NOSIGNAL) {
                 Ok(sent) => self.bytes_sent += sent,
@@ -327,7 +331,7 @@ impl Connection {
         let checked_bytes =
             if self.batch.is_multiple_of(SAMPLED_EVERY) { received.len() } else { STAMP_BYTES };
         if start < STAMP_BYTES || checked_bytes == received.len() {
-            pattern[..STAMP_BYTES].copy_from_slice(&self.stamp(key));
+            pattern[..STAMP_BYTES].copy_from_slice(&stamp(key, self.batch));
             let checked_bytes = checked_bytes.min(received.len());
             if received[..checked_bytes] != pattern[start..start + checked_bytes] {
                 return Err(format!("connection {key}: batch {} came back changed", self.batch).into());
@@ -336,23 +340,29 @@ impl Connection {
         self.bytes_received = end;
         Ok(())
     }
-
-    fn stamp(&self, key: usize) -> [u8; STAMP_BYTES] {
-        (((key as u64) << 40) ^ self.batch).to_le_bytes()
-    }
 }
 
-struct Run {
+pub(crate) fn stamp(key: usize, batch: u64) -> [u8; STAMP_BYTES] {
+    (((key as u64) << 40) ^ batch).to_le_bytes()
+}
+
+/// One run of a closed loop, and how far it has come.
+pub(crate) struct Run {
     until: Until,
-    started: Instant,
-    now: Instant,
-    batches_started: u64,
-    batches_done: u64,
-    in_flight: usize,
+    pub(crate) started: Instant,
+    pub(crate) now: Instant,
+    pub(crate) batches_started: u64,
+    pub(crate) batches_done: u64,
+    pub(crate) in_flight: usize,
 }
 
 impl Run {
-    fn may_start(&self, depth: usize) -> bool {
+    pub(crate) fn new(until: Until) -> Self {
+        let started = Instant::now();
+        Run { until, started, batches_started: 0, batches_done: 0, in_flight: 0, now: started }
+    }
+
+    pub(crate) fn may_start(&self, depth: usize) -> bool {
         match self.until {
             Until::Elapsed(duration) => self.now - self.started < duration,
             Until::Requests(requests) => self.batches_started * (depth as u64) < requests,
@@ -366,8 +376,10 @@ pub(crate) fn latencies() -> Histogram<u64> {
 }
 
 /// Connection and batch number, at the front of every batch: bytes of another connection are noticed.
-const STAMP_BYTES: usize = 8;
-const SAMPLED_EVERY: u64 = 64;
+pub(crate) const STAMP_BYTES: usize = 8;
+pub(crate) const SAMPLED_EVERY: u64 = 64;
+/// Nothing moving for longer than this is an error.
+pub(crate) const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 const RECEIVE_BUFFER_BYTES: usize = 256 * 1024;
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::child::{RunningServer, Server, ServerOptions};
-use crate::client::{Crowd, Until, Workload, latencies};
+use crate::client::{Until, latencies};
+use crate::load::{Connected, Load};
 use crate::machine::{self, Facts};
 use crate::report::{self, NOT_BUILT, Table};
 use crate::servers::Implementation;
@@ -17,7 +18,8 @@ use crate::{Result, report::figure};
 
 #[derive(Args)]
 pub(crate) struct EchoArgs {
-    /// CONNECTIONSxBYTES, pipelinedDEPTH or connect; udpSOCKETSxBYTES for the servers whose names begin with udp.
+    /// CONNECTIONSxBYTES, pipelinedDEPTH or connect; udpSOCKETSxBYTES for the servers whose names begin with udp;
+    /// tlsCONNECTIONSxBYTES, tls-full and tls-resumed for tls, tls-downloadBYTES and tls-uploadBYTES for tls-bulk.
     #[arg(long, value_delimiter = ',', default_values = ["64x64", "1000x64", "64x16384", "pipelined16", "connect"])]
     workloads: Vec<String>,
     #[arg(long, value_parser = crate::positive, default_value_t = 24)]
@@ -106,7 +108,7 @@ fn contenders(args: &EchoArgs) -> Vec<Server> {
     own.chain(args.add.iter().cloned()).collect()
 }
 
-fn measure(args: &EchoArgs, workload: Workload, random: &mut fastrand::Rng) -> Result<Vec<Contender>> {
+fn measure(args: &EchoArgs, load: Load, random: &mut fastrand::Rng) -> Result<Vec<Contender>> {
     let mut contenders: Vec<Contender> = contenders(args)
         .into_iter()
         .filter(Server::is_built)
@@ -115,7 +117,7 @@ fn measure(args: &EchoArgs, workload: Workload, random: &mut fastrand::Rng) -> R
     for block in 0..BLOCKS {
         let rounds = args.rounds * (block + 1) / BLOCKS - args.rounds * block / BLOCKS;
         if rounds > 0 {
-            measure_block(args, workload, rounds, &mut contenders, random)?;
+            measure_block(args, load, rounds, &mut contenders, random)?;
         }
     }
     Ok(contenders)
@@ -125,16 +127,16 @@ fn measure(args: &EchoArgs, workload: Workload, random: &mut fastrand::Rng) -> R
 /// slice per round, in an order of that round's own.
 fn measure_block(
     args: &EchoArgs,
-    workload: Workload,
+    load: Load,
     rounds: usize,
     contenders: &mut [Contender],
     random: &mut fastrand::Rng,
 ) -> Result<()> {
     let options = ServerOptions { cpu: args.server_cpu, shards: 1, count_allocations: false };
-    let mut running: Vec<(RunningServer, Crowd)> = Vec::new();
+    let mut running: Vec<(RunningServer, Connected)> = Vec::new();
     for contender in &*contenders {
         let server = contender.server.start(options)?;
-        let crowd = Crowd::connect(server.port(), workload)?;
+        let crowd = load.connect(server.port())?;
         running.push((server, crowd));
     }
     let mut order: Vec<usize> = (0..contenders.len()).collect();
@@ -153,7 +155,7 @@ fn measure_block(
 fn slice(
     args: &EchoArgs,
     server: &RunningServer,
-    crowd: &mut Crowd,
+    crowd: &mut Connected,
     contender: &mut Contender,
 ) -> Result<()> {
     crowd.run(Until::Elapsed(Duration::from_millis(args.lead_in_ms)), &mut latencies())?;

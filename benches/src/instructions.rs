@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::child::{RunningServer, Server, ServerOptions};
-use crate::client::{Crowd, Until, Workload, latencies};
+use crate::client::{Crowd, Until, latencies};
+use crate::load::Load;
 use crate::machine::{self, Facts};
 use crate::report::{self, NOT_BUILT, Table};
 use crate::servers::Implementation;
@@ -25,7 +26,7 @@ pub(crate) struct InstructionsArgs {
     #[arg(long, value_delimiter = ',', num_args = 1, default_values = ["20000", "60000"])]
     requests: Vec<u64>,
     #[arg(long, default_value = "64x64")]
-    workload: Workload,
+    workload: Load,
     /// The connections of `--workload` for each shard, and in rounds: the server is stopped while a message is written
     /// on every connection, so that each shard finds all of its own at once, however the threads are scheduled.
     #[arg(long)]
@@ -145,16 +146,22 @@ fn count(args: &InstructionsArgs, server: &Server, shards: usize, requests: u64)
     let wrapper: Vec<String> = wrapper.into_iter().chain([out]).collect();
     let options = ServerOptions { cpu: 0, shards, count_allocations: false };
     let running = server.start_under(&wrapper, options)?;
-    let workload = if args.lockstep { args.workload.times(shards) } else { args.workload };
-    let mut crowd = Crowd::connect(running.port(), workload)?;
-    let requests = if args.lockstep {
-        run_in_lockstep(&running, &mut crowd, requests)?
-    } else {
-        crowd.run(Until::Requests(requests), &mut latencies())?.requests
+    // Dropped not before it has exited: how many ends a server serves until it is told to is a matter of luck.
+    let requests = match args.workload {
+        Load::Plain(workload) if args.lockstep => {
+            let mut crowd = Crowd::connect(running.port(), workload.times(shards))?;
+            let requests = run_in_lockstep(&running, &mut crowd, requests)?;
+            running.exit()?;
+            requests
+        }
+        Load::Tls(_) if args.lockstep => return Err("--lockstep is for plain workloads".into()),
+        load => {
+            let mut crowd = load.connect(running.port())?;
+            let requests = crowd.run(Until::Requests(requests), &mut latencies())?.requests;
+            running.exit()?;
+            requests
+        }
     };
-    running.exit()?;
-    // Not before: how many ends a server serves until it is told to exit is a matter of luck.
-    drop(crowd);
     let counts = counts_of(&fs::read_to_string(&file)?)
         .ok_or_else(|| format!("{} is not as callgrind writes it", file.display()))?;
     if args.keep.is_none() {

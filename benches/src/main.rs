@@ -8,6 +8,7 @@ mod client;
 mod cross_shard;
 mod echo;
 mod instructions;
+mod load;
 #[allow(unsafe_code, reason = "the CPU clock of another process has no safe wrapper")]
 mod machine;
 mod memory;
@@ -16,6 +17,7 @@ mod servers;
 mod spawn;
 mod statistics;
 mod timers;
+mod tls_client;
 
 use std::process::ExitCode;
 

@@ -10,7 +10,7 @@ use crate::error::{CloseReason, WriteError};
 use crate::net::addr::SmallAddr;
 use crate::net::descriptors::{Descriptors, Sent};
 use crate::net::kept::Kept;
-use crate::net::wire::{Tls, Wire};
+use crate::net::wire::{SEALED_PIECE_BYTES, SealBuffer, Tls, Wire};
 use crate::reactor::buffer::Output;
 use crate::reactor::driver::{CloseKind, Driver};
 use crate::reactor::token::Token;
@@ -213,7 +213,11 @@ impl Connection {
     /// Puts the ciphertext of `staged`, and of what waits before it, in its place; with that the end of all that is
     /// written, once we have finished. `spare` lends its memory. Says how much was thrown away, since nothing more can be
     /// sealed.
-    pub(crate) fn seal(&mut self, staged: &mut Vec<u8>, spare: &mut Vec<u8>) -> Result<usize, CloseReason> {
+    pub(crate) fn seal(
+        &mut self,
+        staged: &mut Vec<u8>,
+        spare: &mut SealBuffer,
+    ) -> Result<usize, CloseReason> {
         let finish = match &self.phase {
             Phase::Open => self.write == WriteHalf::Finishing,
             // Only what is complete is called so: else the peer is to see that the end may be missing. Who was idle had
@@ -221,12 +225,10 @@ impl Connection {
             Phase::Flushing(reason) => reason.is_clean() || matches!(**reason, CloseReason::Idle { .. }),
             Phase::Ending(..) | Phase::Lingering { .. } => return Ok(0),
         };
-        let Some(tls) = self.wire.tls_mut() else { return Ok(0) };
-        debug_assert!(spare.is_empty());
-        let sealed = tls.seal(staged, finish, spare);
-        std::mem::swap(staged, spare);
-        spare.clear();
-        sealed
+        match self.wire.tls_mut() {
+            Some(tls) => tls.seal(staged, finish, spare),
+            None => Ok(0),
+        }
     }
 
     /// Checks that `len` more bytes may be written while `staged` bytes wait to be flushed.
@@ -246,31 +248,35 @@ impl Connection {
     }
 
     /// Writes `bytes` straight to the kernel if that is cheaper than copying them, and says how many it took.
-    /// Nothing may be staged. What is to be sealed is taken whole; `spare` lends its memory for it.
+    /// Nothing may be staged. What is to be sealed is taken whole, also where it has to wait behind what was sealed before;
+    /// `spare` lends its memory for it.
     pub(crate) fn send_straight(
         &mut self,
         driver: &mut dyn Driver,
         token: Token,
         bytes: &[u8],
-        spare: &mut Vec<u8>,
+        spare: &mut SealBuffer,
     ) -> Result<usize, CloseReason> {
-        if bytes.len() < STRAIGHT_BYTES || self.has_output() || self.descriptors().is_some() {
+        if bytes.len() < STRAIGHT_BYTES || self.descriptors().is_some() {
             return Ok(0);
         }
         let not_sent = |source| CloseReason::Os { call: "send", source };
-        let Some(tls) = self.wire.tls_mut() else { return driver.try_send(token, bytes).map_err(not_sent) };
+        let Some(tls) = self.wire.tls_mut() else {
+            let waits = !self.output.is_empty();
+            return if waits { Ok(0) } else { driver.try_send(token, bytes).map_err(not_sent) };
+        };
         if !tls.seals_straight() {
             return Ok(0);
         }
-        debug_assert!(spare.is_empty());
-        let sent =
-            tls.seal_straight(bytes, spare).and_then(|()| driver.try_send(token, spare).map_err(not_sent));
-        if let Ok(sent) = sent {
-            self.output.push(&spare[sent..]);
+        for piece in bytes.chunks(SEALED_PIECE_BYTES) {
+            tls.seal_straight(piece, spare)?;
+            let sealed = spare.filled();
+            let waits = !self.output.is_empty();
+            let sent = if waits { 0 } else { driver.try_send(token, sealed).map_err(not_sent)? };
+            self.output.push(&sealed[sent..]);
         }
-        // Whatever has come of it: the next to seal is another connection.
         spare.clear();
-        sent.map(|_| bytes.len())
+        Ok(bytes.len())
     }
 
     /// Queues `bytes` behind what waits.

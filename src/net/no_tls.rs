@@ -1,7 +1,7 @@
 //! Stands in for `tls.rs` where the feature is off: a session that nobody can have.
 
 use crate::error::TlsError;
-use crate::net::wire::Opened;
+use crate::net::wire::{Opened, SealBuffer};
 use crate::reactor::lease::Lease;
 
 pub(crate) enum Session {}
@@ -67,7 +67,7 @@ impl Session {
     pub(crate) fn open(&mut self, _: Option<&mut Lease>, _: &mut [u8], _: &mut usize) -> Opened {
         match *self {}
     }
-    pub(crate) fn seal(&mut self, _: [&[u8]; 2], _: bool, _: &mut Vec<u8>) -> Result<(), TlsError> {
+    pub(crate) fn seal(&mut self, _: &[u8], _: bool, _: &mut SealBuffer) -> Result<(), TlsError> {
         match *self {}
     }
 }

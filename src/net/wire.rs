@@ -71,6 +71,56 @@ pub(crate) enum Opened {
 /// ahead of a reader than that (RUSTSEC-2020-0019).
 pub(crate) const PIECE_BYTES: usize = 16 * 1024;
 
+/// So much plaintext is sealed at a time, and offered to the kernel before more is: a long write is not driven out of the
+/// caches by its own ciphertext, and needs no memory of its length. Whole records.
+pub(crate) const SEALED_PIECE_BYTES: usize = 64 * 1024;
+
+/// Where a shard's ciphertext is made: memory that is initialised once and used again and again.
+#[derive(Default)]
+pub(crate) struct SealBuffer {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+/// Memory beyond this is given back. A piece, and what its records are longer.
+const SEAL_BUFFER_KEEP_BYTES: usize = SEALED_PIECE_BYTES + 8 * 1024;
+
+impl SealBuffer {
+    /// What has been put into it.
+    #[inline]
+    pub(crate) fn filled(&self) -> &[u8] {
+        &self.bytes[..self.filled]
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.filled = 0;
+        if self.bytes.len() > SEAL_BUFFER_KEEP_BYTES {
+            self.bytes = Vec::new();
+        }
+    }
+
+    /// Room for `len` bytes or more behind what is there; [`SealBuffer::fill`] tells how many of them count.
+    #[inline]
+    pub(crate) fn room(&mut self, len: usize) -> &mut [u8] {
+        let end = self.filled + len;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        &mut self.bytes[self.filled..]
+    }
+
+    #[inline]
+    pub(crate) fn fill(&mut self, len: usize) {
+        debug_assert!(self.filled + len <= self.bytes.len());
+        self.filled += len;
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.room(bytes.len())[..bytes.len()].copy_from_slice(bytes);
+        self.fill(bytes.len());
+    }
+}
+
 impl Wire {
     #[inline]
     pub(crate) fn is_tls(&self) -> bool {
@@ -211,36 +261,51 @@ impl Tls {
         std::mem::take(&mut self.pending).len()
     }
 
-    /// Seals `plain`, and what waited before it, behind what has to go out first; leaves `plain` empty. While the
-    /// handshake is under way plaintext waits. With `finish`, close_notify is the last. Says how much was thrown away, since
-    /// nothing is sealed any more.
+    /// Seals `plain`, and what waited before it, behind what has to go out first, and puts the ciphertext in its place.
+    /// While the handshake is under way plaintext waits. With `finish`, close_notify is the last. Says how much was thrown
+    /// away, since nothing is sealed any more.
     pub(crate) fn seal(
         &mut self,
         plain: &mut Vec<u8>,
         finish: bool,
-        sealed: &mut Vec<u8>,
+        spare: &mut SealBuffer,
     ) -> Result<usize, CloseReason> {
         let Some(session) = &mut self.session else {
             self.pending.append(plain);
             return Ok(0);
         };
-        session.take_outgoing(sealed);
         if session.has_finished() {
-            let lost = plain.len() + self.discard_pending();
+            let lost = plain.len() + std::mem::take(&mut self.pending).len();
             plain.clear();
+            session.take_outgoing(plain);
             return Ok(lost);
         }
         if session.is_handshaking() {
             self.pending.append(plain);
-            return Ok(0);
         }
-        if self.pending.is_empty() && plain.is_empty() && !finish {
+        let nothing = self.pending.is_empty() && plain.is_empty() && !finish;
+        if session.is_handshaking() || nothing {
+            session.take_outgoing(plain);
             return Ok(0);
         }
         let pending = std::mem::take(&mut self.pending);
-        let outcome = contained(|| session.seal([&pending, plain], finish, sealed));
-        plain.clear();
-        outcome.map(|()| 0)
+        if pending.is_empty() && plain.len() <= SEALED_PIECE_BYTES {
+            let sealed = self.seal_piece(plain, finish, spare);
+            plain.clear();
+            plain.extend_from_slice(spare.filled());
+            spare.clear();
+            return sealed.map(|()| 0);
+        }
+        let written = std::mem::take(plain);
+        let pieces = pending.chunks(SEALED_PIECE_BYTES).chain(written.chunks(SEALED_PIECE_BYTES));
+        let end: &[u8] = &[];
+        for piece in pieces.chain(finish.then_some(end)) {
+            let sealed = self.seal_piece(piece, piece.is_empty(), spare);
+            plain.extend_from_slice(spare.filled());
+            spare.clear();
+            sealed?;
+        }
+        Ok(0)
     }
 
     /// Whether what is written now may be sealed at once.
@@ -250,12 +315,19 @@ impl Tls {
             && self.session.as_ref().is_some_and(|session| !session.has_finished())
     }
 
-    /// Seals `plain`, where that may be.
-    pub(crate) fn seal_straight(&mut self, plain: &[u8], sealed: &mut Vec<u8>) -> Result<(), CloseReason> {
+    /// Seals `plain`, where that may be: `sealed` holds its ciphertext alone then, behind what has to go out first.
+    pub(crate) fn seal_straight(&mut self, plain: &[u8], sealed: &mut SealBuffer) -> Result<(), CloseReason> {
         debug_assert!(self.seals_straight());
-        let Some(session) = &mut self.session else { return Ok(()) };
-        session.take_outgoing(sealed);
-        contained(|| session.seal([&[], plain], false, sealed))
+        self.seal_piece(plain, false, sealed)
+    }
+
+    fn seal_piece(&mut self, plain: &[u8], finish: bool, sealed: &mut SealBuffer) -> Result<(), CloseReason> {
+        // What failed may have left another connection's in it.
+        sealed.clear();
+        match &mut self.session {
+            Some(session) => contained(|| session.seal(plain, finish, sealed)),
+            None => Ok(()),
+        }
     }
 }
 

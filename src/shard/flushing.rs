@@ -188,9 +188,6 @@ impl Inner {
             // What waits for the handshake keeps a connection that is being closed reading until then.
             slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
         }
-        if spare.capacity() > STAGED_KEEP_BYTES {
-            spare.shrink_to(STAGED_KEEP_BYTES);
-        }
     }
 
     /// Descriptors wait until fewer are under way.

@@ -41,7 +41,7 @@ use crate::cross_shard::Endpoint;
 use crate::error::{log_contained, panic_message};
 use crate::inline::InlineCall;
 use crate::net::input::Dry;
-use crate::net::wire::PIECE_BYTES;
+use crate::net::wire::{PIECE_BYTES, SealBuffer};
 use crate::reactor::driver::Driver;
 use crate::reactor::lease::{Lease, LeasePool};
 use crate::reactor::registry::Registry;
@@ -98,8 +98,8 @@ pub(crate) struct Inner {
     pub(crate) policing: Policing,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
-    /// Memory for their ciphertext. Empty between uses.
-    pub(crate) spare: RefCell<Vec<u8>>,
+    /// Where ciphertext is made. Empty between uses.
+    pub(crate) spare: RefCell<SealBuffer>,
     /// Pieces of plaintext on loan.
     pub(crate) plain: Rc<LeasePool>,
     pub(crate) handshakes: Handshakes,

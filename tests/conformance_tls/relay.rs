@@ -1,6 +1,8 @@
-//! A man in the middle who cuts, adds and delays, and cannot read.
+//! A man in the middle who cuts, adds, changes and delays, and cannot read.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use shardwise::testing::Env;
 use shardwise::{Result, TcpStream};
@@ -12,12 +14,59 @@ pub(crate) enum Fate {
     OneByOne,
     /// Those after the first so many are lost, and the connection ends in order.
     CutAfter(usize),
+    /// They come as they are.
+    Passed,
     /// So much follows when the server has finished.
     ThenGarbage(&'static [u8]),
 }
 
+/// What is done to the next records from the server, once.
+#[derive(Clone, Default)]
+pub(crate) struct Harm {
+    harm: Rc<RefCell<Option<Box<Change>>>>,
+    /// Until they are whole.
+    held: Rc<RefCell<Vec<u8>>>,
+}
+
+type Change = dyn FnOnce(&mut Vec<u8>);
+
+impl Harm {
+    /// To be told between two records: after a round trip there is nothing else.
+    pub(crate) fn next(&self, harm: impl FnOnce(&mut Vec<u8>) + 'static) {
+        *self.harm.borrow_mut() = Some(Box::new(harm));
+    }
+
+    /// What is to be passed on of `bytes`, and of those that were held before.
+    fn apply(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut held = self.held.borrow_mut();
+        held.extend_from_slice(bytes);
+        if self.harm.borrow().is_some() && !are_whole_records(&held) {
+            return Vec::new();
+        }
+        let mut bytes = std::mem::take(&mut *held);
+        if let Some(harm) = self.harm.take() {
+            harm(&mut bytes);
+        }
+        bytes
+    }
+}
+
+fn are_whole_records(mut bytes: &[u8]) -> bool {
+    while let [_, _, _, high, low, rest @ ..] = bytes {
+        let Some(next) = rest.get(usize::from(u16::from_be_bytes([*high, *low]))..) else { return false };
+        bytes = next;
+    }
+    bytes.is_empty()
+}
+
 /// Listens where clients may come; what they say goes to `server`.
 pub(crate) fn relay(env: &Env, server: SocketAddr, fate: Fate) -> Result<SocketAddr> {
+    relay_with(env, server, fate, &Harm::default())
+}
+
+/// As [`relay`], with what is done to the next bytes.
+pub(crate) fn relay_with(env: &Env, server: SocketAddr, fate: Fate, harm: &Harm) -> Result<SocketAddr> {
+    let harm = harm.clone();
     let listener = env.shard().serve_tcp("127.0.0.1:0", async move |client: TcpStream| {
         let (mut client, mut server) = (client, TcpStream::connect(server).await?);
         let mut from_server = 0;
@@ -52,7 +101,7 @@ pub(crate) fn relay(env: &Env, server: SocketAddr, fate: Fate) -> Result<SocketA
                     return Ok(());
                 }
                 Fate::ThenGarbage(garbage) if server_done => client.write_all(garbage).await?,
-                _ => send(&mut client, &buffers.1[..count], fate).await?,
+                _ => send(&mut client, &harm.apply(&buffers.1[..count]), fate).await?,
             }
             from_server += count;
             if server_done {

@@ -2,8 +2,8 @@
 
 use crate::common::{Call, Log, Probe, listen as listen_plain, pair as plain_pair, pattern, read_to_end};
 use crate::tls_kit::Authority;
-use shardwise::testing::on_every_driver;
-use shardwise::{TcpStream, TlsError, WriteError};
+use shardwise::testing::{on_every_driver, on_every_driver_with};
+use shardwise::{Config, Result, Shard, ShardId, TcpStream, TlsError, TlsRole, WriteError};
 
 #[test]
 fn a_connection_is_upgraded_in_place_and_plain_bytes_written_before_go_first() {
@@ -218,6 +218,81 @@ fn an_upgrade_of_a_stream_that_is_closed_meanwhile_is_an_error() {
         let client = TcpStream::connect(listener.local_addr()).await?;
         outcome.saw("told").await;
         client.close();
+        Ok(())
+    });
+}
+
+/// Whose bytes of the handshake have come and were not looked at, or have not come: all of it goes along.
+#[test]
+fn a_stream_moves_to_another_shard_in_the_middle_of_its_handshake_in_either_role() {
+    on_every_driver(async |env| {
+        let (server, tls) = Authority::new().both();
+        for serves in [false, true] {
+            for waits in [false, true] {
+                let (role, peer): (TlsRole, TlsRole) = if serves {
+                    ((&server).into(), (&tls, "localhost").into())
+                } else {
+                    ((&tls, "localhost").into(), (&server).into())
+                };
+                let log = Log::new();
+                let listener = listen_plain(&env, &log, move |call, transport| {
+                    match call {
+                        Call::Connected => transport.start_tls(peer.clone()).unwrap(),
+                        Call::Data(input) => drop(transport.write(input.take()).unwrap()),
+                        _ => return None,
+                    }
+                    Some(Ok(()))
+                })?;
+                let stream = TcpStream::connect(listener.local_addr()).await?;
+                log.saw("connected").await;
+                stream.transport().start_tls(role)?;
+                stream.transport().write(b"written before it moved, ")?;
+                if waits {
+                    shardwise::yield_now().await;
+                }
+                let detached = stream.detach().await?;
+                let moved =
+                    env.shard().call_async(ShardId::new(1), async move |shard: Shard| -> Result<()> {
+                        let mut stream = detached.attach(&shard)?;
+                        stream.write_all(b"and after it").await?;
+                        let mut answer = [0; 37];
+                        stream.read_exact(&mut answer).await?;
+                        assert_eq!(&answer, b"written before it moved, and after it");
+                        assert!(stream.tls_info().is_some());
+                        stream.shutdown_write();
+                        assert!(read_to_end(&mut stream).await?.is_empty());
+                        Ok(())
+                    });
+                moved.await??;
+                assert_eq!(log.ended().await, "PeerFinished");
+                assert_eq!(log.count("handshake"), 1);
+            }
+        }
+        // Nothing of them counts as a handshake under way.
+        let stream = TcpStream::connect(listen_plain(&env, &Log::new(), |_, _| None)?.local_addr()).await?;
+        drop(stream);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_handshake_that_moves_has_its_time_on_the_other_shard_too() {
+    let mut config = Config::default();
+    config.handshake_timeout = std::time::Duration::from_millis(60);
+    on_every_driver_with(2, config, async |env| {
+        let tls = Authority::new().client();
+        let log = Log::new();
+        let listener = listen_plain(&env, &log, |_, _| None)?;
+        let stream = TcpStream::connect(listener.local_addr()).await?;
+        stream.transport().start_tls((&tls, "localhost"))?;
+        let detached = stream.detach().await?;
+        let moved = env.shard().call_async(ShardId::new(1), async move |shard: Shard| -> Result<String> {
+            let mut stream = detached.attach(&shard)?;
+            Ok(stream.read_chunk().await.expect_err("nobody answers").to_string())
+        });
+        let error = moved.await??;
+        assert!(error.contains("handshake"), "{error}");
+        log.ended().await;
         Ok(())
     });
 }

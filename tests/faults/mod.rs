@@ -1,6 +1,8 @@
 //! What the fault tests share: a server to break, clients on real sockets, and patience. Breaks nothing itself.
 #![allow(dead_code, reason = "each test crate uses a part of it")]
 
+pub(crate) mod traced;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};

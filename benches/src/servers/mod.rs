@@ -7,6 +7,7 @@ mod raw_epoll;
 mod raw_mio;
 #[cfg(feature = "ours")]
 mod shardwise;
+pub(crate) mod tls;
 mod tokio;
 
 use std::io;
@@ -45,6 +46,24 @@ pub(crate) enum Implementation {
     UdpShardwiseProtocol,
     /// Datagrams with the library, async style.
     UdpShardwiseAsync,
+    /// TLS: tokio current_thread and tokio-rustls, an echo.
+    TlsTokio,
+    /// The same again.
+    #[value(name = "tls-tokio-2")]
+    TlsTokio2,
+    /// TLS with the library, event style, an echo.
+    TlsShardwiseProtocol,
+    /// TLS with the library, async style, an echo.
+    TlsShardwiseAsync,
+    /// TLS: tokio current_thread and tokio-rustls, bulk in either direction.
+    TlsBulkTokio,
+    /// The same again.
+    #[value(name = "tls-bulk-tokio-2")]
+    TlsBulkTokio2,
+    /// TLS with the library, event style, bulk.
+    TlsBulkShardwiseProtocol,
+    /// TLS with the library, async style, bulk.
+    TlsBulkShardwiseAsync,
 }
 
 impl Implementation {
@@ -56,8 +75,11 @@ impl Implementation {
         use Implementation::*;
         let is_ours = match self {
             RawEpoll | RawEpoll2 | RawMio | Tokio | UdpRawEpoll | UdpRawEpoll2 | UdpTokio => false,
+            TlsTokio | TlsTokio2 | TlsBulkTokio | TlsBulkTokio2 => false,
             ShardwiseProtocol | ShardwiseAsync | ShardwiseAsyncCopied => true,
             UdpShardwiseProtocol | UdpShardwiseAsync => true,
+            TlsShardwiseProtocol | TlsShardwiseAsync => true,
+            TlsBulkShardwiseProtocol | TlsBulkShardwiseAsync => true,
         };
         cfg!(feature = "ours") || !is_ours
     }
@@ -130,6 +152,20 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<()> {
         Implementation::UdpShardwiseProtocol => datagrams::ours::serve_protocol(args.port, args.shards)?,
         #[cfg(feature = "ours")]
         Implementation::UdpShardwiseAsync => datagrams::ours::serve_async(args.port, args.shards)?,
+        Implementation::TlsTokio | Implementation::TlsTokio2 => {
+            tls::serve_tokio(listen_on_loopback(args.port)?, args.buffer_bytes)?;
+        }
+        Implementation::TlsBulkTokio | Implementation::TlsBulkTokio2 => {
+            tls::serve_bulk_tokio(listen_on_loopback(args.port)?)?;
+        }
+        #[cfg(feature = "ours")]
+        Implementation::TlsShardwiseProtocol => tls::ours::serve_protocol(args.port, args.shards)?,
+        #[cfg(feature = "ours")]
+        Implementation::TlsShardwiseAsync => tls::ours::serve_async(args.port, args.shards)?,
+        #[cfg(feature = "ours")]
+        Implementation::TlsBulkShardwiseProtocol => tls::ours::serve_bulk_protocol(args.port, args.shards)?,
+        #[cfg(feature = "ours")]
+        Implementation::TlsBulkShardwiseAsync => tls::ours::serve_bulk_async(args.port, args.shards)?,
         #[cfg(not(feature = "ours"))]
         _ => {
             return Err(format!(

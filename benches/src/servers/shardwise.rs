@@ -4,7 +4,7 @@ use ::shardwise::{Input, Protocol, Runtime, Shard, Transport};
 
 use crate::Result;
 
-struct Echo;
+pub(super) struct Echo;
 
 impl Protocol for Echo {
     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> ::shardwise::Result<()> {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ProducesTickets, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig};
 
@@ -15,7 +15,8 @@ use super::{TlsCertificate, TlsConfigError, TlsVersion, provider, roots, tickete
 ///
 /// Make one before the runtime starts and let all shards listen with it: sessions are resumed with the keys that belong
 /// to it, so that a client that comes back to another shard is known there. The keys are new every six hours; a session
-/// can be resumed for at most twelve.
+/// can be resumed for at most twelve. They are never written down: after a restart, and in another process, a client is not
+/// known, and its first handshake is a full one, unless [`TlsServerConfigBuilder::ticketer`] says otherwise.
 ///
 /// TLS 1.3 and 1.2 are spoken, with suites that have forward secrecy and authenticated encryption alone. There is no
 /// renegotiation, no compression and no early data.
@@ -46,6 +47,7 @@ impl TlsServerConfig {
             alpn: Vec::new(),
             min_version: TlsVersion::V1_2,
             session_tickets: true,
+            ticketer: None,
         }
     }
 
@@ -103,6 +105,7 @@ pub struct TlsServerConfigBuilder {
     alpn: Vec<Vec<u8>>,
     min_version: TlsVersion,
     session_tickets: bool,
+    ticketer: Option<Arc<dyn ProducesTickets>>,
 }
 
 impl TlsServerConfigBuilder {
@@ -145,6 +148,16 @@ impl TlsServerConfigBuilder {
         self
     }
 
+    /// Who seals and opens session tickets, instead of keys that this configuration makes for itself: for keys that outlive
+    /// a restart, or that several processes share. Whoever has such a key can open what was recorded of resumed TLS 1.2
+    /// sessions, so it has to be renewed, and to be forgotten, within hours (RFC 9325 section 3.4).
+    ///
+    /// It is called within a handshake: it must not block, nor call into the shard.
+    pub fn ticketer(mut self, ticketer: Arc<dyn ProducesTickets>) -> Self {
+        self.ticketer = Some(ticketer);
+        self
+    }
+
     /// Makes it.
     ///
     /// # Errors
@@ -172,7 +185,11 @@ impl TlsServerConfigBuilder {
         let resolver = Arc::new(Resolver::new(self.certificates, self.refuses_unknown_names)?);
         let mut config = builder.with_cert_resolver(Arc::clone(&resolver) as _);
         config.alpn_protocols = self.alpn;
-        match ticketer()?.filter(|_| self.session_tickets) {
+        let ticketer = match self.ticketer {
+            Some(given) => Some(given),
+            None => ticketer()?,
+        };
+        match ticketer.filter(|_| self.session_tickets) {
             Some(ticketer) => config.ticketer = ticketer,
             None => config.send_tls13_tickets = 0,
         }

@@ -11,7 +11,7 @@ use rustls::{CommonState, HandshakeKind, ProtocolVersion};
 
 use super::{TlsClientConfig, TlsInfo, TlsServerConfig, TlsVersion, explain};
 use crate::error::TlsError;
-use crate::net::wire::{Opened, PIECE_BYTES};
+use crate::net::wire::{Opened, PIECE_BYTES, SealBuffer};
 use crate::reactor::lease::Lease;
 
 /// The TLS state of one connection. `Send`, so that it travels with a connection to another shard.
@@ -99,7 +99,7 @@ impl Session {
         let mut session = Self::new(Engine::Client(engine));
         session.server_name = Some(name.into());
         // The hello.
-        session.gather_outgoing()?;
+        session.gather_hello()?;
         Ok(session)
     }
 
@@ -242,7 +242,11 @@ impl Session {
                     return Opened::Secured;
                 }
             }
+            let nothing_left =
+                self.used == self.incoming.len() && lease.as_deref().is_none_or(|lease| lease.is_empty());
             match step {
+                // Asked again, rustls would look at nothing, and say so.
+                Ok(Step::Data) if nothing_left => {}
                 Ok(Step::Again | Step::Data) => continue,
                 Err(error) => {
                     let failure = self.explain_failure(&error);
@@ -322,33 +326,47 @@ impl Session {
     /// complete, and before it has finished.
     pub(crate) fn seal(
         &mut self,
-        plain: [&[u8]; 2],
+        plain: &[u8],
         finish: bool,
-        sealed: &mut Vec<u8>,
+        sealed: &mut SealBuffer,
     ) -> Result<(), TlsError> {
         debug_assert!(!self.is_handshaking() && !self.has_finished());
-        self.gather_outgoing()?;
-        self.take_outgoing(sealed);
-        let seen = &mut self.incoming[self.used..self.used + self.seen];
-        let done = self.engine.write(seen, plain, finish, &mut self.sealed_bytes, sealed);
-        self.sent_close_notify |= finish;
-        done
-    }
-
-    /// Takes what rustls wants to send.
-    fn gather_outgoing(&mut self) -> Result<(), TlsError> {
+        self.push_outgoing(sealed);
         loop {
             // Only what it has been shown before: nothing new is opened here.
             let seen = &mut self.incoming[self.used..self.used + self.seen];
-            let (discard, step) = self.engine.advance(seen, &mut self.outgoing, &mut [], &mut 0);
+            let (discard, wrote) = self.engine.write(seen, plain, finish, &mut self.sealed_bytes, sealed);
             self.used += discard;
             self.seen -= discard;
-            match step.map_err(|error| explain(&error))? {
-                Step::Again => {}
-                Step::PeerFinished => self.peer_finished = true,
-                Step::Data | Step::Idle => return Ok(()),
+            match wrote? {
+                Wrote::OfItsOwn => {}
+                // Told once.
+                Wrote::PeerFinished => self.peer_finished = true,
+                Wrote::All => {
+                    self.sent_close_notify |= finish;
+                    return Ok(());
+                }
             }
         }
+    }
+
+    /// As `take_outgoing`.
+    pub(crate) fn push_outgoing(&mut self, sealed: &mut SealBuffer) {
+        if !self.outgoing.is_empty() {
+            sealed.push(&self.outgoing);
+            self.outgoing = Vec::new();
+        }
+    }
+
+    /// Takes the hello of a client.
+    fn gather_hello(&mut self) -> Result<(), TlsError> {
+        while self.engine.state().wants_write() {
+            let (_, step) = self.engine.advance(&mut [], &mut self.outgoing, &mut [], &mut 0);
+            if !matches!(step.map_err(|error| explain(&error))?, Step::Again) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Takes the alert that tells the peer of a failure. What has failed must not be shown again.
@@ -418,15 +436,15 @@ impl Engine {
         }
     }
 
-    /// Seals `plain`, and close_notify if it is to `finish`. `seen` is what was shown before.
+    /// As the function: `seen` is what was shown before.
     fn write(
         &mut self,
         seen: &mut [u8],
-        plain: [&[u8]; 2],
+        plain: &[u8],
         finish: bool,
         sealed_bytes: &mut usize,
-        sealed: &mut Vec<u8>,
-    ) -> Result<(), TlsError> {
+        sealed: &mut SealBuffer,
+    ) -> (usize, Result<Wrote, TlsError>) {
         match self {
             Engine::Client(engine) => {
                 write(engine.process_tls_records(seen), plain, finish, sealed_bytes, sealed)
@@ -486,30 +504,64 @@ fn advance<Data>(
     (discard, step)
 }
 
+/// What rustls has come to, asked to seal.
+enum Wrote {
+    /// What it has to send first.
+    OfItsOwn,
+    /// The peer's close_notify, met on the way.
+    PeerFinished,
+    All,
+}
+
+/// Takes what rustls has to send first, or seals `plain`, and close_notify if it is to `finish`. Says how many bytes rustls
+/// is done with.
 fn write<Data>(
     status: UnbufferedStatus<'_, '_, Data>,
-    plain: [&[u8]; 2],
+    plain: &[u8],
     finish: bool,
     sealed_bytes: &mut usize,
-    sealed: &mut Vec<u8>,
-) -> Result<(), TlsError> {
-    let mut traffic = match status.state {
-        Ok(ConnectionState::WriteTraffic(traffic)) => traffic,
-        // Both sides have finished.
-        Ok(_) => return Ok(()),
-        Err(error) => return Err(explain(&error)),
-    };
-    for mut rest in plain {
-        while !rest.is_empty() {
-            let short = *sealed_bytes < SHORT_RECORDS_UNTIL;
-            let limit = if short { SHORT_RECORD_BYTES } else { RECORD_BYTES };
-            let (now, later) = rest.split_at(rest.len().min(limit));
-            seal_record(&mut traffic, now, sealed)?;
-            if short {
-                *sealed_bytes += now.len();
-            }
-            rest = later;
+    sealed: &mut SealBuffer,
+) -> (usize, Result<Wrote, TlsError>) {
+    let wrote = match status.state {
+        Ok(ConnectionState::WriteTraffic(traffic)) => {
+            seal_records(traffic, plain, finish, sealed_bytes, sealed).map(|()| Wrote::All)
         }
+        Ok(ConnectionState::EncodeTlsData(mut data)) => {
+            if let Err(EncodeError::InsufficientSize(needs)) = data.encode(&mut []) {
+                let written = data.encode(sealed.room(needs.required_size));
+                sealed.fill(written.expect("it has the room it asked for"));
+            }
+            Ok(Wrote::OfItsOwn)
+        }
+        Ok(ConnectionState::TransmitTlsData(data)) => {
+            data.done();
+            Ok(Wrote::OfItsOwn)
+        }
+        Ok(ConnectionState::PeerClosed) => Ok(Wrote::PeerFinished),
+        // Both sides have finished.
+        Ok(_) => Ok(Wrote::All),
+        Err(error) => Err(explain(&error)),
+    };
+    (status.discard, wrote)
+}
+
+fn seal_records<Data>(
+    mut traffic: WriteTraffic<'_, Data>,
+    plain: &[u8],
+    finish: bool,
+    sealed_bytes: &mut usize,
+    sealed: &mut SealBuffer,
+) -> Result<(), TlsError> {
+    let mut rest = plain;
+    while !rest.is_empty() {
+        let short = *sealed_bytes < SHORT_RECORDS_UNTIL;
+        let limit = if short { SHORT_RECORD_BYTES } else { RECORD_BYTES };
+        let (now, later) = rest.split_at(rest.len().min(limit));
+        with_room(sealed, now.len() + RECORD_OVERHEAD, |room| traffic.encrypt(now, room))?;
+        if short {
+            *sealed_bytes += now.len();
+        }
+        rest = later;
     }
     if finish {
         with_room(sealed, RECORD_OVERHEAD, |room| traffic.queue_close_notify(room))?;
@@ -517,27 +569,17 @@ fn write<Data>(
     Ok(())
 }
 
-fn seal_record<Data>(
-    traffic: &mut WriteTraffic<'_, Data>,
-    plain: &[u8],
-    sealed: &mut Vec<u8>,
-) -> Result<(), TlsError> {
-    with_room(sealed, plain.len() + RECORD_OVERHEAD, |room| traffic.encrypt(plain, room))
-}
-
-/// Lets `put` write behind `sealed`; it is asked again if it needs more room than `expected_bytes`.
+/// Lets `put` write into `sealed`; it is asked again if it needs more room than `expected_bytes`.
 fn with_room(
-    sealed: &mut Vec<u8>,
+    sealed: &mut SealBuffer,
     expected_bytes: usize,
     mut put: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>,
 ) -> Result<(), TlsError> {
-    let begin = sealed.len();
-    sealed.resize(begin + expected_bytes, 0);
-    let mut written = put(&mut sealed[begin..]);
+    let mut written = put(sealed.room(expected_bytes));
     if let Err(EncryptError::InsufficientSize(needs)) = &written {
-        sealed.resize(begin + needs.required_size, 0);
-        written = put(&mut sealed[begin..]);
+        written = put(sealed.room(needs.required_size));
     }
-    sealed.truncate(begin + *written.as_ref().unwrap_or(&0));
-    written.map(drop).map_err(|error| TlsError::Protocol(error.to_string()))
+    let written = written.map_err(|error| TlsError::Protocol(error.to_string()))?;
+    sealed.fill(written);
+    Ok(())
 }

@@ -133,12 +133,13 @@ impl Transport {
         if !bytes.is_empty() {
             slot.note_written();
         }
+        let has_output = slot.connection.has_output();
         if active {
             staged.extend_from_slice(rest);
-        } else if !rest.is_empty()
-            || slot.connection.has_output()
-            || slot.marks.producing == Producing::PullOwed
-        {
+            if has_output {
+                inner.staged_room.set(0);
+            }
+        } else if !rest.is_empty() || has_output || slot.marks.producing == Producing::PullOwed {
             // Also for what was sealed and not sent: its time runs from the next flush on.
             slot.connection.queue(rest);
             inner.mark_slot_unsettled(self.token, slot);
