@@ -17,7 +17,8 @@ use crate::{Result, report::figure};
 
 #[derive(Args)]
 pub(crate) struct EchoArgs {
-    /// CONNECTIONSxBYTES, pipelinedDEPTH or connect; udpSOCKETSxBYTES for the servers whose names begin with udp.
+    /// CONNECTIONSxBYTES, pipelinedDEPTH or connect; udpSOCKETSxBYTES for the servers whose names begin with udp,
+    /// unixCONNECTIONSxBYTES for those with unix.
     #[arg(long, value_delimiter = ',', default_values = ["64x64", "1000x64", "64x16384", "pipelined16", "connect"])]
     workloads: Vec<String>,
     #[arg(long, value_parser = crate::positive, default_value_t = 24)]
