@@ -33,24 +33,26 @@ fn main() -> ExitCode {
             return common::Ending { code: 2, text }.into();
         }
     };
+    reload_now_and_then(tls.clone());
     common::serve(flags.runtime(), async move |shard: Shard| {
         let listener = shard.listen_tls(addr, &tls, || Echo)?;
         common::announce(&shard, &listener);
-        if shard.id().index() == 0 {
-            reload_now_and_then(&shard, tls.clone());
-        }
         Ok(())
     })
 }
 
-/// A bad file leaves the old certificate in its place.
-fn reload_now_and_then(shard: &Shard, tls: TlsServerConfig) {
-    drop(shard.call_later(RELOAD_EVERY, move |shard| {
-        if let Err(error) = tls.reload() {
-            common::output::complain(format!("the certificate stays as it is: {error}"));
+/// A bad file leaves the old certificate in its place. On a thread of its own, since reading files may take its time; it
+/// ends with the process.
+fn reload_now_and_then(tls: TlsServerConfig) {
+    std::thread::spawn(move || {
+        loop {
+            // Woken now and then for nothing, it reads them once more.
+            std::thread::park_timeout(RELOAD_EVERY);
+            if let Err(error) = tls.reload() {
+                common::output::complain(format!("the certificate stays as it is: {error}"));
+            }
         }
-        reload_now_and_then(shard, tls);
-    }));
+    });
 }
 
 struct Echo;

@@ -55,13 +55,17 @@ pub struct Config {
     pub linger_bytes_max: usize,
     /// How long an outgoing connection may take to be established, the lookup of its name included; 5 s.
     pub connect_timeout: Duration,
-    /// How long a TLS handshake may take, from the connection on; 10 s in all, however it progresses.
+    /// How long the peer may take for its part of a TLS handshake, from the connection on; 10 s in all, however it
+    /// progresses. The time that the peer waits for us is not counted.
     pub handshake_timeout: Duration,
-    /// TLS handshakes that a shard may have under way at a time as the server, counted from a client's first byte; 256.
-    /// Clients beyond that wait, the oldest first: a handshake holds tens of KiB, and costs us more than them.
-    pub handshakes_max: usize,
-    /// How long a shard may work at TLS handshakes in one turn; 2 ms, which is a few of them. A flood of them then leaves
-    /// time to the connections that stand.
+    /// What a shard may keep, as the server, of TLS handshakes' messages that are incomplete or wait for their turn, in
+    /// bytes; 4 MiB, which is thousands of common first messages. One may have 64 KiB. Beyond that the client goes that has
+    /// begun a message and been silent for longest, with
+    /// [`TlsError::TooManyHandshakes`](crate::TlsError::TooManyHandshakes): so nobody can keep others out by beginning.
+    pub handshake_bytes_max: usize,
+    /// How long a shard may work at TLS handshakes in one turn; 2 ms, which is a few of them. No longer either than all else
+    /// has taken since the turn before, so that a flood of them leaves half of the time to the connections that stand; but
+    /// one is dealt with in any case.
     pub handshake_time_per_turn: Duration,
     /// How long an address of a name is tried alone before the next one is tried beside it; 250 ms, as RFC 8305 §5
     /// recommends. At least 10 ms, as it demands, so that a name with many addresses does not become a burst.
@@ -110,7 +114,7 @@ impl Default for Config {
             linger_bytes_max: 64 * 1024,
             connect_timeout: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(10),
-            handshakes_max: 256,
+            handshake_bytes_max: 4 * 1024 * 1024,
             handshake_time_per_turn: Duration::from_millis(2),
             connect_attempt_delay: Duration::from_millis(250),
             connect_addresses_max: 32,
@@ -136,7 +140,7 @@ impl Config {
             ("events_per_turn", self.events_per_turn),
             ("timers_per_turn", self.timers_per_turn),
             ("tasks_per_turn", self.tasks_per_turn),
-            ("handshakes_max", self.handshakes_max),
+            ("handshake_bytes_max", self.handshake_bytes_max),
             ("connect_addresses_max", self.connect_addresses_max),
             ("resolver_threads_max", self.resolver_threads_max),
             ("resolver_queue_max", self.resolver_queue_max),
@@ -180,7 +184,7 @@ impl Config {
             linger_bytes_max,
             connect_timeout,
             handshake_timeout,
-            handshakes_max,
+            handshake_bytes_max,
             handshake_time_per_turn,
             connect_attempt_delay,
             connect_addresses_max,
@@ -195,7 +199,7 @@ impl Config {
         let [read_buffer, input, high, low, cap, linger] =
             [read_buffer_bytes, input_bytes_max, high_bytes, low_bytes, cap_bytes, linger_bytes_max]
                 .map(size);
-        let datagrams = size(datagram_bytes_per_turn);
+        let [datagrams, handshakes] = [datagram_bytes_per_turn, handshake_bytes_max].map(size);
         [
             format!(
                 "a connection: input {input}, output high {high}, low {low}, cap {cap}, write {write_timeout:?}"
@@ -209,7 +213,7 @@ impl Config {
                  {timers_per_turn} timers, {tasks_per_turn} tasks or {task_time_per_turn:?}"
             ),
             format!(
-                "TLS: handshakes {handshakes_max} of {handshake_timeout:?}, {handshake_time_per_turn:?} a turn"
+                "TLS: handshakes {handshakes}, {handshake_timeout:?} each, {handshake_time_per_turn:?} a turn"
             ),
             format!(
                 "a shard: read buffer {read_buffer}, backlog {backlog}, poll {poll_before_park:?}; a datagram socket and \
@@ -279,7 +283,7 @@ mod tests {
                 "a connection: input 1 MiB, output high 64 KiB, low 16 KiB, cap 1 MiB, write 30s",
                 "time: connect 5s, linger 5s or 64 KiB, drain 30s, handshakes 100ms",
                 "a turn: 32 accepts, 1024 messages, 1024 events, 256 timers, 128 tasks or 500µs",
-                "TLS: handshakes 256 of 10s, 2ms a turn",
+                "TLS: handshakes 4 MiB, 10s each, 2ms a turn",
                 "a shard: read buffer 64 KiB, backlog 4096, poll 50µs; a datagram socket and turn: 64 or 256 KiB",
                 "a name: lookup 10s, 32 addresses, one each 250ms; all names: 8 threads, idle 10s, queue 1024",
             ]

@@ -244,8 +244,14 @@ pub enum ConnectError {
         /// How long it was tried.
         after: Duration,
     },
-    /// The caller gave up.
+    /// The caller gave up, or the connection was ended here before its TLS stood: by its protocol, or a panic.
     Cancelled,
+    /// There are as many connections as a [`ConnectionLimit`](crate::policies::ConnectionLimit) allows, in all or to that
+    /// peer.
+    LimitReached {
+        /// The address aimed at.
+        addr: Addr,
+    },
     /// The factory refused the connection.
     NoProtocol,
     /// The connection was established, but not its TLS.
@@ -289,6 +295,12 @@ impl fmt::Display for ConnectError {
                 write!(formatter, "cannot connect to {addr}: no answer after {after:?}")
             }
             ConnectError::Cancelled => write!(formatter, "connecting was cancelled"),
+            ConnectError::LimitReached { addr } => {
+                write!(
+                    formatter,
+                    "cannot connect to {addr}: there are as many connections as the limit allows"
+                )
+            }
             ConnectError::NoProtocol => write!(formatter, "the factory refused the connection"),
             ConnectError::Tls { target, source } => write!(formatter, "no TLS with {target}: {source}"),
             ConnectError::Stopping => write!(formatter, "cannot connect: the shard is stopping"),
@@ -521,6 +533,11 @@ pub enum CloseReason {
     },
     /// The deadline set for the connection has passed.
     DeadlineReached,
+    /// No byte went either way for as long as its idle timeout.
+    Idle {
+        /// How long, at the least.
+        after: Duration,
+    },
     /// A callback of the protocol returned an error.
     Protocol(Box<dyn Error + Send + Sync>),
     /// A callback of the protocol panicked, with this message.
@@ -558,6 +575,7 @@ impl fmt::Display for CloseReason {
                 write!(formatter, "the peer took no output for {after:?}")
             }
             CloseReason::DeadlineReached => write!(formatter, "its deadline passed"),
+            CloseReason::Idle { after } => write!(formatter, "idle for {after:?}"),
             CloseReason::Protocol(error) => write!(formatter, "the protocol failed: {error}"),
             CloseReason::Panicked(message) => write!(formatter, "the protocol panicked: {message}"),
             CloseReason::Stopped => write!(formatter, "still open when the runtime stopped"),

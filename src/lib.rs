@@ -81,6 +81,7 @@ pub use shard::interfaces::unix_datagram::UnixDatagramOptions;
 pub use shard::layer::Layer;
 pub use shard::lifecycle::RuntimeState;
 pub use shard::placement::{CpuListError, parse_cpu_list};
+pub use shard::policies;
 pub use shard::producers::{Producer, ProducerKind};
 pub use shard::protocol::{Factory, Incoming, Protocol};
 pub use shard_id::ShardId;

@@ -13,10 +13,11 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use common::{Echo, Log, Probe, echo_server, let_others_go_on, read_to_end, round_trip};
+use common::{Call, Echo, Log, Probe, echo_server, let_others_go_on, read_to_end, round_trip};
 use shardwise::testing::{Env, on_every_driver};
 use shardwise::{
-    ConnectError, ConnectOptions, Factory, Input, ListenOptions, Protocol, Result, TcpStream, Transport,
+    ConnectError, ConnectOptions, Connecting, Factory, Input, ListenOptions, Protocol, Result, TcpStream,
+    Transport,
 };
 
 /// An address where nobody listens.
@@ -433,6 +434,32 @@ fn many_attempts_at_once_all_have_their_outcome() {
             round_trip(&mut stream, &number.to_be_bytes()).await?;
             stream.shutdown_write();
             assert!(read_to_end(&mut stream).await?.is_empty());
+        }
+        Ok(())
+    });
+}
+
+/// As a timeout or a select does it, whose time is up in the very turn in which the connection comes to stand.
+#[test]
+fn an_attempt_dropped_before_its_outcome_was_taken_leaves_no_connection() {
+    on_every_driver(async |env| {
+        let listener = env.shard().listen_tcp("127.0.0.1:0", || Echo)?;
+        for in_its_callback in [true, false] {
+            let (log, place) = (Log::new(), Rc::new(RefCell::new(None::<Connecting>)));
+            let (noted, drops) = (log.clone(), Rc::clone(&place));
+            let connecting = env.shard().connect_tcp(listener.local_addr(), move || {
+                let drops = Rc::clone(&drops);
+                Probe::new(&noted, move |call, _| {
+                    if in_its_callback && matches!(call, Call::Connected) {
+                        drop(drops.take());
+                    }
+                    None
+                })
+            });
+            *place.borrow_mut() = Some(connecting);
+            log.saw("connected").await;
+            drop(place.take());
+            log.ended().await;
         }
         Ok(())
     });

@@ -695,7 +695,10 @@ fn soft_errors_of_connect_are_told_and_leave_nothing_open() {
     let attempt = |target: SocketAddr, from: Option<SocketAddr>| {
         let call = server.handle().blocking_call_async_from_thread(id, async move |shard| {
             let options = ConnectOptions::new().timeout(Duration::from_secs(10));
-            let options = from.map_or(options, |from| options.bind(from));
+            let options = match from {
+                Some(from) => options.bind(from),
+                None => options,
+            };
             shard.connect_tcp_with(target, &options, || Echo).await.map(|_| ())
         });
         call.unwrap().unwrap_err()

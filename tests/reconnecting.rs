@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Echo, Log, Probe, let_others_go_on, read_to_end, round_trip};
+use common::{Call, Echo, Log, Probe, let_others_go_on, read_to_end, round_trip};
 use shardwise::testing::{Env, Names, Simulation, on_every_driver};
 use shardwise::{
     Backoff, ClientError, ClientFailure, ClientService, ClientState, ConnectError, ConnectOptions, Input,
@@ -684,4 +684,48 @@ fn the_same_seed_gives_the_same_waits() {
         well_below += usize::from(wait < backoff.ceiling(failures).mul_f64(0.9));
     }
     assert!(well_below > 0, "{waits:?}");
+}
+
+/// `stop` may come in the very turn in which the connection comes to stand, before the service knows.
+#[test]
+fn stopping_while_the_connection_comes_to_stand_closes_it() {
+    on_every_driver(async |env| {
+        let listener = env.shard().listen_tcp("127.0.0.1:0", || Echo)?;
+        let (log, place) = (Log::new(), Rc::new(RefCell::new(None::<ClientService>)));
+        let (noted, stops) = (log.clone(), Rc::clone(&place));
+        let service = ClientService::builder(listener.local_addr())?
+            .factory(move || {
+                let stops = Rc::clone(&stops);
+                Probe::new(&noted, move |call, _| {
+                    if matches!(call, Call::Connected) {
+                        drop(stops.borrow().as_ref().map(ClientService::stop));
+                    }
+                    None
+                })
+            })
+            .start(env.shard());
+        *place.borrow_mut() = Some(service.clone());
+        log.ended().await;
+        service.stop().await;
+        place.take();
+        assert_eq!(service.state(), ClientState::Stopped);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_stop_while_it_prepares_waits_until_the_connection_has_ended() {
+    on_every_driver(async |env| {
+        let listener = env.shard().listen_tcp("127.0.0.1:0", || Echo)?;
+        let log = Log::new();
+        let service = ClientService::builder(listener.local_addr())?
+            .factory(probe(&log))
+            .prepare(async |_transport: Transport| pending().await)
+            .start(env.shard());
+        log.saw("connected").await;
+        shardwise::yield_now().await;
+        service.stop().await;
+        assert!(log.seen().contains(&"disconnected"), "{:?}", log.seen());
+        Ok(())
+    });
 }

@@ -21,7 +21,8 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-/// What slots were in. Belongs to the shard that made it, as far as it is in its power.
+/// What slots were in. Goes home to the shard that made it, or is used again by a shard it came to, for messages to
+/// there.
 #[derive(Default)]
 pub(super) struct Memory(Vec<Unit>);
 
@@ -95,6 +96,7 @@ pub(super) struct Slots<C: 'static> {
 struct Unit([MaybeUninit<u8>; 32]);
 
 const UNITS_PER_LINE: usize = 2;
+const UNITS_PER_SLOT_MAX: usize = 2;
 
 /// As many as a processor has under way at a time, more or less; by then its own prefetcher has seen the stride.
 const LINES_AHEAD: usize = 16;
@@ -180,7 +182,7 @@ impl<C: 'static> Slots<C> {
     /// A closure to run, and no more.
     #[inline]
     pub(super) fn push_post<F: FnOnce(&C) + Send + 'static>(&mut self, f: F) {
-        let kind = const { &Kind::of::<F, ()>(run_plain::<C, F, ()>) };
+        let kind = const { &Kind::of::<F, ()>(run_post::<C, F>) };
         self.push::<F, F, ()>(Status::Post, CallKey::NONE, kind, f);
     }
 
@@ -243,10 +245,12 @@ impl<C: 'static> Slots<C> {
         const { assert!(size_of::<Header<C>>() == 16 && align_of::<Header<C>>() <= align_of::<Unit>()) };
         debug_assert!(key.index <= CALLS_MAX);
         let start = self.units.len();
-        self.units.push(Unit([MaybeUninit::uninit(); 32]));
-        if const { Shape::of::<Either<F, T>>().units() == 2 } {
-            self.units.push(Unit([MaybeUninit::uninit(); 32]));
+        let units = const { Shape::of::<Either<F, T>>().units() as usize };
+        if self.units.capacity() - start < units {
+            self.grow();
         }
+        // SAFETY: there is room for so many more, just made if need be; and units need no initialisation.
+        unsafe { self.units.set_len(start + units) };
         let header = Header {
             kind,
             generation: key.generation,
@@ -268,6 +272,14 @@ impl<C: 'static> Slots<C> {
         unsafe { slot.room::<Either<F, T>>().cast::<V>().write(content) };
     }
 
+    /// Makes room for a slot, and for as many again as there are.
+    #[cold]
+    #[inline(never)]
+    fn grow(&mut self) {
+        self.units.reserve(UNITS_PER_SLOT_MAX);
+    }
+
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.units.is_empty()
     }
@@ -276,12 +288,6 @@ impl<C: 'static> Slots<C> {
     #[inline]
     pub(super) fn units(&self) -> usize {
         self.units.len()
-    }
-
-    /// Whether there is memory for any.
-    #[inline]
-    pub(super) fn has_capacity(&self) -> bool {
-        self.units.capacity() != 0
     }
 
     /// Whether `next` has given them all.
@@ -315,7 +321,7 @@ impl<C: 'static> Slots<C> {
     #[inline]
     pub(super) fn fetch_ahead(&self) {
         for line in self.units.chunks(UNITS_PER_LINE).take(LINES_AHEAD) {
-            prefetch::to_read(line.as_ptr().cast());
+            prefetch::to_write(line.as_ptr().cast());
         }
     }
 
@@ -632,23 +638,30 @@ fn nothing_to_run<C>(_: &mut Slot<'_, C>, _: &Site<'_, C>) {
     unreachable!("a result is not run")
 }
 
+/// Runs a closure of which nobody waits for anything.
+///
+/// # Safety
+/// The slot was made for `F` and `()` and holds the closure.
+unsafe fn run_post<C: 'static, F: FnOnce(&C)>(slot: &mut Slot<'_, C>, site: &Site<'_, C>) {
+    // SAFETY: the caller's promise; the status says from here on that the closure has left.
+    let f = unsafe { slot.room::<Either<F, ()>>().cast::<F>().read() };
+    slot.header_mut().status = Status::Running;
+    f(site.context);
+    slot.header_mut().status = Status::Spent;
+}
+
 /// Runs a closure and puts what it returns into its place.
 ///
 /// # Safety
 /// The slot was made for `F` and `T` and holds the closure.
 unsafe fn run_plain<C: 'static, F: FnOnce(&C) -> T, T>(slot: &mut Slot<'_, C>, site: &Site<'_, C>) {
-    let keeps_value = slot.status() == Status::Call;
     // SAFETY: the caller's promise; the status says from here on that the closure has left.
     let f = unsafe { slot.room::<Either<F, T>>().cast::<F>().read() };
     slot.header_mut().status = Status::Running;
     let value = f(site.context);
-    if keeps_value {
-        // SAFETY: the room has the layout of both, and is empty.
-        unsafe { slot.room::<Either<F, T>>().cast::<T>().write(value) };
-        slot.header_mut().status = Status::Value;
-    } else {
-        slot.header_mut().status = Status::Spent;
-    }
+    // SAFETY: the room has the layout of both, and is empty.
+    unsafe { slot.room::<Either<F, T>>().cast::<T>().write(value) };
+    slot.header_mut().status = Status::Value;
 }
 
 /// Starts an async call: its closure gets the means to answer.

@@ -107,17 +107,16 @@ impl<C: 'static> Local<C> {
 
     #[inline]
     pub(super) fn stage(&self, target: ShardId, outbox: &Outbox<C>, push: impl FnOnce(&mut Slots<C>)) {
-        let (was_empty, units) = {
+        let units = {
             let mut staged = outbox.staged.borrow_mut();
-            if !staged.has_capacity() {
-                *staged = self.spare();
+            if staged.is_empty() {
+                self.begin_batch(target, outbox, &mut staged);
             }
-            let was_empty = staged.is_empty();
             push(&mut staged);
-            (was_empty, staged.units())
+            staged.units()
         };
-        if was_empty || units >= outbox.limit.get() {
-            self.after_staging(target, outbox, units);
+        if units >= outbox.limit.get() {
+            self.end_batch(target, outbox, units);
         }
     }
 
@@ -125,21 +124,34 @@ impl<C: 'static> Local<C> {
         self.stage(origin, self.outbox(origin), push);
     }
 
-    #[cold]
-    fn spare(&self) -> Slots<C> {
+    /// Memory to stage messages in.
+    fn room(&self, outbox: &Outbox<C>) -> Slots<C> {
+        let at_hand = outbox.at_hand.take();
+        if !at_hand.is_none() {
+            return Slots::within(at_hand);
+        }
         let mut spare = Slots::within(self.spares.borrow_mut().pop().unwrap_or(Memory::NONE));
         spare.fetch_room();
         spare
     }
 
-    /// The first and the last slot of a batch need more than being staged.
+    #[cold]
     #[inline(never)]
-    fn after_staging(&self, target: ShardId, outbox: &Outbox<C>, units: usize) {
+    fn begin_batch(&self, target: ShardId, outbox: &Outbox<C>, staged: &mut Slots<C>) {
+        *staged = self.room(outbox);
         self.list(target, outbox);
         if self.closed.get() {
             // There are no more turns at whose end it would leave.
+            outbox.limit.set(0);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn end_batch(&self, target: ShardId, outbox: &Outbox<C>, units: usize) {
+        if self.closed.get() {
             self.publish();
-        } else if units >= outbox.limit.get() {
+        } else {
             outbox.limit.set(BATCH_UNITS.min(units * 2));
             self.flush(target, outbox);
         }
@@ -202,12 +214,10 @@ impl<C: 'static> Local<C> {
             // What was posted home before the answers were given also arrives before them.
             self.flush(origin, outbox);
         } else if !batch.slots.have_blocks() {
-            let waiting = outbox.returning.take();
-            if waiting.is_none() {
-                outbox.returning.set(batch.slots.into_memory());
-                return;
+            match outbox.keep(batch.slots.into_memory()) {
+                Ok(()) => return,
+                Err(memory) => batch.slots = Slots::within(memory),
             }
-            outbox.returning.set(waiting);
         }
         match self.mesh.station(origin).inbox.push(batch) {
             Ok(asleep) => {
@@ -287,8 +297,10 @@ impl<C: 'static> Local<C> {
     /// Sends home what was to go along with batches that will not come any more.
     fn return_memory(&self) {
         for (outbox, station) in self.outboxes.iter().zip(self.mesh.stations()) {
-            let memory = outbox.returning.take();
-            if !memory.is_none() {
+            for memory in [outbox.at_hand.take(), outbox.returning.take()] {
+                if memory.is_none() {
+                    continue;
+                }
                 let slots = Slots::within(Memory::NONE);
                 let batch = Batch { slots, origin: self.id, way: Way::Out, brings_replies: false, memory };
                 // Where its owner has stopped as well, it is freed here.

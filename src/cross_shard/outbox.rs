@@ -13,8 +13,11 @@ pub(super) struct Outbox<C: 'static> {
     pub(super) listed: Cell<bool>,
     /// Whether something has gone out that found the target asleep.
     pub(super) wake_owed: Cell<bool>,
-    /// Memory of the target's that goes home with the next batch: while both shards send, that saves every other trip
-    /// between them. One piece at most, hence 8 KiB; while nothing is sent it stays, and others go home alone.
+    /// What messages of the target's came in last: the next batch to there is written into it, since its cache lines
+    /// are here. While both shards send, the same memory thus goes to and fro, and no line makes a journey for nothing.
+    pub(super) at_hand: Cell<Memory>,
+    /// Further memory of the target's, that goes home with the next batch: one push less. One piece at most, as above,
+    /// hence twice 8 KiB; while nothing is sent they stay, and others go home alone.
     pub(super) returning: Cell<Memory>,
 }
 
@@ -34,7 +37,21 @@ impl<C: 'static> Outbox<C> {
             brings_replies: Cell::new(false),
             listed: Cell::new(false),
             wake_owed: Cell::new(false),
+            at_hand: Cell::new(Memory::NONE),
             returning: Cell::new(Memory::NONE),
         }
+    }
+
+    /// Keeps what the target's messages came in, for batches to there. Gives back what there is no place for.
+    pub(super) fn keep(&self, memory: Memory) -> Result<(), Memory> {
+        for place in [&self.at_hand, &self.returning] {
+            let before = place.take();
+            if before.is_none() {
+                place.set(memory);
+                return Ok(());
+            }
+            place.set(before);
+        }
+        Err(memory)
     }
 }

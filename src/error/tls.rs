@@ -34,6 +34,9 @@ pub enum TlsError {
         /// The limit, in bytes.
         limit_bytes: usize,
     },
+    /// Too many handshakes were under way, and this one's peer had been silent for longest, or was the last to come: see
+    /// [`Config::handshake_bytes_max`](crate::Config::handshake_bytes_max).
+    TooManyHandshakes,
     /// The connection ended before the handshake was complete.
     ClosedInHandshake,
     /// The connection ended, and the peer had not said that it would (close_notify): the end of what it sent may be
@@ -93,6 +96,7 @@ impl fmt::Display for TlsError {
             TlsError::HandshakeTooLong { limit_bytes } => {
                 write!(formatter, "the handshake was not complete after {limit_bytes} bytes")
             }
+            TlsError::TooManyHandshakes => formatter.write_str("too many handshakes were under way"),
             TlsError::ClosedInHandshake => {
                 formatter.write_str("the connection ended before the handshake was complete")
             }

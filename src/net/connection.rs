@@ -6,12 +6,11 @@ use std::os::fd::OwnedFd;
 
 use crate::addr::Addr;
 use crate::config::Watermarks;
-use crate::error::{CloseReason, TlsError, WriteError};
+use crate::error::{CloseReason, WriteError};
 use crate::net::addr::SmallAddr;
 use crate::net::descriptors::{Descriptors, Sent};
 use crate::net::kept::Kept;
-use crate::net::tls::Session;
-use crate::net::wire::Wire;
+use crate::net::wire::{Tls, Wire};
 use crate::reactor::buffer::Output;
 use crate::reactor::driver::{CloseKind, Driver};
 use crate::reactor::token::Token;
@@ -121,6 +120,8 @@ pub(crate) enum Flushed {
     Nothing,
     /// The rest waits for something that nobody tells of: it has to be tried again.
     Later,
+    /// The rest waits for its turn, of which a timer tells: the peer is not to blame.
+    Waits,
 }
 
 /// A crossing of a watermark that the writer has to be told of.
@@ -186,38 +187,42 @@ impl Connection {
     /// Plaintext that is not sealed yet.
     #[inline]
     fn pending_bytes(&self) -> usize {
-        self.session().map_or(0, Session::pending_bytes)
+        self.tls().map_or(0, Tls::pending_bytes)
     }
 
     #[inline]
-    pub(crate) fn session(&self) -> Option<&Session> {
-        self.wire.session()
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.wire.tls()
     }
 
     #[inline]
-    pub(crate) fn session_mut(&mut self) -> Option<&mut Session> {
-        self.wire.session_mut()
+    pub(crate) fn tls_mut(&mut self) -> Option<&mut Tls> {
+        self.wire.tls_mut()
     }
 
     pub(crate) fn is_handshaking(&self) -> bool {
-        self.session().is_some_and(Session::is_handshaking)
+        self.tls().is_some_and(Tls::is_handshaking)
     }
 
-    /// Whether output waits for a handshake before it can go anywhere.
+    /// Whether output, or the end of it, waits for a handshake before it can go anywhere. A connection that is closed with
+    /// nothing to send waits for none.
     pub(crate) fn waits_for_handshake(&self) -> bool {
-        self.is_handshaking() && self.pending_bytes() > 0
+        self.is_handshaking() && (self.pending_bytes() > 0 || self.is_open())
     }
 
     /// Puts the ciphertext of `staged`, and of what waits before it, in its place; with that the end of all that is
-    /// written, once we have finished. `spare` lends its memory.
-    pub(crate) fn seal(&mut self, staged: &mut Vec<u8>, spare: &mut Vec<u8>) -> Result<(), TlsError> {
-        let finish = match self.phase {
+    /// written, once we have finished. `spare` lends its memory. Says how much was thrown away, since nothing more can be
+    /// sealed.
+    pub(crate) fn seal(&mut self, staged: &mut Vec<u8>, spare: &mut Vec<u8>) -> Result<usize, CloseReason> {
+        let finish = match &self.phase {
             Phase::Open => self.write == WriteHalf::Finishing,
-            Phase::Flushing(_) => true,
-            Phase::Ending(..) | Phase::Lingering { .. } => return Ok(()),
+            // Only what is complete is called so: else the peer is to see that the end may be missing.
+            Phase::Flushing(reason) => reason.is_clean(),
+            Phase::Ending(..) | Phase::Lingering { .. } => return Ok(0),
         };
-        let Some(session) = self.wire.session_mut() else { return Ok(()) };
-        let sealed = session.seal(staged, finish, spare);
+        let Some(tls) = self.wire.tls_mut() else { return Ok(0) };
+        debug_assert!(spare.is_empty());
+        let sealed = tls.seal(staged, finish, spare);
         std::mem::swap(staged, spare);
         spare.clear();
         sealed
@@ -247,26 +252,31 @@ impl Connection {
         token: Token,
         bytes: &[u8],
         spare: &mut Vec<u8>,
-    ) -> io::Result<usize> {
+    ) -> Result<usize, CloseReason> {
         if bytes.len() < STRAIGHT_BYTES || self.has_output() || self.descriptors().is_some() {
             return Ok(0);
         }
-        let Some(session) = self.wire.session_mut() else { return driver.try_send(token, bytes) };
-        if session.is_handshaking() {
+        let not_sent = |source| CloseReason::Os { call: "send", source };
+        let Some(tls) = self.wire.tls_mut() else { return driver.try_send(token, bytes).map_err(not_sent) };
+        if !tls.seals_straight() {
             return Ok(0);
         }
-        session.seal_straight(bytes, spare).map_err(io::Error::other)?;
-        let sent = driver.try_send(token, spare)?;
-        self.output.push(&spare[sent..]);
+        debug_assert!(spare.is_empty());
+        let sent =
+            tls.seal_straight(bytes, spare).and_then(|()| driver.try_send(token, spare).map_err(not_sent));
+        if let Ok(sent) = sent {
+            self.output.push(&spare[sent..]);
+        }
+        // Whatever has come of it: the next to seal is another connection.
         spare.clear();
-        Ok(bytes.len())
+        sent.map(|_| bytes.len())
     }
 
     /// Queues `bytes` behind what waits.
     pub(crate) fn queue(&mut self, bytes: &[u8]) {
-        match self.wire.session_mut() {
+        match self.wire.tls_mut() {
             None => self.output.push(bytes),
-            Some(session) => session.queue(bytes),
+            Some(tls) => tls.queue(bytes),
         }
     }
 
@@ -369,10 +379,35 @@ impl Connection {
         self.descriptors().map_or(0, |descriptors| descriptors.unsent())
     }
 
-    /// Throws unsent output away; says how much it was.
+    /// Bytes that are as the peer is to have them, and not taken by the kernel.
+    pub(crate) fn unsent_bytes(&self) -> usize {
+        self.output.len()
+    }
+
+    /// Hands the first bytes of what waits to the driver, at most `limit_bytes`. Says how many it was offered, and how many
+    /// it took.
+    pub(crate) fn send_first(
+        &mut self,
+        driver: &mut dyn Driver,
+        token: Token,
+        limit_bytes: usize,
+    ) -> io::Result<(usize, usize)> {
+        let mut first = [io::IoSlice::new(&[])];
+        self.output.slices(&mut first);
+        let offered = &first[0][..limit_bytes.min(first[0].len())];
+        let (offered_bytes, sent) = (offered.len(), driver.try_send(token, offered)?);
+        self.output.advance(sent);
+        Ok((offered_bytes, sent))
+    }
+
+    /// Throws unsent output away; says how much it was. With TLS nothing can be sent after that: a record is missing.
     pub(crate) fn discard_output(&mut self) -> usize {
-        let bytes = self.output.len() + self.session_mut().map_or(0, Session::discard_pending);
+        let mut bytes = self.output.len();
         self.output = Output::new();
+        if let Some(tls) = self.tls_mut() {
+            bytes += tls.discard_pending();
+            tls.cut_off();
+        }
         drop(self.take_descriptors());
         bytes
     }
@@ -462,8 +497,8 @@ impl Connection {
     /// Whether input is to come while it may: what the application holds does not hold a handshake.
     #[inline]
     fn wants_input(&self) -> bool {
-        match self.session() {
-            Some(session) if session.is_handshaking() => !session.queued,
+        match self.tls() {
+            Some(tls) if tls.is_handshaking() => !tls.queued,
             _ => self.read_holds == 0,
         }
     }

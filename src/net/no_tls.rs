@@ -3,74 +3,71 @@
 use crate::error::TlsError;
 use crate::net::wire::Opened;
 use crate::reactor::lease::Lease;
-use crate::reactor::timer_wheel::TimerKey;
 
-pub(crate) struct Session {
-    pub(crate) fresh: bool,
-    pub(crate) socket_ended: bool,
-    pub(crate) truncated: bool,
-    pub(crate) queued: bool,
-    pub(crate) has_place: bool,
-    pub(crate) deadline: Option<TimerKey>,
-    never: Never,
-}
+pub(crate) enum Session {}
+
+pub(crate) enum TlsInfo {}
 
 /// Which side of a handshake nobody can take.
 #[derive(Clone, Debug)]
-pub(crate) struct TlsRole {
-    never: Never,
-}
-
-#[derive(Clone, Debug)]
-enum Never {}
+pub(crate) enum TlsRole {}
 
 impl TlsRole {
+    pub(crate) fn check(&self) -> Result<(), TlsError> {
+        match *self {}
+    }
     pub(crate) fn session(&self) -> Result<Box<Session>, TlsError> {
-        match self.never {}
+        match *self {}
     }
 }
 
 impl Session {
     pub(crate) fn is_handshaking(&self) -> bool {
-        match self.never {}
+        match *self {}
     }
     pub(crate) fn is_server(&self) -> bool {
-        match self.never {}
+        match *self {}
+    }
+    pub(crate) fn is_silent(&self) -> bool {
+        match *self {}
     }
     pub(crate) fn has_failed(&self) -> bool {
-        match self.never {}
+        match *self {}
+    }
+    pub(crate) fn has_finished(&self) -> bool {
+        match *self {}
     }
     pub(crate) fn peer_has_finished(&self) -> bool {
-        match self.never {}
-    }
-    pub(crate) fn pending_bytes(&self) -> usize {
-        match self.never {}
+        match *self {}
     }
     pub(crate) fn has_unopened(&self) -> bool {
-        match self.never {}
+        match *self {}
+    }
+    pub(crate) fn kept_bytes(&self) -> usize {
+        match *self {}
     }
     pub(crate) fn has_outgoing(&self) -> bool {
-        match self.never {}
+        match *self {}
     }
-    pub(crate) fn queue(&mut self, _plain: &[u8]) {
-        match self.never {}
+    pub(crate) fn take_outgoing(&mut self, _sealed: &mut Vec<u8>) {
+        match *self {}
     }
-    pub(crate) fn discard_pending(&mut self) -> usize {
-        match self.never {}
+    pub(crate) fn info(&self) -> Option<TlsInfo> {
+        match *self {}
     }
     pub(crate) fn keep(&mut self, _bytes: &[u8]) {
-        match self.never {}
+        match *self {}
     }
     pub(crate) fn fail(&mut self) {
-        match self.never {}
+        match *self {}
+    }
+    pub(crate) fn cut_off(&mut self) {
+        match *self {}
     }
     pub(crate) fn open(&mut self, _: Option<&mut Lease>, _: &mut [u8], _: &mut usize) -> Opened {
-        match self.never {}
+        match *self {}
     }
-    pub(crate) fn seal(&mut self, _: &mut Vec<u8>, _: bool, _: &mut Vec<u8>) -> Result<(), TlsError> {
-        match self.never {}
-    }
-    pub(crate) fn seal_straight(&mut self, _: &[u8], _: &mut Vec<u8>) -> Result<(), TlsError> {
-        match self.never {}
+    pub(crate) fn seal(&mut self, _: [&[u8]; 2], _: bool, _: &mut Vec<u8>) -> Result<(), TlsError> {
+        match *self {}
     }
 }

@@ -35,11 +35,12 @@ pub enum TlsVersion {
 pub struct TlsInfo {
     /// The version spoken.
     pub version: TlsVersion,
-    /// The cipher suite, by its registered name, such as `TLS13_AES_256_GCM_SHA384`.
+    /// The cipher suite, by its registered name, such as `TLS_AES_256_GCM_SHA384`.
     pub cipher_suite: String,
     /// The application protocol agreed on (ALPN, RFC 7301), such as `h2`.
     pub alpn: Option<Vec<u8>>,
-    /// The name that the client asked for (SNI, RFC 6066 section 3).
+    /// The name that the client asked for (SNI, RFC 6066 section 3). For the client, the name that the server had to be: an IP
+    /// address is one as well, though it is not sent.
     pub server_name: Option<String>,
     /// The peer's certificate, and those that lead from it to its issuer, in DER. Empty if it showed none.
     pub peer_certificates: Vec<Vec<u8>>,
@@ -72,6 +73,14 @@ impl From<(&TlsClientConfig, &str)> for TlsRole {
 }
 
 impl TlsRole {
+    /// Whether a session can begin this way, as far as that is known before.
+    pub(crate) fn check(&self) -> Result<(), TlsError> {
+        match &self.side {
+            Side::Server(_) => Ok(()),
+            Side::Client(_, name) => session::server_name(name).map(drop),
+        }
+    }
+
     /// A session that begins this way.
     pub(crate) fn session(&self) -> Result<Box<Session>, TlsError> {
         match &self.side {

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::backoff::Backoff;
 use super::client_error::{ClientError, ClientFailure};
-use super::establish::{Aim, ClientBuilder, ClientUnset, Establishing, Link, Style};
+use super::establish::{Aim, ClientBuilder, ClientUnset, End, Establishing, Link, Style};
 use crate::error::InvalidAddress;
 use crate::net::target::ToTarget;
 use crate::shard::draining::WhenDraining;
@@ -98,6 +98,8 @@ struct Core {
     /// Whether the shard is stopping: then nothing begins any more.
     draining: Cell<bool>,
     transport: RefCell<Option<Transport>>,
+    /// Of the protocols it has made.
+    end: Rc<End>,
     /// The service's task, while it waits.
     driver: RefCell<Option<Waker>>,
     waiters: RefCell<Vec<Weak<Waiter>>>,
@@ -135,6 +137,7 @@ impl ClientService {
             wanted: Cell::new(false),
             draining: Cell::new(false),
             transport: RefCell::default(),
+            end: Rc::default(),
             driver: RefCell::default(),
             waiters: RefCell::default(),
             stoppers: RefCell::default(),
@@ -264,7 +267,10 @@ async fn drive(running: Running) {
     while core.goes_on() {
         core.state.set(ClientState::Connecting);
         match core.establish().await {
-            None => break,
+            None => {
+                core.given_up().await;
+                continue;
+            }
             Some(Ok(link)) => core.connected(link).await,
             Some(Err(failure)) => core.failed(failure),
         }
@@ -281,7 +287,7 @@ impl Core {
 
     /// One attempt; `None` when it was given up since the service is to stop.
     async fn establish(&self) -> Option<Result<Link, ClientFailure>> {
-        let mut attempt = self.style.establish(&self.shard, &self.aim);
+        let mut attempt = self.style.establish(&self.shard, &self.aim, &self.end);
         let outcome = poll_fn(|context| {
             if !self.goes_on() {
                 return Poll::Ready(None);
@@ -293,6 +299,15 @@ impl Core {
         // Its hooks are the application's.
         self.shard.drop_contained(attempt);
         outcome
+    }
+
+    /// Waits for the end of a connection that was given up before it was the service's.
+    async fn given_up(&self) {
+        self.state.set(ClientState::Disconnecting);
+        poll_fn(|context| self.end.poll(context)).await;
+        if self.wanted.get() {
+            self.stop_ended();
+        }
     }
 
     fn poll_contained(

@@ -100,7 +100,7 @@ impl ClientBuilder<ClientUnset> {
 impl<S> ClientBuilder<S> {
     /// How to connect.
     pub fn options(mut self, options: &ConnectOptions) -> Self {
-        self.aim.options = *options;
+        self.aim.options = options.clone();
         self
     }
 
@@ -161,19 +161,19 @@ pub(super) type Establishing = Pin<Box<dyn Future<Output = std::result::Result<L
 
 /// What the two styles do differently.
 pub(super) trait Style {
-    fn establish(&self, shard: &Shard, aim: &Aim) -> Establishing;
+    /// `end` is told of the protocol's.
+    fn establish(&self, shard: &Shard, aim: &Aim, end: &Rc<End>) -> Establishing;
 }
 
 impl Style for ClientEvents {
-    fn establish(&self, shard: &Shard, aim: &Aim) -> Establishing {
-        let (shard, aim) = (shard.clone(), aim.clone());
+    fn establish(&self, shard: &Shard, aim: &Aim, end: &Rc<End>) -> Establishing {
+        let (shard, aim, end) = (shard.clone(), aim.clone(), Rc::clone(end));
         let (factory, prepare) = (Rc::clone(&self.factory), self.prepare.clone());
         Box::pin(async move {
-            let end = Rc::new(End::default());
             let guarded = Rc::clone(&end);
             let make = move |incoming: &Incoming<'_>| {
                 let inner = factory.with(|make| make(incoming))??;
-                Some(Watched { inner, _end: EndGuard { end: Rc::clone(&guarded) } })
+                Some(Watched { inner, _end: EndGuard::new(&guarded) })
             };
             let transport = shard.connect_tcp_with(&aim.goal, &aim.options, make).await?;
             let open = ClosedOnDrop { transport: Some(transport.clone()) };
@@ -191,7 +191,7 @@ impl Style for ClientEvents {
 }
 
 impl Style for ClientStreams {
-    fn establish(&self, shard: &Shard, aim: &Aim) -> Establishing {
+    fn establish(&self, shard: &Shard, aim: &Aim, _end: &Rc<End>) -> Establishing {
         let (shard, aim) = (shard.clone(), aim.clone());
         let (handler, prepare) = (Rc::clone(&self.handler), self.prepare.clone());
         Box::pin(async move {
@@ -245,19 +245,20 @@ impl Layer for Watched {
     }
 }
 
-/// Whether a protocol has ended, and who waits for that.
+/// Whether the protocols of a service have ended, and who waits for that.
 #[derive(Default)]
-struct End {
-    over: Cell<bool>,
+pub(super) struct End {
+    alive: Cell<usize>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl End {
-    fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
-        if self.over.get() {
+    pub(super) fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.alive.get() == 0 {
             return Poll::Ready(());
         }
-        let replaced = self.waker.borrow_mut().replace(context.waker().clone());
+        let waker = context.waker().clone();
+        let replaced = self.waker.borrow_mut().replace(waker);
         drop(replaced);
         Poll::Pending
     }
@@ -267,9 +268,16 @@ struct EndGuard {
     end: Rc<End>,
 }
 
+impl EndGuard {
+    fn new(end: &Rc<End>) -> Self {
+        end.alive.set(end.alive.get() + 1);
+        EndGuard { end: Rc::clone(end) }
+    }
+}
+
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        self.end.over.set(true);
+        self.end.alive.set(self.end.alive.get() - 1);
         let waker = self.end.waker.borrow_mut().take();
         if let Some(waker) = waker {
             wake_contained(waker);

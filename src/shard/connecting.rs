@@ -13,8 +13,9 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::addr::{Addr, UnixAddr};
 use crate::error::{CloseReason, ConnectError, InvalidAddress, ResolveError, TlsError};
@@ -22,8 +23,8 @@ use crate::net::connection::{Connection, EndKind};
 use crate::net::connector::{Race, Runner, interleave};
 use crate::net::host_name::HostName;
 use crate::net::target::ConnectTarget;
-use crate::net::tls::Session;
-use crate::net::wire::Wire;
+use crate::net::tls::{Session, TlsRole};
+use crate::net::wire::{Tls, Wire};
 use crate::reactor::driver::{CloseKind, ConnectSpec};
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
 use crate::reactor::token::Token;
@@ -31,6 +32,7 @@ use crate::shard::connections::Handler;
 use crate::shard::handles::transport::Transport;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::listening::ProtocolMaker;
+use crate::shard::policies::Policies;
 use crate::shard::protocol::Incoming;
 use crate::shard::{Shard, Timer, wake_contained};
 use crate::tasks::JoinHandle;
@@ -60,11 +62,13 @@ pub(crate) struct AttemptId(u64);
 struct Attempt {
     goal: Goal,
     target: Target,
-    /// What it begins with, if it is to speak TLS.
-    session: Option<Box<Session>>,
+    /// How to speak TLS once connected, if that is wanted. The session is made then: who never connects pays for none, and
+    /// uses up no ticket.
+    secure: Option<TlsRole>,
     how: ConnectHow,
     timer: TimerKey,
     timeout: Duration,
+    begun: Instant,
     stage: Stage,
     outcome: Rc<OutcomeCell>,
 }
@@ -119,13 +123,14 @@ impl Stage {
 }
 
 /// How to connect, where the defaults do not do.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ConnectHow {
     pub(crate) bind_v4: Option<SocketAddr>,
     pub(crate) bind_v6: Option<SocketAddr>,
     pub(crate) timeout: Option<Duration>,
     /// The connection tells of descriptors.
     pub(crate) takes_descriptors: bool,
+    pub(crate) policies: Option<Arc<Policies>>,
 }
 
 impl ConnectHow {
@@ -157,6 +162,8 @@ pub(crate) struct OutcomeCell {
     attempt: Cell<Option<AttemptId>>,
     /// The connection, while its TLS handshake is under way.
     handshaking: Cell<Option<Token>>,
+    /// Nobody asks any more.
+    given_up: Cell<bool>,
 }
 
 type FailureCall = dyn FnOnce(&Shard, ConnectError);
@@ -169,8 +176,6 @@ pub(crate) struct PendingAttempt {
     goal: Option<Goal>,
     /// Whether dropping this gives the attempt up.
     owned: bool,
-    /// Whether nobody but the asker has the connection: then it ends with this.
-    sole_owner: bool,
 }
 
 impl Shard {
@@ -180,18 +185,12 @@ impl Shard {
         goal: Result<Goal, ConnectError>,
         how: ConnectHow,
         target: Target,
-        session: Option<Result<Box<Session>, TlsError>>,
+        secure: Option<TlsRole>,
     ) -> PendingAttempt {
         let inner = &self.inner;
         let cell = Rc::new(OutcomeCell::default());
-        let sole_owner = matches!(target, Target::Handler(_));
-        let mut pending = PendingAttempt {
-            shard: self.clone(),
-            cell: Rc::clone(&cell),
-            goal: None,
-            owned: true,
-            sole_owner,
-        };
+        let mut pending =
+            PendingAttempt { shard: self.clone(), cell: Rc::clone(&cell), goal: None, owned: true };
         let goal = match goal {
             Ok(goal) => goal,
             Err(error) => {
@@ -201,14 +200,11 @@ impl Shard {
             }
         };
         pending.goal = Some(goal.clone());
-        let session = match session.transpose() {
-            Ok(session) => session,
-            Err(source) => {
-                self.drop_contained(target);
-                self.resolve_attempt(&cell, Err(ConnectError::Tls { target: goal.to_string(), source }));
-                return pending;
-            }
-        };
+        if let Some(Err(source)) = secure.as_ref().map(TlsRole::check) {
+            self.drop_contained(target);
+            self.resolve_attempt(&cell, Err(ConnectError::Tls { target: goal.to_string(), source }));
+            return pending;
+        }
         if !matches!(inner.phase.get(), ShardPhase::Starting | ShardPhase::Running | ShardPhase::Draining) {
             self.drop_contained(target);
             self.resolve_attempt(&cell, Err(ConnectError::Stopping));
@@ -218,9 +214,9 @@ impl Shard {
         inner.attempts.last.set(id.0);
         cell.attempt.set(Some(id));
         let timeout = how.timeout.unwrap_or(inner.shared.config.connect_timeout);
-        let deadline = deadline_after(self.read_clock(), timeout);
+        let begun = self.read_clock();
         let timer = Timer::new(move |shard: &Shard| shard.on_connect_timeout(id));
-        let timer = inner.timers.borrow_mut().insert(deadline, timer);
+        let timer = inner.timers.borrow_mut().insert(deadline_after(begun, timeout), timer);
         let stage = match &goal {
             Goal::Ip(ConnectTarget::Name { host, port }) => {
                 Stage::Resolving(self.look_up_for(id, host.clone(), *port))
@@ -228,7 +224,7 @@ impl Shard {
             Goal::Ip(ConnectTarget::Addr(addr)) => Stage::race(vec![(*addr).into()]),
             Goal::Unix(name) => Stage::race(vec![name.clone().into()]),
         };
-        let attempt = Attempt { goal, target, session, how, timer, timeout, stage, outcome: cell };
+        let attempt = Attempt { goal, target, secure, how, timer, timeout, begun, stage, outcome: cell };
         inner.attempts.table.borrow_mut().insert(id, attempt);
         self.try_next_address(id);
         pending
@@ -272,6 +268,13 @@ impl Shard {
             inner.timers.borrow_mut().cancel(key);
         }
         while let Some(addr) = race.next() {
+            // It takes its place when it stands; there is no use in beginning when there is none.
+            let policies = attempt.how.policies.as_ref();
+            if policies.is_some_and(|policies| policies.admit(addr.as_ip()).is_err()) {
+                inner.stats.refused.add(1);
+                race.failed(ConnectError::LimitReached { addr });
+                continue;
+            }
             let bind_addr = addr.as_ip().and_then(|addr| attempt.how.bind_addr(addr));
             let mut driver = inner.driver.borrow_mut();
             let begun = match &addr {
@@ -313,11 +316,26 @@ impl Shard {
         };
         if matches!(inner.phase.get(), ShardPhase::Drained | ShardPhase::Stopped) {
             inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-            self.drop_contained(attempt.target);
+            self.drop_contained((attempt.target, attempt.secure));
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::Stopping));
             return;
         }
+        if !self.admit(token, attempt.how.policies.as_ref(), &addr) {
+            inner.driver.borrow_mut().close(token, CloseKind::Reset);
+            self.drop_contained((attempt.target, attempt.secure));
+            self.resolve_attempt(&attempt.outcome, Err(ConnectError::LimitReached { addr }));
+            return;
+        }
         inner.stats.connected.add(1);
+        let session = match attempt.secure.map(|role| self.make_session(role, &attempt.goal)).transpose() {
+            Ok(session) => session,
+            Err(error) => {
+                self.turn_away(token, CloseKind::Orderly);
+                self.drop_contained(attempt.target);
+                self.resolve_attempt(&attempt.outcome, Err(error));
+                return;
+            }
+        };
         let handler = match attempt.target {
             Target::Handler(handler) => Some(handler),
             Target::Protocol(mut make) => {
@@ -335,7 +353,8 @@ impl Shard {
             }
         };
         let Some(handler) = handler else {
-            inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+            self.drop_contained(session);
+            self.turn_away(token, CloseKind::Orderly);
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::NoProtocol));
             return;
         };
@@ -343,8 +362,14 @@ impl Shard {
         if attempt.how.takes_descriptors {
             inner.take_descriptors(token, &mut connection, true);
         }
-        if let Some(session) = attempt.session {
-            connection.wire = Wire::Tls(session);
+        if let Some(session) = session {
+            let mut limit = inner.shared.config.handshake_timeout;
+            if let Some(timeout) = attempt.how.timeout {
+                // The caller's covers the handshake as well.
+                let used = self.read_clock().saturating_duration_since(attempt.begun);
+                limit = limit.min(timeout.saturating_sub(used));
+            }
+            connection.wire = Wire::Tls(Tls::new(session, limit));
             attempt.outcome.handshaking.set(Some(token));
             let handshaking = Handshaking { goal: attempt.goal, addr, outcome: attempt.outcome };
             inner.attempts.handshaking.borrow_mut().insert(token, handshaking);
@@ -352,6 +377,19 @@ impl Shard {
         }
         self.open_connection(token, connection, handler);
         self.resolve_attempt(&attempt.outcome, Ok(Transport::new(self.clone(), token)));
+    }
+
+    /// Begins TLS, which may call code of the application's.
+    fn make_session(&self, role: TlsRole, goal: &Goal) -> Result<Box<Session>, ConnectError> {
+        let made = catch_unwind(AssertUnwindSafe(|| role.session()));
+        self.drop_contained(role);
+        match made {
+            Ok(made) => made.map_err(|source| ConnectError::Tls { target: goal.to_string(), source }),
+            Err(payload) => {
+                self.panicked("code within TLS", payload);
+                Err(ConnectError::Cancelled)
+            }
+        }
     }
 
     /// The TLS handshake is complete, perhaps of an attempt.
@@ -371,8 +409,10 @@ impl Shard {
                 ConnectError::Os { addr, source: io::Error::new(source.kind(), source.to_string()) }
             }
             CloseReason::Stopped => ConnectError::Stopping,
-            CloseReason::Closed | CloseReason::Aborted => ConnectError::Cancelled,
-            _ => ConnectError::Tls { target, source: TlsError::ClosedInHandshake },
+            CloseReason::WriteStalled { after } => ConnectError::TimedOut { addr, after: *after },
+            CloseReason::PeerFinished => ConnectError::Tls { target, source: TlsError::ClosedInHandshake },
+            // Whoever has the connection has ended it.
+            _ => ConnectError::Cancelled,
         };
         self.resolve_attempt(&outcome, Err(error));
     }
@@ -435,7 +475,7 @@ impl Shard {
 
     fn fail_attempt(&self, id: AttemptId, error: ConnectError) {
         let Some(attempt) = self.take_attempt(id) else { return };
-        self.drop_contained(attempt.target);
+        self.drop_contained((attempt.target, attempt.secure));
         self.resolve_attempt(&attempt.outcome, Err(error));
     }
 
@@ -473,6 +513,8 @@ impl Shard {
         let on_failure = cell.on_failure.borrow_mut().take();
         match (outcome, on_failure) {
             (Err(error), Some(call)) => self.fail_later(call, error),
+            // Given up in the callback that was told of it.
+            (Ok(transport), _) if cell.given_up.get() => transport.close(),
             (outcome, unneeded) => {
                 *cell.outcome.borrow_mut() = Some(outcome);
                 // It is the application's.
@@ -553,9 +595,14 @@ impl Drop for PendingAttempt {
         if !self.owned {
             return;
         }
+        self.cell.given_up.set(true);
         self.cancel();
-        if let (true, Some(Ok(transport))) = (self.sole_owner, self.cell.outcome.borrow_mut().take()) {
-            transport.close();
+        let untaken = self.cell.outcome.borrow_mut().take();
+        match untaken {
+            Some(Ok(transport)) => transport.close(),
+            // A resolver's error is the application's.
+            Some(Err(error)) => self.shard.drop_contained(error),
+            None => {}
         }
     }
 }

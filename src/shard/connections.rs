@@ -20,6 +20,7 @@ use crate::shard::flushing::Notice;
 use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::transport::Transport;
 use crate::shard::lifecycle::ShardPhase;
+use crate::shard::policies::{Watched, Way};
 use crate::shard::producers::{EndsAfterProducer, Producing};
 use crate::shard::protocol::Protocol;
 use crate::shard::{Shard, Timer};
@@ -54,6 +55,10 @@ pub(crate) struct Marks {
     pub(crate) draining: Draining,
     pub(crate) producing: Producing,
     pub(crate) ends_after_producer: EndsAfterProducer,
+    /// The protocol has looked at all that is kept of its input, and took nothing: it is shown again with the next bytes,
+    /// or when it asks to read on.
+    pub(crate) left_whole: bool,
+    pub(crate) watched: Watched,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -70,7 +75,7 @@ const NOTICES_PER_SETTLE: usize = 8;
 /// Kept input may have this much room around it, in bytes; beyond it, four times its own length.
 const KEPT_SLACK_BYTES: usize = 4096;
 /// While the shard drains, peers have this long to close after we have.
-const DRAINING_LINGER: Duration = Duration::from_millis(500);
+pub(super) const DRAINING_LINGER: Duration = Duration::from_millis(500);
 
 type Outcome = std::result::Result<Result<()>, Box<dyn Any + Send>>;
 
@@ -85,7 +90,7 @@ impl Shard {
         } else {
             Draining::No
         };
-        let marks = Marks { draining, ..Marks::default() };
+        let marks = Marks { draining, watched: self.begin_policing(token), ..Marks::default() };
         let mut slot = Slot { connection, handler, deadline: None, guard: None, marks };
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
         if slot.connection.wire.is_tls() {
@@ -112,14 +117,28 @@ impl Shard {
         let Ok(slot) = RefMut::filter_map(connections, |connections| connections.get_mut(token)) else {
             return;
         };
-        if slot.connection.wire.is_tls() {
+        let watched = slot.marks.watched;
+        if watched.is_any() | slot.connection.wire.is_tls() {
             drop(slot);
-            return self.on_received_sealed(token, lease);
+            return self.on_received_watched(token, watched, lease);
         }
         self.give(token, slot, lease);
     }
 
-    /// Gives bytes that TLS has opened to whoever handles the connection.
+    /// As `hand_over`, for bytes that nobody has logged yet.
+    pub(super) fn hand_over_logged(&self, token: Token, lease: Lease) {
+        self.log_received(token, &lease);
+        self.hand_over(token, lease);
+    }
+
+    /// Logs what has come for the application, if that is to be logged.
+    pub(super) fn log_received(&self, token: Token, bytes: &[u8]) {
+        if self.inner.connections.borrow().get(token).is_some_and(|slot| slot.marks.watched.logs()) {
+            self.log_traffic(token, Way::Received, bytes);
+        }
+    }
+
+    /// Gives bytes, as the application is to see them, to whoever handles the connection.
     pub(super) fn hand_over(&self, token: Token, lease: Lease) {
         let connections = self.inner.connections.borrow_mut();
         if let Ok(slot) = RefMut::filter_map(connections, |connections| connections.get_mut(token)) {
@@ -137,7 +156,7 @@ impl Shard {
         }
         match std::mem::replace(&mut slot.handler, Handler::Busy) {
             Handler::Protocol(protocol) => {
-                inner.activate(token, &slot.connection);
+                inner.activate(token, &slot);
                 let kept = slot.connection.input.take();
                 if kept.is_empty() {
                     drop(slot);
@@ -189,7 +208,10 @@ impl Shard {
                     self.with_active(token, || stream.on_resumed(self));
                 }
             }
-            (Phase::Open, _) => slot.connection.input.push(bytes),
+            (Phase::Open, _) => {
+                slot.marks.left_whole = false;
+                slot.connection.input.push(bytes);
+            }
             (Phase::Flushing(_) | Phase::Ending(..), _) => {}
             (Phase::Lingering { discarded_bytes, reading }, _) => {
                 *discarded_bytes += bytes.len();
@@ -205,7 +227,7 @@ impl Shard {
     fn deliver(&self, token: Token, mut protocol: Box<dyn Protocol>, bytes: &[u8]) {
         let (outcome, consumed) = self.show(token, &mut *protocol, bytes);
         let rest = &bytes[consumed..];
-        self.callback_done(token, protocol, outcome, rest.len(), || rest.to_vec());
+        self.callback_done(token, protocol, outcome, rest.len(), || (rest.to_vec(), consumed > 0));
     }
 
     /// As `deliver`, for bytes that were kept before: what the protocol leaves stays where it is. Copied each time, a
@@ -218,7 +240,7 @@ impl Shard {
             if kept.capacity() > KEPT_SLACK_BYTES.max(4 * kept.len()) {
                 kept.shrink_to_fit();
             }
-            kept
+            (kept, consumed > 0)
         });
         left_all
     }
@@ -233,7 +255,7 @@ impl Shard {
     }
 
     /// Puts the protocol back, keeps what it left of its input, and settles the connection: one look at its slot for
-    /// all three.
+    /// all three. `rest` gives what it left, and whether it has used anything.
     #[inline]
     fn callback_done(
         &self,
@@ -241,7 +263,7 @@ impl Shard {
         protocol: Box<dyn Protocol>,
         outcome: Outcome,
         rest_len: usize,
-        rest: impl FnOnce() -> Vec<u8>,
+        rest: impl FnOnce() -> (Vec<u8>, bool),
     ) {
         let inner = &*self.inner;
         let mut connections = inner.connections.borrow_mut();
@@ -255,13 +277,15 @@ impl Shard {
             self.callback_failed(token, outcome);
             return self.settle(token);
         }
-        if slot.connection.session().is_some_and(|session| session.fresh) {
+        if slot.connection.tls().is_some_and(|tls| tls.fresh) {
             // It has begun TLS in this callback: not a byte after that is plain.
-            let handshake = rest();
+            let (handshake, _) = rest();
             self.inner.keep_handshake(token, slot, &handshake);
         } else if rest_len > 0 && slot.connection.is_open() {
             // Whatever came before was lent together with what has come now.
-            slot.connection.input.set(rest());
+            let (rest, has_used) = rest();
+            slot.connection.input.set(rest);
+            slot.marks.left_whole = !has_used && inner.dry.was_seen();
             // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
             let limit_bytes = inner.shared.config.input_bytes_max;
             if rest_len > limit_bytes && slot.connection.read_holds == 0 {
@@ -302,7 +326,11 @@ impl Shard {
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         slot.connection.read = ReadHalf::Finished;
-        if slot.connection.session().is_some_and(|session| session.truncated) {
+        if slot.connection.wire.is_tls() {
+            // The peer may have finished within TLS alone, and send on.
+            slot.connection.update_receiving(&mut **self.inner.driver.borrow_mut(), token);
+        }
+        if slot.connection.tls().is_some_and(|tls| tls.truncated) {
             drop(connections);
             return self.begin_close(token, CloseReason::Tls(TlsError::Truncated));
         }
@@ -369,47 +397,6 @@ impl Shard {
         self.end(token, reason, EndKind::Close(kind));
     }
 
-    /// Asks the handler to come to an end.
-    pub(crate) fn tell_draining(&self, token: Token) {
-        let mut connections = self.inner.connections.borrow_mut();
-        let Some(slot) = connections.get_mut(token) else { return };
-        if slot.marks.draining == Draining::Told {
-            return;
-        }
-        slot.marks.draining = Draining::Told;
-        if !slot.connection.is_open() {
-            // Its peer is given less time now.
-            let lingering = matches!(slot.connection.phase, Phase::Lingering { .. });
-            if let (true, Some(guard)) = (lingering, slot.guard) {
-                let deadline = deadline_after(self.inner.now.get(), DRAINING_LINGER);
-                let mut timers = self.inner.timers.borrow_mut();
-                if timers.deadline(guard).is_some_and(|old| old > deadline) {
-                    timers.reset(guard, deadline);
-                }
-            }
-            return;
-        }
-        if let Handler::Stream(stream) = &slot.handler {
-            let stream = Rc::clone(stream);
-            drop(connections);
-            self.with_active(token, || stream.on_draining(self));
-        } else {
-            drop(connections);
-            self.call_protocol(token, |protocol, transport| protocol.draining(transport));
-        }
-    }
-
-    /// One that came in late has now been served.
-    fn tell_draining_if_served(&self, token: Token) {
-        let late =
-            self.inner.connections.borrow().get(token).is_some_and(|slot| {
-                slot.marks.draining == Draining::Later && slot.connection.input.is_empty()
-            });
-        if late {
-            self.tell_draining(token);
-        }
-    }
-
     /// Calls the protocol, then sends what it wrote.
     pub(super) fn call_protocol(
         &self,
@@ -422,7 +409,7 @@ impl Shard {
     /// Runs `body` with `token` as the connection whose small writes are staged, then settles it.
     pub(super) fn with_active(&self, token: Token, body: impl FnOnce()) {
         match self.inner.connections.borrow().get(token) {
-            Some(slot) => self.inner.activate(token, &slot.connection),
+            Some(slot) => self.inner.activate(token, slot),
             None => return,
         }
         body();
@@ -610,6 +597,7 @@ impl Shard {
         let inner = &self.inner;
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
+        slot.marks.left_whole = false;
         inner.read_on(token, slot);
         // What the callback that runs now leaves is not kept yet, and it may not have been shown all of it.
         if inner.active.get() == token {
@@ -645,7 +633,8 @@ impl Shard {
                     Handler::Stream(stream) => Some(Rc::clone(stream)),
                     _ => None,
                 };
-                (slot.connection.input.take(), stream)
+                let kept = if slot.marks.left_whole { Vec::new() } else { slot.connection.input.take() };
+                (kept, stream)
             };
 
             if let Some(stream) = stream {
@@ -655,7 +644,7 @@ impl Shard {
                 && let Some(protocol) = self.take_protocol(token)
             {
                 if let Some(slot) = self.inner.connections.borrow().get(token) {
-                    self.inner.activate(token, &slot.connection);
+                    self.inner.activate(token, slot);
                 }
                 let left_all = self.deliver_kept(token, protocol, kept);
                 self.inner.deactivate();
@@ -703,7 +692,7 @@ impl Shard {
 
     fn retire(&self, token: Token) {
         let inner = &self.inner;
-        let (handler, reason, peer, produced) = {
+        let (handler, reason, peer, produced, wire) = {
             let mut connections = inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return };
             slot.marks.ending = false;
@@ -718,12 +707,8 @@ impl Shard {
             let produced = std::mem::take(&mut slot.marks.producing) != Producing::Nobody;
             let handler = std::mem::replace(&mut slot.handler, Handler::Gone);
             let peer = slot.connection.peer();
-            let mut timers = inner.timers.borrow_mut();
-            let handshake = inner.handshakes.leave(&mut slot.connection);
-            for key in [slot.deadline.take(), slot.guard.take(), handshake].into_iter().flatten() {
-                drop(timers.cancel(key));
-            }
-            slot.connection.wire = Wire::Plain;
+            inner.stop_timers(slot);
+            let wire = std::mem::replace(&mut slot.connection.wire, Wire::Plain);
             drop(slot.connection.take_descriptors());
             let mut driver = inner.driver.borrow_mut();
             match kind {
@@ -733,8 +718,8 @@ impl Shard {
                     let limit = inner.shared.config.linger_timeout;
                     let limit = if draining { limit.min(DRAINING_LINGER) } else { limit };
                     let deadline = deadline_after(inner.now.get(), limit);
-                    slot.guard =
-                        Some(timers.insert(deadline, Timer::new(move |shard: &Shard| shard.on_guard(token))));
+                    let late = Timer::new(move |shard: &Shard| shard.on_guard(token));
+                    slot.guard = Some(inner.timers.borrow_mut().insert(deadline, late));
                 }
                 EndKind::Close(kind) => {
                     driver.close(token, kind);
@@ -742,9 +727,14 @@ impl Shard {
                     inner.stats.open.subtract(1);
                 }
             }
-            (handler, *reason, peer, produced)
+            (handler, *reason, peer, produced, wire)
         };
+        if wire.is_tls() {
+            // With it goes what the application has configured it with.
+            self.drop_contained(wire);
+        }
         self.handshake_ended(token, &reason);
+        self.end_policing(token, &reason);
         if !reason.is_clean() {
             self.log_end(&reason, &peer);
         }

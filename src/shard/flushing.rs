@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::error::{CloseReason, log_contained};
-use crate::net::connection::{Connection, Crossing, EndKind, Flushed, Phase, ReadHalf, WriteHalf};
-use crate::net::tls::Session;
+use crate::net::connection::{Crossing, EndKind, Flushed, Phase, ReadHalf, WriteHalf};
+use crate::net::wire::Tls;
 use crate::reactor::driver::CloseKind;
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
@@ -31,11 +31,12 @@ pub(super) enum Notice {
 impl Inner {
     /// Makes `token` the connection whose callback runs: its small writes are staged.
     #[inline]
-    pub(super) fn activate(&self, token: Token, connection: &Connection) {
+    pub(super) fn activate(&self, token: Token, slot: &Slot) {
         debug_assert!(self.active.get() == Token::NOBODY, "callbacks do not nest");
         self.active.set(token);
-        self.dry.set(false);
-        let straight = connection.may_write() && !connection.has_output();
+        self.dry.begin();
+        let connection = &slot.connection;
+        let straight = connection.may_write() && !connection.has_output() && !slot.marks.watched.logs();
         self.staged_room.set(if straight { self.shared.config.watermarks.cap_bytes } else { 0 });
     }
 
@@ -84,6 +85,15 @@ impl Inner {
         }
     }
 
+    /// The connection is over here, and so is what it waits for.
+    pub(super) fn stop_timers(&self, slot: &mut Slot) {
+        self.leave_handshake(&mut slot.connection);
+        let mut timers = self.timers.borrow_mut();
+        for key in [slot.deadline.take(), slot.guard.take()].into_iter().flatten() {
+            timers.cancel(key);
+        }
+    }
+
     /// Hands staged and queued output to the driver, and moves the connection on. At most one notice at a time.
     #[inline]
     pub(super) fn flush(&self, token: Token, slot: &mut Slot) -> Option<Notice> {
@@ -101,9 +111,11 @@ impl Inner {
         if !staged.is_empty() {
             slot.note_written();
         }
-        let mut driver = self.driver.borrow_mut();
-        let flushed = slot.connection.flush(&mut **driver, token, &staged);
-        drop(driver);
+        let flushed = if slot.marks.watched.is_any() {
+            self.flush_policed(token, slot, &staged)
+        } else {
+            slot.connection.flush(&mut **self.driver.borrow_mut(), token, &staged)
+        };
         staged.clear();
         if staged.capacity() > STAGED_KEEP_BYTES {
             staged.shrink_to(STAGED_KEEP_BYTES);
@@ -125,6 +137,13 @@ impl Inner {
                 } else {
                     self.output_is_out(token, slot)
                 }
+            }
+            Ok(Flushed::Waits) => {
+                if let Some(key) = slot.guard.take() {
+                    self.timers.borrow_mut().cancel(key);
+                }
+                self.staged_room.set(0);
+                self.crossing(token, slot)
             }
             Ok(progress) => {
                 if progress == Flushed::Later {
@@ -156,11 +175,14 @@ impl Inner {
     #[inline(never)]
     fn seal(&self, token: Token, slot: &mut Slot, staged: &mut Vec<u8>) {
         let mut spare = self.spare.borrow_mut();
-        if let Err(error) = slot.connection.seal(staged, &mut spare) {
-            staged.clear();
-            self.stats.unsent_bytes_dropped.add(slot.connection.discard_output() as u64);
-            let reason = CloseReason::Tls(error);
-            self.mark_ending(token, slot, reason, EndKind::Close(CloseKind::Orderly));
+        match slot.connection.seal(staged, &mut spare) {
+            Ok(lost) => self.stats.unsent_bytes_dropped.add(lost as u64),
+            Err(reason) => {
+                staged.clear();
+                self.stats.panics.add(u64::from(matches!(reason, CloseReason::Panicked(_))));
+                self.stats.unsent_bytes_dropped.add(slot.connection.discard_output() as u64);
+                self.mark_ending(token, slot, reason, EndKind::Close(CloseKind::Orderly));
+            }
         }
         if slot.connection.is_handshaking() {
             // What waits for the handshake keeps a connection that is being closed reading until then.
@@ -225,9 +247,12 @@ impl Inner {
         slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
         let kept = match &slot.handler {
             Handler::Stream(stream) => stream.owes_reader(),
-            _ => !slot.connection.input.is_empty() || slot.connection.has_unread_descriptors(),
+            _ => {
+                let bytes = !slot.connection.input.is_empty() && !slot.marks.left_whole;
+                bytes || slot.connection.has_unread_descriptors()
+            }
         };
-        let unopened = slot.connection.session().is_some_and(Session::has_unopened);
+        let unopened = slot.connection.tls().is_some_and(Tls::has_unopened);
         if kept || unopened || slot.connection.read == ReadHalf::FinishPending {
             self.mark_slot_resumed(token, slot);
         }

@@ -24,10 +24,10 @@ use crate::shard::protocol::Protocol;
 ///         &mut self.inner
 ///     }
 ///     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
-///         let before = input.len();
-///         self.inner.data_received(transport, input)?;
-///         self.received_bytes += before - input.len();
-///         Ok(())
+///         let before = input.consumed();
+///         let outcome = self.inner.data_received(transport, input);
+///         self.received_bytes += input.consumed() - before;
+///         outcome
 ///     }
 /// }
 /// ```

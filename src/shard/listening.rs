@@ -12,7 +12,7 @@ use crate::addr::Addr;
 use crate::error::{ListenError, TlsError, log_contained};
 use crate::net::connection::Connection;
 use crate::net::tls::{Session, TlsRole};
-use crate::net::wire::Wire;
+use crate::net::wire::{Tls, Wire};
 use crate::reactor::driver::{CloseKind, Driver, Emptied, ListenSpec};
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
@@ -20,6 +20,7 @@ use crate::shard::Shard;
 use crate::shard::connections::Handler;
 use crate::shard::groups::{Group, GroupKey, Net, Role};
 use crate::shard::lifecycle::ShardPhase;
+use crate::shard::policies::Policies;
 use crate::shard::protocol::{Incoming, Protocol};
 
 /// The listeners of one shard. They are few, so they are searched in order.
@@ -37,6 +38,7 @@ pub(crate) struct Listening {
     opener: RefCell<Option<Opener>>,
     /// Makes the TLS of each connection, if they begin with it.
     secure: Option<Box<SessionMaker>>,
+    policies: Option<Arc<Policies>>,
     /// Accepted by the last look and not yet dispatched.
     undispatched: Cell<usize>,
 }
@@ -58,11 +60,13 @@ pub(crate) struct Opening {
     pub(crate) secure: Option<Box<SessionMaker>>,
     /// They tell of descriptors.
     pub(crate) takes_descriptors: bool,
+    /// What they are held to.
+    pub(crate) policies: Option<Arc<Policies>>,
 }
 
 impl From<Opener> for Opening {
     fn from(opener: Opener) -> Self {
-        Opening { opener, secure: None, takes_descriptors: false }
+        Opening { opener, secure: None, takes_descriptors: false, policies: None }
     }
 }
 
@@ -71,10 +75,11 @@ pub(crate) fn session_maker(role: TlsRole) -> Box<SessionMaker> {
 }
 
 /// How a listener is opened.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ListenHow {
     pub(crate) backlog: Option<u32>,
     pub(crate) share_port: bool,
+    pub(crate) policies: Option<Arc<Policies>>,
 }
 
 /// Handshakes on loopback are done within the client's own system call, but that may be running right now.
@@ -130,16 +135,17 @@ impl Shard {
                 accepts_per_turn: config.accepts_per_turn,
             })
         })?;
+        let opening = Opening { policies: how.policies, ..opening };
         self.begin_listening(token, Arc::clone(&group), opening);
         Ok(group)
     }
 
     /// Serves what comes in at `token`, or is handed over by the group's acceptor.
     pub(super) fn begin_listening(&self, token: Token, group: Arc<Group>, opening: Opening) {
-        let Opening { opener, secure, takes_descriptors } = opening;
+        let Opening { opener, secure, takes_descriptors, policies } = opening;
         let opener = RefCell::new(Some(opener));
         let undispatched = Cell::new(0);
-        let listening = Listening { token, group, takes_descriptors, opener, secure, undispatched };
+        let listening = Listening { token, group, takes_descriptors, opener, secure, policies, undispatched };
         self.inner.listeners.open.borrow_mut().push(Rc::new(listening));
         if self.inner.phase.get() == ShardPhase::Running {
             self.inner.driver.borrow_mut().accept(token, true);
@@ -212,14 +218,21 @@ impl Shard {
     /// Gives an accepted connection to the factory.
     pub(super) fn open_accepted(&self, listening: &Listening, token: Token, peer: Addr) {
         let inner = &self.inner;
+        if !self.admit(token, listening.policies.as_ref(), &peer) {
+            // Before anything is done for it, and so that nothing of it is left: see `ConnectionLimit`.
+            inner.driver.borrow_mut().close(token, CloseKind::Reset);
+            return;
+        }
         let mut connection = Connection::new(peer.clone());
         match listening.secure.as_ref().map(|secure| secure()) {
             None => {}
-            Some(Ok(session)) => connection.wire = Wire::Tls(session),
+            Some(Ok(session)) => {
+                connection.wire = Wire::Tls(Tls::new(session, inner.shared.config.handshake_timeout))
+            }
             Some(Err(error)) => {
-                tracing::error!(shard = inner.id.index(), %error, "a TLS session cannot be made");
-                inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-                return;
+                let shard = inner.id.index();
+                log_contained(|| tracing::error!(shard, %error, "a TLS session cannot be made"));
+                return self.turn_away(token, CloseKind::Orderly);
             }
         }
         inner.stats.accepted.add(1);
@@ -242,12 +255,12 @@ impl Shard {
                         self.open_connection(token, connection, Handler::Protocol(protocol));
                         return;
                     }
-                    Ok(None) => inner.driver.borrow_mut().close(token, CloseKind::Orderly),
-                    Err(payload) => {
-                        self.panicked("a factory", payload);
-                        inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-                    }
+                    Ok(None) => {}
+                    Err(payload) => drop(self.panicked("a factory", payload)),
                 }
+                self.turn_away(token, CloseKind::Orderly);
+                // Its TLS may be the last to hold what the application has configured it with.
+                self.drop_contained(connection);
             }
         }
         *listening.opener.borrow_mut() = Some(opener);

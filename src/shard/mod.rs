@@ -16,6 +16,8 @@ pub(crate) mod layer;
 pub(crate) mod lifecycle;
 pub(crate) mod listening;
 pub(crate) mod placement;
+pub mod policies;
+pub(crate) mod policing;
 pub(crate) mod producers;
 pub(crate) mod protocol;
 pub(crate) mod secured;
@@ -37,6 +39,7 @@ use crate::ShardId;
 use crate::cross_shard::Endpoint;
 use crate::error::{log_contained, panic_message};
 use crate::inline::InlineCall;
+use crate::net::input::Dry;
 use crate::net::wire::PIECE_BYTES;
 use crate::reactor::driver::Driver;
 use crate::reactor::lease::{Lease, LeasePool};
@@ -51,6 +54,7 @@ use draining::DrainCalls;
 use handles::delayed_call::DelayedCall;
 use lifecycle::ShardPhase;
 use listening::Listeners;
+use policing::Policing;
 use producers::Producers;
 use secured::Handshakes;
 use shared::Shared;
@@ -90,6 +94,7 @@ pub(crate) struct Inner {
     pub(crate) datagrams: Datagrams,
     pub(crate) watches: Watches,
     pub(crate) producers: Producers,
+    pub(crate) policing: Policing,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
     /// Memory for their ciphertext. Empty between uses.
@@ -97,6 +102,8 @@ pub(crate) struct Inner {
     /// Pieces of plaintext on loan.
     pub(crate) plain: Rc<LeasePool>,
     pub(crate) handshakes: Handshakes,
+    /// Ciphertext of the connection whose bytes are opened now, for whoever detaches it meanwhile.
+    pub(crate) unopened: Cell<Option<Lease>>,
     /// What it has just received, while its stream's task may take it.
     pub(crate) lent: Cell<Option<Lease>>,
     /// How much may be staged without a further look at that connection; 0 when it may not be written to, or has output
@@ -105,7 +112,7 @@ pub(crate) struct Inner {
     /// That connection, or nobody.
     pub(crate) active: Cell<Token>,
     /// Whether its input has run dry: it was closed or paused in its own callback.
-    pub(crate) dry: Cell<bool>,
+    pub(crate) dry: Dry,
     /// Connections written to, or closed, outside their own event.
     pub(crate) unsettled: RefCell<Vec<Token>>,
     /// Connections whose kept input, or FIN, may be delivered again.
@@ -207,14 +214,16 @@ impl Shard {
             datagrams: Datagrams::default(),
             watches: Watches::default(),
             producers: Producers::default(),
+            policing: Policing::new(),
             staged: RefCell::default(),
             spare: RefCell::default(),
             plain: LeasePool::new(2 * PIECE_BYTES),
             handshakes: Handshakes::default(),
+            unopened: Cell::new(None),
             lent: Cell::new(None),
             staged_room: Cell::new(0),
             active: Cell::new(Token::NOBODY),
-            dry: Cell::new(false),
+            dry: Dry::default(),
             unsettled: RefCell::default(),
             resumed: RefCell::default(),
             ending: RefCell::default(),

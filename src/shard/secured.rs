@@ -2,69 +2,118 @@
 //! The transformation itself is `net`'s.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
 use crate::error::{CloseReason, TlsError};
 use crate::net::connection::{Connection, EndKind, Phase, ReadHalf};
 use crate::net::tls::Session;
-use crate::net::wire::Opened;
+use crate::net::wire::{Opened, Tls};
 use crate::reactor::driver::CloseKind;
 use crate::reactor::lease::Lease;
-use crate::reactor::timer_wheel::{TimerKey, deadline_after};
+use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
 use crate::shard::connections::{Handler, Slot};
+use crate::shard::turn::Rest;
 use crate::shard::{Inner, Shard, Timer};
 
 /// The handshakes of a shard. A peer's first bytes cost us more than they cost it, so they are not dealt with as they come
-/// but in order, and for a part of each turn.
+/// but in order, and for a part of each turn; and there is a limit to what is kept of them.
 #[derive(Default)]
 pub(crate) struct Handshakes {
-    /// Connections whose bytes wait to be opened.
+    /// Connections whose bytes wait to be opened, the oldest first.
     queue: RefCell<VecDeque<Token>>,
-    /// Those for which there is no place among the handshakes under way.
-    waiting: RefCell<VecDeque<Token>>,
-    under_way: Cell<usize>,
+    /// Those that are in the middle of a message of a stranger's, in the order in which they have fallen silent.
+    unfinished: RefCell<BTreeMap<u64, Token>>,
+    last_place: Cell<u64>,
+    /// What is kept of strangers' messages, in bytes.
+    kept_bytes: Cell<usize>,
+    /// When it was their turn last.
+    turn_ended: Cell<Option<Instant>>,
 }
 
 impl Handshakes {
     /// Whether one of them can go on.
-    pub(crate) fn has_work(&self, places: usize) -> bool {
+    pub(crate) fn has_work(&self) -> bool {
         !self.queue.borrow().is_empty()
-            || (self.under_way.get() < places && !self.waiting.borrow().is_empty())
     }
 
-    /// The next one, the oldest first.
-    fn pop(&self, places: usize) -> Option<Token> {
-        if self.under_way.get() < places
-            && let Some(token) = self.waiting.borrow_mut().pop_front()
-        {
-            return Some(token);
+    /// Counts what it keeps now.
+    fn count(&self, token: Token, tls: &mut Tls) {
+        let counts = tls.is_handshaking() && tls.is_server();
+        self.set_bytes(tls, if counts { tls.kept_bytes() } else { 0 });
+        let waits_for_peer = tls.share.bytes > 0 && !tls.queued;
+        match tls.share.place {
+            None if waits_for_peer => {
+                let place = self.last_place.get() + 1;
+                self.last_place.set(place);
+                self.unfinished.borrow_mut().insert(place, token);
+                tls.share.place = Some(place);
+            }
+            Some(_) if !waits_for_peer => self.give_place_back(tls),
+            _ => {}
         }
-        self.queue.borrow_mut().pop_front()
     }
 
-    /// Its handshake is over, or goes on elsewhere. Gives its timer.
-    pub(crate) fn leave(&self, connection: &mut Connection) -> Option<TimerKey> {
-        let session = connection.session_mut()?;
-        if std::mem::take(&mut session.has_place) {
-            self.under_way.set(self.under_way.get() - 1);
+    fn set_bytes(&self, tls: &mut Tls, bytes: usize) {
+        self.kept_bytes.set(self.kept_bytes.get() - tls.share.bytes + bytes);
+        tls.share.bytes = bytes;
+    }
+
+    fn give_place_back(&self, tls: &mut Tls) {
+        if let Some(place) = tls.share.place.take() {
+            self.unfinished.borrow_mut().remove(&place);
         }
-        session.queued = false;
-        session.deadline.take()
+    }
+
+    /// Who has been silent for longest, apart from `token`.
+    fn longest_silent(&self, token: Token) -> Option<Token> {
+        self.unfinished.borrow().values().find(|other| **other != token).copied()
     }
 }
 
 impl Inner {
     /// Keeps bytes of a handshake until it is this connection's turn.
     pub(super) fn keep_handshake(&self, token: Token, slot: &mut Slot, bytes: &[u8]) {
-        let Some(session) = slot.connection.session_mut() else { return };
-        session.fresh = false;
-        session.keep(bytes);
-        if session.has_unopened() && !session.queued {
-            session.queued = true;
+        let Some(tls) = slot.connection.tls_mut() else { return };
+        tls.fresh = false;
+        tls.keep(bytes);
+        if (tls.has_unopened() || tls.socket_ended) && !tls.queued {
+            tls.queued = true;
+            self.stop_clock(tls);
             self.handshakes.queue.borrow_mut().push_back(token);
-            slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
         }
+        self.handshakes.count(token, tls);
+        slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
+    }
+
+    /// The handshake is over, or goes on elsewhere.
+    pub(super) fn leave_handshake(&self, connection: &mut Connection) {
+        let Some(tls) = connection.tls_mut() else { return };
+        self.stop_clock(tls);
+        tls.queued = false;
+        self.handshakes.set_bytes(tls, 0);
+        self.handshakes.give_place_back(tls);
+    }
+
+    /// From here on the peer takes its time, if it is the peer's turn.
+    fn start_clock(&self, token: Token, tls: &mut Tls) {
+        if !tls.is_handshaking() || tls.queued || tls.clock.running.is_some() {
+            return;
+        }
+        let deadline = deadline_after(self.driver.borrow_mut().read_clock(), tls.clock.left);
+        let late = Timer::new(move |shard: &Shard| shard.on_handshake_deadline(token));
+        tls.clock.running = Some(self.timers.borrow_mut().insert(deadline, late));
+    }
+
+    fn stop_clock(&self, tls: &mut Tls) {
+        let Some(key) = tls.clock.running.take() else { return };
+        let now = self.driver.borrow_mut().read_clock();
+        let mut timers = self.timers.borrow_mut();
+        let deadline = timers.deadline(key).unwrap_or(now);
+        tls.clock.left = deadline.saturating_duration_since(now);
+        timers.cancel(key);
     }
 }
 
@@ -75,14 +124,14 @@ impl Shard {
         if let Handler::Stream(stream) = &slot.handler {
             stream.set_secured();
         }
-        let Some(session) = slot.connection.session_mut() else { return };
-        if session.is_handshaking() {
-            let deadline =
-                deadline_after(inner.driver.borrow_mut().read_clock(), inner.shared.config.handshake_timeout);
-            let late = Timer::new(move |shard: &Shard| shard.on_handshake_deadline(token));
-            session.deadline = Some(inner.timers.borrow_mut().insert(deadline, late));
+        let Some(tls) = slot.connection.tls_mut() else { return };
+        if tls.is_handshaking() {
+            inner.keep_handshake(token, slot, &[]);
+            slot.connection.tls_mut().into_iter().for_each(|tls| inner.start_clock(token, tls));
+        } else if tls.has_unopened() || tls.socket_ended {
+            // It has come from another shard.
+            inner.mark_slot_resumed(token, slot);
         }
-        inner.keep_handshake(token, slot, &[]);
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
     }
 
@@ -95,12 +144,16 @@ impl Shard {
         let may_read = slot.connection.may_read();
         let handshaking = slot.connection.is_handshaking();
         match slot.connection.phase {
-            Phase::Open | Phase::Flushing(_) if handshaking => inner.keep_handshake(token, slot, &lease),
+            Phase::Open | Phase::Flushing(_) if handshaking => {
+                inner.keep_handshake(token, slot, &lease);
+                drop(connections);
+                self.make_room_for_handshake(token);
+            }
             Phase::Open if may_read => {
                 drop(connections);
                 self.open_sealed(token, Some(lease));
             }
-            Phase::Open => slot.connection.session_mut().into_iter().for_each(|session| session.keep(&lease)),
+            Phase::Open => slot.connection.tls_mut().into_iter().for_each(|tls| tls.keep(&lease)),
             _ => {
                 drop(connections);
                 self.received_unasked(token, &lease);
@@ -108,52 +161,81 @@ impl Shard {
         }
     }
 
+    /// Keeps to the limit of what all handshakes keep. Who has begun a message and been silent for longest goes; if nobody
+    /// has, the one that has just come.
+    fn make_room_for_handshake(&self, token: Token) {
+        let handshakes = &self.inner.handshakes;
+        while handshakes.kept_bytes.get() > self.inner.shared.config.handshake_bytes_max {
+            let last = handshakes.longest_silent(token);
+            let alone = self.inner.connections.borrow().get(token).is_none_or(|slot| {
+                slot.connection.tls().is_none_or(|tls| tls.share.bytes == handshakes.kept_bytes.get())
+            });
+            if last.is_none() && alone {
+                return;
+            }
+            self.session_failed(last.unwrap_or(token), CloseReason::Tls(TlsError::TooManyHandshakes));
+            if last.is_none() {
+                return;
+            }
+        }
+    }
+
     /// Handshake bytes → sessions: some each turn. Says whether more wait.
     pub(super) fn run_handshakes(&self) -> bool {
         let inner = &self.inner;
-        let (places, time) =
-            (inner.shared.config.handshakes_max, inner.shared.config.handshake_time_per_turn);
-        if !inner.handshakes.has_work(places) {
+        if !inner.handshakes.has_work() {
             return false;
         }
-        let until = inner.driver.borrow_mut().read_clock() + time;
-        while let Some(token) = inner.handshakes.pop(places) {
-            if self.take_place(token, places) {
-                self.open_sealed(token, None);
-                if let Some(slot) = inner.connections.borrow_mut().get_mut(token) {
-                    slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
+        let until = self.handshakes_until();
+        loop {
+            let token = inner.handshakes.queue.borrow_mut().pop_front();
+            let Some(token) = token else { break };
+            if !self.take_turn(token) {
+                continue;
+            }
+            self.open_sealed(token, None);
+            if let Some(slot) = inner.connections.borrow_mut().get_mut(token) {
+                if let Some(tls) = slot.connection.tls_mut() {
+                    inner.handshakes.count(token, tls);
+                    inner.start_clock(token, tls);
                 }
-                if inner.driver.borrow_mut().read_clock() > until {
-                    break;
-                }
+                slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
+            }
+            if inner.driver.borrow_mut().read_clock() >= until {
+                break;
             }
         }
-        inner.handshakes.has_work(places)
+        inner.handshakes.turn_ended.set(Some(inner.driver.borrow_mut().read_clock()));
+        inner.handshakes.has_work()
     }
 
-    /// Whether the handshake goes on now; else it waits, or is gone.
-    fn take_place(&self, token: Token, places: usize) -> bool {
-        let handshakes = &self.inner.handshakes;
+    /// How long they may take now: no longer than all else has since their last turn, so that half of the loop is left to
+    /// the connections that stand. One is always dealt with: with less to do there is nobody who would wait for longer.
+    fn handshakes_until(&self) -> Instant {
+        let inner = &self.inner;
+        let now = inner.driver.borrow_mut().read_clock();
+        let begun = match (inner.rest.get(), inner.handshakes.turn_ended.get()) {
+            // The time before this turn was slept.
+            (Rest::None, Some(ended)) => ended,
+            _ => inner.now.get(),
+        };
+        now + now.saturating_duration_since(begun).min(inner.shared.config.handshake_time_per_turn)
+    }
+
+    /// Whether the handshake goes on; else it is over, or gone.
+    fn take_turn(&self, token: Token) -> bool {
         let mut connections = self.inner.connections.borrow_mut();
-        let session = connections.get_mut(token).and_then(|slot| slot.connection.session_mut());
-        let Some(session) = session.filter(|session| session.queued) else { return false };
-        if session.is_server() && session.is_handshaking() && !session.has_place {
-            if handshakes.under_way.get() >= places {
-                handshakes.waiting.borrow_mut().push_back(token);
-                return false;
-            }
-            handshakes.under_way.set(handshakes.under_way.get() + 1);
-            session.has_place = true;
-        }
-        session.queued = false;
-        true
+        let tls = connections.get_mut(token).and_then(|slot| slot.connection.tls_mut());
+        tls.is_some_and(|tls| std::mem::take(&mut tls.queued))
     }
 
     /// What came while reading was held.
     pub(super) fn open_resumed(&self, token: Token) {
         let unopened = self.inner.connections.borrow().get(token).is_some_and(|slot| {
-            let session = slot.connection.session();
-            session.is_some_and(|session| !session.is_handshaking() && session.has_unopened())
+            slot.connection.tls().is_some_and(|tls| {
+                let ends = tls.socket_ended && !tls.truncated;
+                !tls.is_handshaking() && (tls.has_unopened() || ends)
+            })
         });
         if unopened {
             self.open_sealed(token, None);
@@ -161,41 +243,45 @@ impl Shard {
     }
 
     /// Opens what was kept, and `lease`, and hands it on piece by piece for as long as the application reads.
-    fn open_sealed(&self, token: Token, mut lease: Option<Lease>) {
+    fn open_sealed(&self, token: Token, lease: Option<Lease>) {
+        let inner = &self.inner;
+        // Whoever detaches the connection has to find all that has come: while the application runs, nothing of it lies here.
+        inner.unopened.set(lease);
         loop {
-            let mut plain = self.inner.plain.take();
+            let mut plain = inner.plain.take();
             let mut filled = 0;
-            let mut opened = self.open_piece(token, &mut lease, &mut plain, &mut filled);
+            let mut opened = self.open_piece(token, &mut plain, &mut filled);
             while let Some(Opened::Secured) = opened {
-                self.handshake_completed(token);
-                opened = self.open_piece(token, &mut lease, &mut plain, &mut filled);
+                if self.handshake_completed(token, &plain[..filled]) {
+                    filled = 0;
+                }
+                opened = self.open_piece(token, &mut plain, &mut filled);
             }
             if filled > 0 {
-                self.hand_over(token, self.inner.plain.lend(plain, filled));
+                self.hand_over_logged(token, inner.plain.lend(plain, filled));
             } else {
-                self.inner.plain.give_back(plain);
+                inner.plain.give_back(plain);
             }
             match opened {
                 Some(Opened::Full) => continue,
                 Some(Opened::PeerFinished) => self.input_ended(token),
-                Some(Opened::Failed(error)) => return self.session_failed(token, error),
+                Some(Opened::Failed(error)) => {
+                    inner.unopened.set(None);
+                    return self.session_failed(token, CloseReason::Tls(error));
+                }
                 Some(Opened::Drained | Opened::Secured) | None => {}
             }
             break;
         }
+        inner.unopened.set(None);
         self.socket_ended_if_drained(token);
         // A ticket, a key update, an answer to an alert.
         self.settle_records(token);
     }
 
     /// Opens some, unless the application does not read now: then what is left is kept as it came.
-    fn open_piece(
-        &self,
-        token: Token,
-        lease: &mut Option<Lease>,
-        plain: &mut [u8],
-        filled: &mut usize,
-    ) -> Option<Opened> {
+    fn open_piece(&self, token: Token, plain: &mut [u8], filled: &mut usize) -> Option<Opened> {
+        let mut lease = self.inner.unopened.take();
         let mut connections = self.inner.connections.borrow_mut();
         let slot = connections.get_mut(token)?;
         let goes_on = match slot.connection.phase {
@@ -204,14 +290,41 @@ impl Shard {
             Phase::Ending(..) | Phase::Lingering { .. } => false,
         };
         let is_open = slot.connection.is_open();
-        let session = slot.connection.session_mut()?;
+        let tls = slot.connection.tls_mut()?;
         if !goes_on {
-            if let Some(lease) = lease.take().filter(|_| is_open) {
-                session.keep(&lease);
+            if let Some(lease) = lease.filter(|_| is_open) {
+                tls.keep(&lease);
             }
             return None;
         }
-        Some(session.open(lease.as_mut(), plain, filled))
+        let mut session = tls.take_session()?;
+        drop(connections);
+        // What chooses and verifies certificates, and keeps sessions and keys, may be the application's.
+        let opened = catch_unwind(AssertUnwindSafe(|| session.open(lease.as_mut(), plain, filled)));
+        self.inner.unopened.set(lease);
+        if opened.is_err() {
+            session.fail();
+        }
+        self.put_session_back(token, session);
+        match opened {
+            Ok(opened) => Some(opened),
+            Err(payload) => {
+                let message = self.panicked("code within TLS", payload);
+                self.session_failed(token, CloseReason::Panicked(message));
+                None
+            }
+        }
+    }
+
+    fn put_session_back(&self, token: Token, session: Box<Session>) {
+        let mut connections = self.inner.connections.borrow_mut();
+        match connections.get_mut(token).and_then(|slot| slot.connection.tls_mut()) {
+            Some(tls) => tls.put_back(session),
+            None => {
+                drop(connections);
+                self.drop_contained(session);
+            }
+        }
     }
 
     /// Sends what the session itself has to say.
@@ -221,21 +334,19 @@ impl Shard {
             .connections
             .borrow()
             .get(token)
-            .is_some_and(|slot| slot.connection.session().is_some_and(Session::has_outgoing));
+            .is_some_and(|slot| slot.connection.tls().is_some_and(Tls::has_outgoing));
         if says {
             self.with_active(token, || {});
         }
     }
 
-    fn handshake_completed(&self, token: Token) {
+    /// Tells the application. `plain` has come along with the end of the handshake; says whether it is kept already.
+    fn handshake_completed(&self, token: Token, plain: &[u8]) -> bool {
         let inner = &self.inner;
         let stream = {
             let mut connections = inner.connections.borrow_mut();
-            let Some(slot) = connections.get_mut(token) else { return };
-            let timer = inner.handshakes.leave(&mut slot.connection);
-            if let Some(timer) = timer {
-                drop(inner.timers.borrow_mut().cancel(timer));
-            }
+            let Some(slot) = connections.get_mut(token) else { return false };
+            inner.leave_handshake(&mut slot.connection);
             slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
             match &slot.handler {
                 Handler::Stream(stream) => Some(stream.clone()),
@@ -243,33 +354,51 @@ impl Shard {
             }
         };
         inner.stats.handshakes.add(1);
+        let is_stream = stream.is_some();
         match stream {
-            Some(stream) => self.with_active(token, || stream.on_secured(self)),
+            Some(stream) => {
+                if !plain.is_empty() {
+                    self.log_received(token, plain);
+                    stream.keep(plain);
+                }
+                self.with_active(token, || stream.on_secured(self));
+            }
             None => self.call_protocol(token, |protocol, transport| {
                 if transport.is_open() { protocol.handshake_completed(transport) } else { Ok(()) }
             }),
         }
         self.attempt_secured(token);
+        is_stream
     }
 
     /// Tells the peer why, and closes.
-    fn session_failed(&self, token: Token, error: TlsError) {
+    fn session_failed(&self, token: Token, reason: CloseReason) {
         self.inner.stats.tls_failures.add(1);
-        tracing::debug!(shard = self.inner.id.index(), %error, "TLS failed");
+        let mut reason = Some(reason);
         {
             let mut connections = self.inner.connections.borrow_mut();
             let Some(slot) = connections.get_mut(token) else { return };
-            if let Some(session) = slot.connection.session_mut() {
-                session.fail();
+            if let Some(tls) = slot.connection.tls_mut() {
+                tls.fail();
+                let lost = tls.discard_pending();
+                self.inner.stats.unsent_bytes_dropped.add(lost as u64);
             }
-            if let Phase::Flushing(reason) = &mut slot.connection.phase
-                && reason.is_clean()
+            self.inner.leave_handshake(&mut slot.connection);
+            if slot.connection.tls().is_some_and(|tls| tls.socket_ended) {
+                // Nobody is there whose end could be waited for.
+                slot.connection.read = ReadHalf::Finished;
+            }
+            if let Phase::Flushing(first) = &mut slot.connection.phase
+                && first.is_clean()
+                && let Some(reason) = reason.take()
             {
                 // What was to be sent yet is lost.
-                **reason = CloseReason::Tls(error.clone());
+                **first = reason;
             }
         }
-        self.begin_close(token, CloseReason::Tls(error));
+        if let Some(reason) = reason {
+            self.begin_close(token, reason);
+        }
         self.inner.mark_unsettled(token);
     }
 
@@ -283,8 +412,8 @@ impl Shard {
             drop(connections);
             return self.input_ended(token);
         }
-        if let Some(session) = slot.connection.session_mut() {
-            session.socket_ended = true;
+        if let Some(tls) = slot.connection.tls_mut() {
+            tls.socket_ended = true;
         }
         drop(connections);
         self.socket_ended_if_drained(token);
@@ -295,35 +424,33 @@ impl Shard {
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         let closing = !slot.connection.is_open();
-        let Some(session) = slot.connection.session_mut() else { return };
-        if !session.socket_ended
-            || session.truncated
-            || (session.has_unopened() && !closing)
-            || session.queued
-        {
+        let Some(tls) = slot.connection.tls_mut() else { return };
+        if !tls.socket_ended || tls.truncated || (tls.has_unopened() && !closing) || tls.queued {
             return;
         }
-        if session.is_handshaking() {
+        if tls.is_handshaking() {
             drop(connections);
-            self.session_failed(token, TlsError::ClosedInHandshake);
+            self.session_failed(token, CloseReason::Tls(TlsError::ClosedInHandshake));
         } else if closing {
             slot.connection.read = ReadHalf::Finished;
-        } else if !session.peer_has_finished() && !session.has_failed() {
-            session.truncated = true;
+        } else if !tls.peer_has_finished() && !tls.has_failed() {
+            tls.truncated = true;
             drop(connections);
             self.input_ended(token);
         }
     }
 
-    /// The handshake has taken too long.
-    pub(super) fn on_handshake_deadline(&self, token: Token) {
-        if let Some(slot) = self.inner.connections.borrow_mut().get_mut(token)
-            && let Some(session) = slot.connection.session_mut()
-        {
-            session.deadline = None;
-        }
+    /// The peer has taken too long for its part of the handshake.
+    fn on_handshake_deadline(&self, token: Token) {
+        let after = {
+            let mut connections = self.inner.connections.borrow_mut();
+            let Some(tls) = connections.get_mut(token).and_then(|slot| slot.connection.tls_mut()) else {
+                return;
+            };
+            tls.clock.running = None;
+            tls.clock.limit
+        };
         self.inner.stats.tls_failures.add(1);
-        let after = self.inner.shared.config.handshake_timeout;
         let reason = CloseReason::Tls(TlsError::HandshakeTimedOut { after });
         self.end(token, reason, EndKind::Close(CloseKind::Orderly));
     }

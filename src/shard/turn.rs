@@ -298,7 +298,7 @@ impl Shard {
             || !inner.unsettled.borrow().is_empty()
             || !inner.resumed.borrow().is_empty()
             || !inner.ending.borrow().is_empty()
-            || inner.handshakes.has_work(inner.shared.config.handshakes_max)
+            || inner.handshakes.has_work()
             || self.datagrams_end()
             || self.watches_end()
             || inner.phase.get() == ShardPhase::Stopped

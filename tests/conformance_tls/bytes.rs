@@ -2,13 +2,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
-use crate::common::{Call, Log, Probe, assert_same_bytes, megabytes, pattern, read_to_end};
+use crate::common::{
+    Call, Log, Probe, assert_same_bytes, let_others_go_on, megabytes, pattern, read_to_end, round_trip,
+};
 use crate::relay::{Fate, relay};
 use crate::tls_kit::Authority;
 use crate::{listen, pair};
-use shardwise::testing::{on_every_driver, on_every_driver_with};
-use shardwise::{Config, DetachedTcpStream, Result, Shard, ShardId, TcpStream, WriteError};
+use shardwise::testing::{Env, on_every_driver, on_every_driver_with};
+use shardwise::{Config, DetachedTcpStream, Result, Shard, ShardId, TcpStream, Transport, WriteError};
 
 #[test]
 fn writes_before_the_handshake_are_sent_after_it_in_order() {
@@ -240,10 +243,7 @@ fn one_piece_at_most_is_decrypted_ahead_of_a_protocol_that_pauses() {
             input.consume(input.len().min(1000));
             transport.pause_reading();
             let transport = transport.clone();
-            transport
-                .shard()
-                .clone()
-                .call_later(std::time::Duration::ZERO, move |_| transport.resume_reading());
+            transport.shard().clone().call_later(Duration::ZERO, move |_| transport.resume_reading());
             Some(Ok(()))
         })
         .await?;
@@ -277,7 +277,7 @@ fn a_stream_moves_to_another_shard_with_its_tls() {
                 stream.transport().write(&pattern(len))?;
                 let home = stream.transport().shard().clone();
                 // So that bytes lie unread here.
-                home.sleep(std::time::Duration::from_millis(5)).await;
+                home.sleep(Duration::from_millis(5)).await;
                 assert!(stream.transport().buffered() > 0, "the kernel has taken everything");
                 let detached: DetachedTcpStream = stream.detach().await?;
                 noted.note("detached");
@@ -333,6 +333,194 @@ fn a_stream_that_nobody_reads_stops_the_peer() {
         client.shutdown_write();
         assert!(read_to_end(&mut client).await?.is_empty());
         assert_eq!(count.get(), written);
+        Ok(())
+    });
+}
+
+/// Random numbers, xorshift, from the seed of the run.
+fn random(env: &Env, stream: u64) -> impl FnMut(u64) -> u64 + Clone + 'static {
+    let mut state = env.seed().wrapping_add(stream) | 1;
+    move |below| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    }
+}
+
+#[test]
+fn all_bytes_arrive_while_a_protocol_pauses_and_a_stream_moves_back_and_forth() {
+    on_every_driver_with(2, Config::default(), async |env| {
+        let (server, tls) = Authority::new().both();
+        let log = Log::new();
+        let mut next = random(&env, 0);
+        let listener = listen(&env, &server, &log, move |call, transport| {
+            let Call::Data(input) = call else { return None };
+            let count = (next(9000) as usize).clamp(1, input.len());
+            transport.write(&input.bytes()[..count]).unwrap();
+            input.consume(count);
+            if next(3) == 0 || !input.is_empty() {
+                transport.pause_reading();
+                let again = transport.clone();
+                let after = Duration::from_micros(next(500));
+                transport.shard().clone().call_later(after, move |_| again.resume_reading());
+            }
+            Some(Ok(()))
+        })?;
+        let mut stream = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
+        let mut next = random(&env, 2);
+        let sent = pattern(400_000);
+        let (mut written, mut received) = (0, Vec::new());
+        while received.len() < sent.len() {
+            if written < sent.len() && written - received.len() < 200_000 {
+                let end = sent.len().min(written + 1 + next(30_000) as usize);
+                stream.write_all(&sent[written..end]).await?;
+                written = end;
+                if next(2) == 0 {
+                    continue;
+                }
+            }
+            if next(8) == 0 {
+                let detached = stream.detach().await?;
+                let moved = env.shard().call_async(ShardId::new(1), async move |shard: Shard| {
+                    let stream = detached.attach(&shard)?;
+                    shard.sleep(Duration::from_micros(100)).await;
+                    stream.detach().await
+                });
+                stream = moved.await??.attach(env.shard())?;
+            }
+            if written > received.len() {
+                received.extend_from_slice(&stream.read_chunk().await?.expect("no end"));
+            }
+        }
+        assert_same_bytes(&received, &sent);
+        stream.shutdown_write();
+        assert!(read_to_end(&mut stream).await?.is_empty());
+        assert_eq!(log.ended().await, "PeerFinished");
+        Ok(())
+    });
+}
+
+thread_local! {
+    /// A connection of the shard whose thread this is, for a call that may come from any.
+    static VICTIM: RefCell<Option<(Transport, Log)>> = const { RefCell::new(None) };
+}
+
+#[test]
+fn a_write_that_fails_leaves_nothing_in_the_way_of_another_connection() {
+    on_every_driver(async |env| {
+        let (server, tls) = Authority::new().both();
+        let kept = Rc::new(RefCell::new(Vec::new()));
+        let transports = Rc::clone(&kept);
+        let listener =
+            env.shard().serve_tls("127.0.0.1:0", &server, async move |mut stream: TcpStream| {
+                transports.borrow_mut().push(stream.transport().clone());
+                while let Some(chunk) = stream.read_chunk().await? {
+                    stream.write_all(&chunk).await?;
+                }
+                Ok(())
+            })?;
+        let mut first = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
+        round_trip(&mut first, b"a").await?;
+        let mut second = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
+        round_trip(&mut second, b"b").await?;
+        let done = Log::new();
+        VICTIM.set(Some((kept.borrow()[0].clone(), done.clone())));
+        first.abort();
+        // Runs in the next turn, before its events: the kernel knows of the reset, the shard does not.
+        env.handle().call_from_thread(env.shard().id(), |_: &Shard| {
+            let (victim, done) = VICTIM.take().expect("it was left for this");
+            let refused = victim.write(&pattern(20_000)).is_err();
+            done.note(if refused { "refused" } else { "taken" });
+        })?;
+        done.until(|state| !state.seen.is_empty()).await;
+        // The simulated kernel tells of a reset when it arrives, and not before.
+        assert!(env.is_simulated() || done.seen() == ["refused"], "{:?}", done.seen());
+        round_trip(&mut second, b"still mine").await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_stream_that_is_detached_while_it_reads_takes_along_what_was_not_opened() {
+    on_every_driver_with(2, Config::default(), async |env| {
+        let (server, tls) = Authority::new().both();
+        let outcome = Log::new();
+        let noted = outcome.clone();
+        let listener =
+            env.shard().serve_tls("127.0.0.1:0", &server, async move |mut stream: TcpStream| {
+                let first = stream.read_chunk().await?.expect("there is more").to_vec();
+                let home = stream.transport().shard().clone();
+                let detached = stream.detach().await?;
+                let rest = home.call_async(ShardId::new(1), async move |shard: Shard| -> Result<Vec<u8>> {
+                    Ok(read_to_end(&mut detached.attach(&shard)?).await?)
+                });
+                noted.push(&[first, rest.await??].concat());
+                noted.note("done");
+                Ok(())
+            })?;
+        let mut client = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
+        let_others_go_on(&env).await?;
+        client.write_all(&pattern(60_000)).await?;
+        client.shutdown_write();
+        assert!(read_to_end(&mut client).await?.is_empty());
+        outcome.saw("done").await;
+        assert_same_bytes(&outcome.received(), &pattern(60_000));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_stream_that_is_detached_at_once_takes_along_what_came_with_the_handshake() {
+    on_every_driver_with(2, Config::default(), async |env| {
+        let authority = Authority::new();
+        // Without tickets nothing is to be sent between the end of the handshake and the first bytes.
+        let server = authority.server_builder().session_tickets(false).build()?;
+        let outcome = Log::new();
+        let noted = outcome.clone();
+        let listener = env.shard().serve_tls("127.0.0.1:0", &server, async move |stream: TcpStream| {
+            let home = stream.transport().shard().clone();
+            let detached = stream.detach().await?;
+            let got = home.call_async(ShardId::new(1), async move |shard: Shard| -> Result<Vec<u8>> {
+                Ok(read_to_end(&mut detached.attach(&shard)?).await?)
+            });
+            noted.push(&got.await??);
+            noted.note("done");
+            Ok(())
+        })?;
+        let attempt =
+            env.shard().connect_tls(listener.local_addr(), &authority.client(), "localhost", move || {
+                Probe::new(&Log::new(), |call, transport| {
+                    if let Call::Connected = call {
+                        transport.write(b"hello").unwrap();
+                        transport.close();
+                    }
+                    None
+                })
+            });
+        let _ = attempt.await;
+        outcome.saw("done").await;
+        assert_eq!(outcome.received(), b"hello");
+        Ok(())
+    });
+}
+
+#[test]
+fn output_that_a_task_has_written_stalls_like_any_other() {
+    let mut config = Config::default();
+    config.write_timeout = Duration::from_millis(100);
+    on_every_driver_with(1, config, async |env| {
+        let (log, client) = pair(&env, |_, _| None).await?;
+        client.transport().pause_reading();
+        let transport = log.transport().await;
+        // Until the peer's buffers are full; from then on nothing but time passes.
+        while log.count("dropped") == 0 {
+            if transport.buffered() == 0 {
+                let _ = transport.write(&pattern(40_000));
+            }
+            env.shard().sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(log.ended().await, "WriteStalled");
         Ok(())
     });
 }

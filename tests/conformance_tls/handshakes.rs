@@ -5,10 +5,11 @@ use std::time::Duration;
 use crate::common::{Call, Log, Probe, let_others_go_on, read_to_end};
 use crate::tls_kit::Authority;
 use crate::{listen, pair};
+use rustls::SignatureScheme;
 use shardwise::testing::{on_every_driver, on_every_driver_with};
 use shardwise::{
-    CertificateProblem, ClientCertificates, Config, ConnectError, TcpStream, TlsError, TlsServerConfig,
-    TlsVersion,
+    CertificateProblem, ClientCertificates, Config, ConnectError, ConnectOptions, TcpStream, TlsError,
+    TlsServerConfig, TlsVersion,
 };
 
 #[test]
@@ -28,7 +29,7 @@ fn handshake_completed_is_called_before_any_byte_comes_and_knows_the_peer() {
                     assert_eq!(info.version, TlsVersion::V1_3);
                     assert_eq!(info.server_name.as_deref(), Some("localhost"));
                     assert_eq!(info.alpn.as_deref(), Some(&b"echo"[..]));
-                    assert!(info.cipher_suite.contains("AES_256_GCM"), "{}", info.cipher_suite);
+                    assert_eq!(info.cipher_suite, "TLS_AES_256_GCM_SHA384");
                     assert!(!info.peer_certificates.is_empty());
                 }
                 _ => {}
@@ -209,6 +210,64 @@ fn the_certificate_is_the_one_for_the_name_asked_for() {
 }
 
 #[test]
+fn of_two_certificates_for_a_name_the_client_is_shown_one_that_it_understands() {
+    on_every_driver(async |env| {
+        let authority = Authority::new();
+        // Keys of another kind than the authority's others.
+        let other_kind = || authority.issue_for(&["localhost"], &rcgen::PKCS_ED25519).load();
+        let one_kind = || authority.issue(&["localhost"]).load();
+        let orders = [[one_kind(), other_kind()], [other_kind(), one_kind()]];
+        for certificates in orders {
+            let mut server = TlsServerConfig::builder();
+            for certificate in certificates {
+                server = server.certificate(certificate);
+            }
+            let listener = env.shard().serve_tls("127.0.0.1:0", &server.build()?, async |_| Ok(()))?;
+            for scheme in [SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::ED25519] {
+                let tls = authority.client_that_understands(scheme);
+                // With SNI, and without a name.
+                for name in ["localhost", "127.0.0.1"] {
+                    let outcome = TcpStream::connect_tls(listener.local_addr(), &tls, name).await;
+                    match outcome {
+                        Ok(_) => assert_eq!(name, "localhost"),
+                        Err(ConnectError::Tls { source: TlsError::Certificate(problem), .. }) => {
+                            assert!(matches!(problem, CertificateProblem::WrongName { .. }), "{problem}");
+                            assert_eq!(name, "127.0.0.1");
+                        }
+                        Err(error) => panic!("{scheme:?}, {name}: {error}"),
+                    }
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn an_attempt_that_its_own_protocol_ends_is_not_blamed_on_the_peer() {
+    on_every_driver(async |env| {
+        let (server, tls) = Authority::new().both();
+        let listener = env.shard().serve_tls("127.0.0.1:0", &server, async |_| Ok(()))?;
+        for panics in [false, true] {
+            let probe = Log::new();
+            let made = probe.clone();
+            let attempt = env.shard().connect_tls(listener.local_addr(), &tls, "localhost", move || {
+                Probe::new(&made, move |call, _| match call {
+                    Call::Connected if panics => panic!("not today"),
+                    Call::Connected => Some(Err("not today".into())),
+                    _ => None,
+                })
+            });
+            let error = attempt.await.unwrap_err();
+            assert!(matches!(error, ConnectError::Cancelled), "{error}");
+            let reason = if panics { "Panicked(not today)" } else { "Protocol(not today)" };
+            assert_eq!(probe.ended().await, reason);
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn who_does_not_speak_tls_is_told_so_by_both_ends() {
     on_every_driver(async |env| {
         let authority = Authority::new();
@@ -242,8 +301,16 @@ fn a_peer_that_leaves_in_the_handshake_is_no_clean_end() {
         let (server, tls) = Authority::new().both();
         let log = Log::new();
         let listener = listen(&env, &server, &log, |_, _| None)?;
+        let before = env.handle().report()[0].open_connections;
         drop(TcpStream::connect(listener.local_addr()).await?);
         assert_eq!(log.ended().await, "Tls(ClosedInHandshake)");
+        // Nothing of it lingers: that would be five seconds.
+        let begun = env.shard().now();
+        while env.handle().report()[0].open_connections > before {
+            shardwise::yield_now().await;
+            env.shard().sleep(Duration::from_millis(1)).await;
+        }
+        assert!(env.shard().now() - begun < Config::default().linger_timeout / 2);
         let listener = env.shard().serve_tcp("127.0.0.1:0", async |stream: TcpStream| {
             stream.close();
             Ok(())
@@ -293,6 +360,30 @@ fn a_handshake_has_its_time_however_it_trickles() {
         client.write_all(b"still here").await?;
         client.close();
         assert_eq!(log.ended().await, "PeerFinished");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_timeout_that_the_caller_gives_covers_the_handshake() {
+    on_every_driver(async |env| {
+        let tls = Authority::new().client();
+        let silent = env.shard().serve_tcp("127.0.0.1:0", async |mut stream: TcpStream| {
+            read_to_end(&mut stream).await?;
+            Ok(())
+        })?;
+        let begun = env.shard().now();
+        let options = ConnectOptions::new().timeout(Duration::from_millis(50));
+        let attempt = env.shard().connect_tls_with(silent.local_addr(), &tls, "localhost", &options, || {
+            Probe::new(&Log::new(), |_, _| None)
+        });
+        let error = attempt.await.unwrap_err();
+        let took = env.shard().now() - begun;
+        let ConnectError::Tls { source: TlsError::HandshakeTimedOut { after }, .. } = error else {
+            panic!("{error}")
+        };
+        assert!(after <= Duration::from_millis(50), "{after:?}");
+        assert!(took >= Duration::from_millis(50) && took < Duration::from_secs(5), "{took:?}");
         Ok(())
     });
 }

@@ -1,18 +1,33 @@
 //! Limits: handshakes at a time, and what a peer may send before it has a name.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
-use crate::common::{Log, read_to_end, round_trip};
+use crate::common::{Log, let_others_go_on, read_to_end, round_trip};
 use crate::listen;
 use crate::tls_kit::Authority;
-use shardwise::testing::{on_every_driver, on_every_driver_with};
-use shardwise::{Config, TcpStream};
+use shardwise::testing::{Env, on_every_driver, on_every_driver_with};
+use shardwise::{Config, Result, TcpStream, TlsClientConfig};
+
+/// What a client says first.
+async fn hello(env: &Env, tls: &TlsClientConfig) -> Result<Vec<u8>> {
+    let heard = Log::new();
+    let noted = heard.clone();
+    let listener = env.shard().serve_tcp("127.0.0.1:0", async move |mut stream: TcpStream| {
+        noted.push(&stream.read_chunk().await?.expect("it says something"));
+        noted.note("heard");
+        Ok(())
+    })?;
+    assert!(TcpStream::connect_tls(listener.local_addr(), tls, "localhost").await.is_err());
+    heard.saw("heard").await;
+    Ok(heard.received())
+}
 
 #[test]
-fn handshakes_beyond_the_limit_wait_for_their_turn_and_all_are_served() {
+fn many_handshakes_at_once_have_their_turns_and_all_are_served() {
     let mut config = Config::default();
-    config.handshakes_max = 2;
+    config.handshake_time_per_turn = Duration::ZERO;
     on_every_driver_with(2, config, async |env| {
         let (server, tls) = Authority::new().both();
         let listener = env.shard().serve_tls("127.0.0.1:0", &server, async |mut stream: TcpStream| {
@@ -21,11 +36,6 @@ fn handshakes_beyond_the_limit_wait_for_their_turn_and_all_are_served() {
             Ok(())
         })?;
         let addr = listener.local_addr();
-        // Silent ones cost nothing, and take no place.
-        let mut silent = Vec::new();
-        for _ in 0..5 {
-            silent.push(TcpStream::connect(addr).await?);
-        }
         let done = Log::new();
         for client in 0..20 {
             let (tls, done) = (tls.clone(), done.clone());
@@ -43,9 +53,91 @@ fn handshakes_beyond_the_limit_wait_for_their_turn_and_all_are_served() {
 }
 
 #[test]
+fn clients_that_begin_a_handshake_and_fall_silent_keep_nobody_out() {
+    let mut config = Config::default();
+    config.handshake_bytes_max = 64 * 1024;
+    on_every_driver_with(1, config, async |env| {
+        let (server, tls) = Authority::new().both();
+        let logs = Rc::new(RefCell::new(Vec::new()));
+        let made = Rc::clone(&logs);
+        let listener = env.shard().listen_tls("127.0.0.1:0", &server, move || {
+            let log = Log::new();
+            made.borrow_mut().push(log.clone());
+            crate::common::Probe::new(&log, |_, _| None)
+        })?;
+        let begun = env.shard().now();
+        let mut silent = Vec::new();
+        // Some with a single byte, others with a good part of a record.
+        let part = [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3][..], &[7; 12_000]].concat();
+        for beginning in [&part[..1], &part] {
+            for _ in 0..20 {
+                let mut client = TcpStream::connect(listener.local_addr()).await?;
+                client.write_all(beginning).await?;
+                client.flush().await?;
+                silent.push(client);
+            }
+        }
+        let_others_go_on(&env).await?;
+        let mut stream = TcpStream::connect_tls(listener.local_addr(), &tls, "localhost").await?;
+        stream.write_all(b"in time").await?;
+        assert!(env.shard().now() - begun < Config::default().handshake_timeout / 2, "it had to wait");
+        let last = logs.borrow().last().expect("it was accepted").clone();
+        last.until(|state| state.received == b"in time").await;
+        // No more is kept than may be: those that were silent for longest had to go, the others have not.
+        let crowd: Vec<_> = logs.borrow()[..40].to_vec();
+        let reasons: Vec<_> = crowd.iter().map(|log| log.look(|state| state.reason.clone())).collect();
+        let gone = reasons.iter().flatten().count();
+        assert!((15..40).contains(&gone), "{gone} have gone");
+        assert!(reasons.iter().flatten().all(|reason| reason == "Tls(TooManyHandshakes)"), "{reasons:?}");
+        assert!(reasons[..15].iter().all(Option::is_some) && reasons[39].is_none(), "{reasons:?}");
+        Ok(())
+    });
+}
+
+/// On a real kernel alone: simulated time stands still while a shard works.
+#[test]
+fn the_time_that_a_client_waits_for_us_is_not_its_own() {
+    let mut config = Config::default();
+    config.handshake_timeout = Duration::from_millis(100);
+    config.handshake_time_per_turn = Duration::ZERO;
+    on_every_driver_with(1, config, async |env| {
+        if env.is_simulated() {
+            return Ok(());
+        }
+        let (server, tls) = Authority::new().both();
+        let hello = hello(&env, &tls).await?;
+        let listener = env.shard().serve_tls("127.0.0.1:0", &server, async |_| Ok(()))?;
+        let answered = Log::new();
+        let mut clients = Vec::new();
+        for _ in 0..20 {
+            clients.push(TcpStream::connect(listener.local_addr()).await?);
+        }
+        let_others_go_on(&env).await?;
+        for mut client in clients {
+            let (hello, answered) = (hello.clone(), answered.clone());
+            drop(env.shard().spawn(async move {
+                client.write_all(&hello).await.unwrap();
+                let answer = client.read_chunk().await.unwrap();
+                answered.note(if answer.is_some() { "answered" } else { "given up" });
+            }));
+        }
+        // One handshake a turn, and every turn takes a while.
+        while answered.seen().len() < 20 {
+            let until = env.shard().now() + Duration::from_millis(15);
+            while std::time::Instant::now() < until {
+                std::hint::spin_loop();
+            }
+            shardwise::yield_now().await;
+        }
+        assert_eq!(answered.count("answered"), 20);
+        Ok(())
+    });
+}
+
+#[test]
 fn connections_that_stand_are_served_in_the_middle_of_a_flood_of_handshakes() {
     let mut config = Config::default();
-    config.handshake_time_per_turn = std::time::Duration::ZERO;
+    config.handshake_time_per_turn = Duration::ZERO;
     on_every_driver_with(1, config, async |env| {
         let (server, tls) = Authority::new().both();
         let listener = env.shard().serve_tls("127.0.0.1:0", &server, async |mut stream: TcpStream| {
@@ -74,6 +166,45 @@ fn connections_that_stand_are_served_in_the_middle_of_a_flood_of_handshakes() {
         // In the simulation a handshake takes no time.
         let least = if env.is_simulated() { 1 } else { 5 };
         assert!(pings >= least, "{pings} pings during 40 handshakes");
+        Ok(())
+    });
+}
+
+/// On a real kernel alone: a simulated handshake takes no time.
+#[test]
+fn handshakes_take_no_longer_than_all_else_whatever_they_may() {
+    let mut config = Config::default();
+    config.handshake_time_per_turn = Duration::from_secs(10);
+    on_every_driver_with(1, config, async |env| {
+        if env.is_simulated() {
+            return Ok(());
+        }
+        let (server, tls) = Authority::new().both();
+        let hello = hello(&env, &tls).await?;
+        let listener = env.shard().serve_tls("127.0.0.1:0", &server, async |_| Ok(()))?;
+        let mut clients = Vec::new();
+        for _ in 0..30 {
+            clients.push(TcpStream::connect(listener.local_addr()).await?);
+        }
+        let_others_go_on(&env).await?;
+        // All within one turn.
+        for client in &mut clients {
+            client.write_all(&hello).await?;
+        }
+        let done = Rc::new(Cell::new(0));
+        for mut client in clients {
+            let done = Rc::clone(&done);
+            drop(env.shard().spawn(async move {
+                assert!(client.read_chunk().await.unwrap().is_some());
+                done.set(done.get() + 1);
+            }));
+        }
+        let mut turns = 0;
+        while done.get() < 30 {
+            shardwise::yield_now().await;
+            turns += 1;
+        }
+        assert!(turns >= 10, "30 handshakes in {turns} turns");
         Ok(())
     });
 }

@@ -198,3 +198,26 @@ fn an_upgrade_from_a_task_takes_along_what_a_paused_protocol_was_not_shown() {
         Ok(())
     });
 }
+
+#[test]
+fn an_upgrade_of_a_stream_that_is_closed_meanwhile_is_an_error() {
+    on_every_driver(async |env| {
+        let server = Authority::new().server();
+        let outcome = Log::new();
+        let noted = outcome.clone();
+        let listener = env.shard().serve_tcp("127.0.0.1:0", async move |mut stream: TcpStream| {
+            let transport = stream.transport().clone();
+            let after = std::time::Duration::from_millis(5);
+            drop(transport.shard().clone().call_later(after, move |_| transport.close()));
+            let error = stream.start_tls(&server).await.expect_err("no handshake was made");
+            assert_eq!(error.kind(), std::io::ErrorKind::NotConnected);
+            assert!(stream.tls_info().is_none());
+            noted.note("told");
+            Ok(())
+        })?;
+        let client = TcpStream::connect(listener.local_addr()).await?;
+        outcome.saw("told").await;
+        client.close();
+        Ok(())
+    });
+}

@@ -1,9 +1,16 @@
 //! Certificates for tests, made on the spot, and configurations with them.
 #![allow(dead_code, reason = "each test crate uses a part of it")]
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SignatureAlgorithm,
+};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{RootCertStore, SignatureScheme};
 use shardwise::{
     CloseReason, TlsCertificate, TlsClientConfig, TlsClientConfigBuilder, TlsServerConfig,
     TlsServerConfigBuilder,
@@ -47,10 +54,18 @@ impl Authority {
     }
 
     pub(crate) fn issue_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Issued {
+        self.issue_key(names, KeyPair::generate().unwrap(), change)
+    }
+
+    /// With a key of this kind.
+    pub(crate) fn issue_for(&self, names: &[&str], kind: &'static SignatureAlgorithm) -> Issued {
+        self.issue_key(names, KeyPair::generate_for(kind).unwrap(), |_| {})
+    }
+
+    fn issue_key(&self, names: &[&str], key: KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Issued {
         let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         change(&mut params);
-        let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
         Issued { certificate, key: key.serialize_pem() }
     }
@@ -71,6 +86,22 @@ impl Authority {
 
     pub(crate) fn client(&self) -> TlsClientConfig {
         self.client_builder().build().unwrap()
+    }
+
+    /// A client that trusts this authority, and understands servers' signatures of one kind alone.
+    pub(crate) fn client_that_understands(&self, scheme: SignatureScheme) -> TlsClientConfig {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pem().as_bytes()).unwrap()).unwrap();
+        let mut provider = aws_lc_rs::default_provider();
+        let known = &mut provider.signature_verification_algorithms;
+        let mapping: Vec<_> = known.mapping.iter().copied().filter(|(known, _)| *known == scheme).collect();
+        known.mapping = mapping.leak();
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        TlsClientConfig::from_rustls(Arc::new(config))
     }
 
     /// Both ends.

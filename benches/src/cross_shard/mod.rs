@@ -195,6 +195,17 @@ impl Counter {
         !self.over
     }
 
+    /// Counts the trips before the next one that is to be counted by `trip`, because it may be the last. They are to be
+    /// made.
+    fn take_unasked(&mut self) -> u64 {
+        if self.in_flight == 1 {
+            return 0;
+        }
+        let unasked = TRIPS_PER_CLOCK_READ - 1 - self.trips % TRIPS_PER_CLOCK_READ;
+        self.trips += unasked;
+        unasked
+    }
+
     fn finish(self) -> Burst {
         Burst { trips: self.trips, elapsed: self.started.elapsed(), latencies: self.latencies }
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustls::SignatureScheme;
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -250,8 +251,8 @@ pub(super) struct Resolver {
 
 struct Choice {
     certificates: Vec<TlsCertificate>,
-    /// Which of them is for a name. `*.example.org` stands as `.example.org`.
-    by_name: HashMap<String, usize>,
+    /// Which of them are for a name, as they were given. `*.example.org` stands as `.example.org`.
+    by_name: HashMap<String, Vec<usize>>,
 }
 
 impl Choice {
@@ -259,22 +260,32 @@ impl Choice {
         if certificates.is_empty() {
             return Err(TlsConfigError::NoCertificate);
         }
-        let mut by_name = HashMap::new();
+        let mut by_name = HashMap::<_, Vec<usize>>::new();
         for (index, certificate) in certificates.iter().enumerate() {
             for name in &certificate.names {
                 let name = name.strip_prefix('*').unwrap_or(name);
-                // The first one given is preferred.
-                by_name.entry(name.to_string()).or_insert(index);
+                by_name.entry(name.to_string()).or_default().push(index);
             }
         }
         Ok(Arc::new(Choice { certificates, by_name }))
     }
 
-    fn find(&self, name: &str) -> Option<&TlsCertificate> {
+    /// The first certificate for `name` whose signatures the client understands; if it understands none, the first: the
+    /// handshake then fails for that reason.
+    fn find(&self, name: &str, schemes: &[SignatureScheme]) -> Option<&TlsCertificate> {
         let name = name.to_ascii_lowercase();
         let wildcard = || name.find('.').and_then(|dot| self.by_name.get(&name[dot..]));
-        let index = self.by_name.get(&name).or_else(wildcard)?;
-        Some(&self.certificates[*index])
+        let indexes = self.by_name.get(&name).or_else(wildcard)?;
+        self.best(indexes.iter().map(|index| &self.certificates[*index]), schemes)
+    }
+
+    fn best<'a>(
+        &self,
+        mut certificates: impl Iterator<Item = &'a TlsCertificate> + Clone,
+        schemes: &[SignatureScheme],
+    ) -> Option<&'a TlsCertificate> {
+        let first = certificates.clone().next();
+        certificates.find(|certificate| certificate.key.key.choose_scheme(schemes).is_some()).or(first)
     }
 }
 
@@ -309,11 +320,12 @@ impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         session::note_server_name(hello.server_name());
         let choice = self.choice();
-        let named = hello.server_name().and_then(|name| choice.find(name));
+        let schemes = hello.signature_schemes();
+        let named = hello.server_name().and_then(|name| choice.find(name, schemes));
         let certificate = match named {
             Some(certificate) => certificate,
             None if self.refuses_unknown_names => return None,
-            None => &choice.certificates[0],
+            None => choice.best(choice.certificates.iter(), schemes)?,
         };
         Some(Arc::clone(&certificate.key))
     }
@@ -333,5 +345,32 @@ impl ResolvesServerCert for Overheard {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         session::note_server_name(hello.server_name());
         self.0.resolve(hello)
+    }
+
+    fn only_raw_public_keys(&self) -> bool {
+        self.0.only_raw_public_keys()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct RawKeys;
+
+    impl ResolvesServerCert for RawKeys {
+        fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            None
+        }
+
+        fn only_raw_public_keys(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn who_is_listened_in_on_still_says_that_it_has_raw_keys_alone() {
+        assert!(Overheard(Arc::new(RawKeys)).only_raw_public_keys());
     }
 }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use super::TlsConfigError;
 use super::certificates::{certificates, read};
@@ -35,7 +37,37 @@ pub(super) fn add_system(store: &mut RootCertStore) -> Result<(), TlsConfigError
     let usual = || SYSTEM_BUNDLES.iter().map(PathBuf::from).find(|path| path.exists());
     let path = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from).or_else(usual);
     let path = path.ok_or(TlsConfigError::NoRoots)?;
-    let (added, _) =
-        store.add_parsable_certificates(certificates(&read(&path)?, &path.display().to_string())?);
-    if added == 0 { Err(TlsConfigError::NoRoots) } else { Ok(()) }
+    if add_usable(store, &read(&path)?) == 0 { Err(TlsConfigError::NoRoots) } else { Ok(()) }
+}
+
+/// Those roots in `pem` that can be used; says how many.
+fn add_usable(store: &mut RootCertStore, pem: &[u8]) -> usize {
+    store.add_parsable_certificates(CertificateDer::pem_slice_iter(pem).filter_map(Result::ok)).0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_of_the_system_is_used_though_one_of_it_is_broken() {
+        let issuer = || {
+            let mut params = rcgen::CertificateParams::default();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
+        };
+        let block = |body: &str| format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+        let bundle = [
+            issuer(),
+            block("no base64!"),
+            issuer(),
+            block("AAAA"),
+            issuer(),
+            block("cut").replace("END", "E"),
+        ];
+        let mut store = RootCertStore::empty();
+        assert_eq!(add_usable(&mut store, bundle.concat().as_bytes()), 3);
+        // What was named has to be usable.
+        assert!(add_pem(&mut store, bundle.concat().as_bytes(), "the roots").is_err());
+    }
 }

@@ -107,7 +107,8 @@ pub struct TlsServerConfigBuilder {
 
 impl TlsServerConfigBuilder {
     /// Adds a certificate. Of several the one that is for the name asked for (SNI) is shown; the first one is shown to
-    /// clients that ask for none, or for another.
+    /// clients that ask for none, or for another. Of several for one name, say with keys of different kinds, the first that
+    /// the client understands is.
     pub fn certificate(mut self, certificate: TlsCertificate) -> Self {
         self.certificates.push(certificate);
         self

@@ -7,13 +7,12 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic};
-use rustls::{HandshakeKind, ProtocolVersion};
+use rustls::{CommonState, HandshakeKind, ProtocolVersion};
 
 use super::{TlsClientConfig, TlsInfo, TlsServerConfig, TlsVersion, explain};
 use crate::error::TlsError;
 use crate::net::wire::{Opened, PIECE_BYTES};
 use crate::reactor::lease::Lease;
-use crate::reactor::timer_wheel::TimerKey;
 
 /// The TLS state of one connection. `Send`, so that it travels with a connection to another shard.
 pub(crate) struct Session {
@@ -25,8 +24,6 @@ pub(crate) struct Session {
     seen: usize,
     /// Records of the handshake, tickets and alerts that have to go out before anything else.
     outgoing: Vec<u8>,
-    /// Written by the application before the handshake was complete.
-    pending: Vec<u8>,
     /// Plaintext sealed so far, as far as it matters for the size of records.
     sealed_bytes: usize,
     /// Received while the handshake was under way.
@@ -34,19 +31,9 @@ pub(crate) struct Session {
     /// How the peer began, for those that do not speak TLS.
     first_bytes: [u8; FIRST_BYTES],
     stage: Stage,
+    /// rustls has told, once as it does, that the peer has finished. To be passed on yet.
+    peer_finished: bool,
     sent_close_notify: bool,
-    /// Began within a callback that has not used all of its plain input.
-    pub(crate) fresh: bool,
-    /// The socket's own end has come: after what is still in `incoming`.
-    pub(crate) socket_ended: bool,
-    /// Ended without close_notify.
-    pub(crate) truncated: bool,
-    /// Waits for its handshake to go on, and is not read meanwhile.
-    pub(crate) queued: bool,
-    /// Counts among the handshakes under way.
-    pub(crate) has_place: bool,
-    /// When the handshake has to be complete.
-    pub(crate) deadline: Option<TimerKey>,
     server_name: Option<Box<str>>,
 }
 
@@ -95,6 +82,11 @@ pub(super) fn note_server_name(name: Option<&str>) {
     ASKED_FOR.set(name.map(Box::from));
 }
 
+/// The name of a server, if it can be one.
+pub(super) fn server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(name.to_string()).map_err(|_| TlsError::InvalidServerName { name: name.to_string() })
+}
+
 impl Session {
     pub(super) fn server(config: &TlsServerConfig) -> Result<Box<Self>, TlsError> {
         let engine = UnbufferedServerConnection::new(Arc::clone(config.rustls())).map_err(|e| explain(&e))?;
@@ -102,10 +94,8 @@ impl Session {
     }
 
     pub(super) fn client(config: &TlsClientConfig, name: &str) -> Result<Box<Self>, TlsError> {
-        let server = ServerName::try_from(name.to_string())
-            .map_err(|_| TlsError::InvalidServerName { name: name.to_string() })?;
-        let engine =
-            UnbufferedClientConnection::new(Arc::clone(config.rustls()), server).map_err(|e| explain(&e))?;
+        let engine = UnbufferedClientConnection::new(Arc::clone(config.rustls()), server_name(name)?)
+            .map_err(|e| explain(&e))?;
         let mut session = Self::new(Engine::Client(engine));
         session.server_name = Some(name.into());
         // The hello.
@@ -120,18 +110,12 @@ impl Session {
             used: 0,
             seen: 0,
             outgoing: Vec::new(),
-            pending: Vec::new(),
             sealed_bytes: 0,
             handshake_bytes: 0,
             first_bytes: [0; FIRST_BYTES],
             stage: Stage::Handshaking,
+            peer_finished: false,
             sent_close_notify: false,
-            fresh: false,
-            socket_ended: false,
-            truncated: false,
-            queued: false,
-            has_place: false,
-            deadline: None,
             server_name: None,
         })
     }
@@ -145,6 +129,11 @@ impl Session {
         matches!(self.engine, Engine::Server(_))
     }
 
+    /// Whether no byte has come from the peer.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.handshake_bytes == 0
+    }
+
     pub(crate) fn has_failed(&self) -> bool {
         self.stage == Stage::Failed
     }
@@ -153,14 +142,19 @@ impl Session {
         self.stage == Stage::PeerFinished
     }
 
-    /// Plaintext that waits for the handshake, in bytes.
-    pub(crate) fn pending_bytes(&self) -> usize {
-        self.pending.len()
+    /// Whether nothing is sealed any more.
+    pub(crate) fn has_finished(&self) -> bool {
+        self.has_failed() || self.sent_close_notify
     }
 
-    /// Whether there is ciphertext that was not looked at.
+    /// Whether there is something that was not looked at.
     pub(crate) fn has_unopened(&self) -> bool {
-        self.incoming.len() > self.used + self.seen
+        self.peer_finished || self.incoming.len() > self.used + self.seen
+    }
+
+    /// The memory that is used for ciphertext, in bytes.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.incoming.capacity()
     }
 
     /// Whether the session itself has something to say.
@@ -168,16 +162,12 @@ impl Session {
         !self.outgoing.is_empty()
     }
 
-    /// Queues plaintext.
-    pub(crate) fn queue(&mut self, plain: &[u8]) {
-        if !self.has_failed() && !self.sent_close_notify {
-            self.pending.extend_from_slice(plain);
+    /// Moves what the session itself has to say behind `sealed`.
+    pub(crate) fn take_outgoing(&mut self, sealed: &mut Vec<u8>) {
+        if self.has_outgoing() {
+            sealed.append(&mut self.outgoing);
+            self.outgoing = Vec::new();
         }
-    }
-
-    /// Throws plaintext away that has not been sealed; says how much.
-    pub(crate) fn discard_pending(&mut self) -> usize {
-        std::mem::take(&mut self.pending).len()
     }
 
     /// Keeps ciphertext for later.
@@ -213,7 +203,6 @@ impl Session {
         plain: &mut [u8],
         filled: &mut usize,
     ) -> Opened {
-        self.fresh = false;
         if self.stage == Stage::Failed || self.stage == Stage::PeerFinished {
             self.forget_incoming();
             return Opened::Drained;
@@ -222,6 +211,9 @@ impl Session {
             self.note_received(lease);
         }
         loop {
+            if self.peer_finished {
+                return self.finish_peer(lease);
+            }
             let in_place = self.incoming.len() == self.used;
             if !in_place && let Some(lease) = lease.as_deref_mut() {
                 self.complete_record(lease);
@@ -234,14 +226,7 @@ impl Session {
             if *filled > 0 && *filled + record_len(buffer) > PIECE_BYTES {
                 return Opened::Full;
             }
-            let (discard, step) = match engine {
-                Engine::Client(engine) => {
-                    advance(engine.process_tls_records(buffer), outgoing, plain, filled)
-                }
-                Engine::Server(engine) => {
-                    advance(engine.process_tls_records(buffer), outgoing, plain, filled)
-                }
-            };
+            let (discard, step) = engine.advance(buffer, outgoing, plain, filled);
             match lease.as_deref_mut() {
                 Some(lease) if in_place => lease.advance(discard),
                 _ => self.used += discard,
@@ -251,8 +236,9 @@ impl Session {
                 if let Some(name) = ASKED_FOR.take() {
                     self.server_name = Some(name);
                 }
-                if step.is_ok() && !self.engine_is_handshaking() {
+                if step.is_ok() && !self.engine.state().is_handshaking() {
                     self.stage = Stage::Open;
+                    self.peer_finished = matches!(step, Ok(Step::PeerFinished));
                     return Opened::Secured;
                 }
             }
@@ -264,14 +250,7 @@ impl Session {
                     self.fail();
                     return Opened::Failed(failure);
                 }
-                Ok(Step::PeerFinished) => {
-                    self.stage = Stage::PeerFinished;
-                    self.forget_incoming();
-                    if let Some(lease) = lease.as_deref_mut() {
-                        lease.advance(lease.len());
-                    }
-                    return Opened::PeerFinished;
-                }
+                Ok(Step::PeerFinished) => return self.finish_peer(lease),
                 Ok(Step::Idle) => {}
             }
             if self.used == self.incoming.len() {
@@ -293,6 +272,17 @@ impl Session {
             }
             return Opened::Drained;
         }
+    }
+
+    /// Nothing that follows counts.
+    fn finish_peer(&mut self, lease: Option<&mut Lease>) -> Opened {
+        self.peer_finished = false;
+        self.stage = Stage::PeerFinished;
+        self.forget_incoming();
+        if let Some(lease) = lease {
+            lease.advance(lease.len());
+        }
+        Opened::PeerFinished
     }
 
     /// Moves bytes from the lease behind what was kept, until its first record is complete: so the rest is opened where
@@ -319,65 +309,28 @@ impl Session {
     /// Nothing more will be sealed or opened.
     pub(crate) fn fail(&mut self) {
         self.stage = Stage::Failed;
-        self.pending = Vec::new();
         self.forget_incoming();
     }
 
-    fn engine_is_handshaking(&self) -> bool {
-        match &self.engine {
-            Engine::Client(engine) => engine.is_handshaking(),
-            Engine::Server(engine) => engine.is_handshaking(),
-        }
+    /// As `fail`, and there is nothing to say either.
+    pub(crate) fn cut_off(&mut self) {
+        self.fail();
+        self.outgoing = Vec::new();
     }
 
-    /// Seals `plain`, and what waited before it, behind what has to go out first; leaves `plain` empty. While the
-    /// handshake is under way plaintext waits. With `finish`, close_notify is the last.
+    /// Seals `plain` behind what has to go out first; with `finish`, close_notify is the last. Only once the handshake is
+    /// complete, and before it has finished.
     pub(crate) fn seal(
         &mut self,
-        plain: &mut Vec<u8>,
+        plain: [&[u8]; 2],
         finish: bool,
         sealed: &mut Vec<u8>,
     ) -> Result<(), TlsError> {
-        if self.has_failed() || self.sent_close_notify {
-            plain.clear();
-            sealed.append(&mut self.outgoing);
-            return Ok(());
-        }
-        if self.is_handshaking() {
-            self.pending.append(plain);
-            sealed.append(&mut self.outgoing);
-            self.outgoing = Vec::new();
-            return Ok(());
-        }
-        if self.pending.is_empty() && plain.is_empty() && !finish && self.outgoing.is_empty() {
-            return Ok(());
-        }
-        let pending = std::mem::take(&mut self.pending);
-        let outcome = self.seal_pieces([&pending, plain], finish, sealed);
-        plain.clear();
-        outcome
-    }
-
-    /// Seals `plain` where nothing waits before it.
-    pub(crate) fn seal_straight(&mut self, plain: &[u8], sealed: &mut Vec<u8>) -> Result<(), TlsError> {
-        debug_assert!(!self.is_handshaking() && self.pending.is_empty());
-        self.seal_pieces([&[], plain], false, sealed)
-    }
-
-    fn seal_pieces(&mut self, plain: [&[u8]; 2], finish: bool, sealed: &mut Vec<u8>) -> Result<(), TlsError> {
+        debug_assert!(!self.is_handshaking() && !self.has_finished());
         self.gather_outgoing()?;
-        sealed.append(&mut self.outgoing);
-        self.outgoing = Vec::new();
-        let sealed_bytes = &mut self.sealed_bytes;
+        self.take_outgoing(sealed);
         let seen = &mut self.incoming[self.used..self.used + self.seen];
-        let done = match &mut self.engine {
-            Engine::Client(engine) => {
-                write(engine.process_tls_records(seen), plain, finish, sealed_bytes, sealed)
-            }
-            Engine::Server(engine) => {
-                write(engine.process_tls_records(seen), plain, finish, sealed_bytes, sealed)
-            }
-        };
+        let done = self.engine.write(seen, plain, finish, &mut self.sealed_bytes, sealed);
         self.sent_close_notify |= finish;
         done
     }
@@ -387,37 +340,21 @@ impl Session {
         loop {
             // Only what it has been shown before: nothing new is opened here.
             let seen = &mut self.incoming[self.used..self.used + self.seen];
-            let outgoing = &mut self.outgoing;
-            let (discard, step) = match &mut self.engine {
-                Engine::Client(engine) => {
-                    advance(engine.process_tls_records(seen), outgoing, &mut [], &mut 0)
-                }
-                Engine::Server(engine) => {
-                    advance(engine.process_tls_records(seen), outgoing, &mut [], &mut 0)
-                }
-            };
+            let (discard, step) = self.engine.advance(seen, &mut self.outgoing, &mut [], &mut 0);
             self.used += discard;
             self.seen -= discard;
             match step.map_err(|error| explain(&error))? {
                 Step::Again => {}
-                Step::Data | Step::PeerFinished | Step::Idle => return Ok(()),
+                Step::PeerFinished => self.peer_finished = true,
+                Step::Data | Step::Idle => return Ok(()),
             }
         }
     }
 
     /// Takes the alert that tells the peer of a failure. What has failed must not be shown again.
     fn gather_alert(&mut self) {
-        let outgoing = &mut self.outgoing;
-        loop {
-            let step = match &mut self.engine {
-                Engine::Client(engine) if engine.wants_write() => {
-                    advance(engine.process_tls_records(&mut []), outgoing, &mut [], &mut 0).1
-                }
-                Engine::Server(engine) if engine.wants_write() => {
-                    advance(engine.process_tls_records(&mut []), outgoing, &mut [], &mut 0).1
-                }
-                _ => return,
-            };
+        while self.engine.state().wants_write() {
+            let (_, step) = self.engine.advance(&mut [], &mut self.outgoing, &mut [], &mut 0);
             if !matches!(step, Ok(Step::Again)) {
                 return;
             }
@@ -436,10 +373,7 @@ impl Session {
 
     /// What was agreed on; `None` while the handshake is under way.
     pub(crate) fn info(&self) -> Option<TlsInfo> {
-        let common: &rustls::CommonState = match &self.engine {
-            Engine::Client(engine) => engine,
-            Engine::Server(engine) => engine,
-        };
+        let common = self.engine.state();
         if common.is_handshaking() {
             return None;
         }
@@ -450,12 +384,57 @@ impl Session {
         let certificates = common.peer_certificates().unwrap_or_default();
         Some(TlsInfo {
             version,
-            cipher_suite: format!("{:?}", common.negotiated_cipher_suite()?.suite()),
+            // rustls calls those of TLS 1.3 by a name of its own.
+            cipher_suite: format!("{:?}", common.negotiated_cipher_suite()?.suite())
+                .replacen("TLS13_", "TLS_", 1),
             alpn: common.alpn_protocol().map(<[u8]>::to_vec),
             server_name: self.server_name.as_ref().map(|name| name.to_string()),
             peer_certificates: certificates.iter().map(|certificate| certificate.to_vec()).collect(),
             resumed: common.handshake_kind() == Some(HandshakeKind::Resumed),
         })
+    }
+}
+
+impl Engine {
+    fn state(&self) -> &CommonState {
+        match self {
+            Engine::Client(engine) => engine,
+            Engine::Server(engine) => engine,
+        }
+    }
+
+    /// Shows rustls the ciphertext in `buffer`, and does what it asks for. Says how many bytes it is done with, and what to
+    /// do next.
+    fn advance(
+        &mut self,
+        buffer: &mut [u8],
+        outgoing: &mut Vec<u8>,
+        plain: &mut [u8],
+        filled: &mut usize,
+    ) -> (usize, Result<Step, rustls::Error>) {
+        match self {
+            Engine::Client(engine) => advance(engine.process_tls_records(buffer), outgoing, plain, filled),
+            Engine::Server(engine) => advance(engine.process_tls_records(buffer), outgoing, plain, filled),
+        }
+    }
+
+    /// Seals `plain`, and close_notify if it is to `finish`. `seen` is what was shown before.
+    fn write(
+        &mut self,
+        seen: &mut [u8],
+        plain: [&[u8]; 2],
+        finish: bool,
+        sealed_bytes: &mut usize,
+        sealed: &mut Vec<u8>,
+    ) -> Result<(), TlsError> {
+        match self {
+            Engine::Client(engine) => {
+                write(engine.process_tls_records(seen), plain, finish, sealed_bytes, sealed)
+            }
+            Engine::Server(engine) => {
+                write(engine.process_tls_records(seen), plain, finish, sealed_bytes, sealed)
+            }
+        }
     }
 }
 
@@ -467,7 +446,6 @@ fn record_len(bytes: &[u8]) -> usize {
     }
 }
 
-/// Does what rustls asks for. Says how many bytes it is done with, and what to do next.
 fn advance<Data>(
     status: UnbufferedStatus<'_, '_, Data>,
     outgoing: &mut Vec<u8>,
@@ -508,7 +486,6 @@ fn advance<Data>(
     (discard, step)
 }
 
-/// Seals `plain`, and close_notify if it is to `finish`.
 fn write<Data>(
     status: UnbufferedStatus<'_, '_, Data>,
     plain: [&[u8]; 2],

@@ -15,8 +15,9 @@ use crate::shard::handles::transport::Transport;
 /// An attempt begun by [`Shard::connect_tcp`] or [`Shard::connect_unix`]: a future of the connection's [`Transport`].
 ///
 /// Exactly one of the outcomes comes true: the protocol is made and connected, or the attempt fails. Neither happens
-/// before that call has returned. Dropping this gives the attempt up; to let it go on by itself, say what is to
-/// happen when it fails with [`Connecting::on_failure`].
+/// before that call has returned. Dropping this gives the attempt up, also when the connection stands and its
+/// transport has not been taken: then it is closed. To let it go on by itself, say what is to happen when it fails with
+/// [`Connecting::on_failure`].
 #[must_use = "dropping it gives the attempt up"]
 pub struct Connecting {
     attempt: PendingAttempt,

@@ -140,6 +140,9 @@ impl Handle {
     /// runtime or any other. Nothing is sent before it is first polled. On a shard of this runtime it is sent with all
     /// else that the shard sends, in the same order; there [`Shard::call`] is the cheaper one.
     ///
+    /// It does not wait its turn among the 1,024 of [`Shard::call`], wherever it is polled: how many are on their way is
+    /// the caller's to bound.
+    ///
     /// # Errors
     /// [`CallError::NotStarted`] in [`App::prepare`](crate::App::prepare); otherwise as [`Shard::call`].
     /// # Panics
@@ -253,6 +256,8 @@ pub struct ShardReport {
     pub panics: u64,
     /// Times accepting failed, for want of descriptors or memory.
     pub accept_failures: u64,
+    /// Connections refused since a [`ConnectionLimit`](crate::policies::ConnectionLimit) was reached, in either direction.
+    pub refused: u64,
     /// Datagrams received.
     pub datagrams_received: u64,
     /// Datagrams the kernel took to send.
@@ -297,6 +302,7 @@ impl ShardReport {
             parks: stats.parks.get(),
             panics: stats.panics.get() + inbox.panics,
             accept_failures: stats.accept_failures.get(),
+            refused: stats.refused.get(),
             datagrams_received: stats.datagrams_received.get(),
             datagrams_sent: stats.datagrams_sent.get(),
             datagrams_dropped: stats.datagrams_dropped.get(),

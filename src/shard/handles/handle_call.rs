@@ -48,7 +48,8 @@ impl<D, T> HandleCall<D, T> {
     /// not started by then does not run.
     ///
     /// Kept by a timer of the shard that polls first; polled elsewhere, of a shard that is not the called one if there is
-    /// any other, so that a target that is stuck does not hold it up.
+    /// any other, so that a target that is stuck does not hold it up. That shard counts from when it hears of it: soon,
+    /// unless it is stuck itself.
     pub fn deadline(mut self, after: Duration) -> Self {
         self.deadline = Some(after);
         self

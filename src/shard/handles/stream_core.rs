@@ -212,9 +212,9 @@ impl StreamCore {
             let kind = match &reason {
                 CloseReason::Os { source, .. } => Some(source.kind()),
                 CloseReason::Closed | CloseReason::PeerFinished | CloseReason::HandedOff => None,
-                CloseReason::WriteStalled { .. } | CloseReason::DeadlineReached => {
-                    Some(io::ErrorKind::TimedOut)
-                }
+                CloseReason::WriteStalled { .. }
+                | CloseReason::DeadlineReached
+                | CloseReason::Idle { .. } => Some(io::ErrorKind::TimedOut),
                 CloseReason::Tls(TlsError::Truncated) => Some(io::ErrorKind::UnexpectedEof),
                 CloseReason::Tls(TlsError::HandshakeTimedOut { .. }) => Some(io::ErrorKind::TimedOut),
                 CloseReason::Tls(_) => Some(io::ErrorKind::InvalidData),

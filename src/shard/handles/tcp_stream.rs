@@ -16,16 +16,17 @@ use crate::net::connection::{Connection, ReadHalf};
 use crate::net::descriptors::Descriptors;
 use crate::net::framing::{ReadChunks, WriteBytes};
 use crate::net::target::ToTarget;
-use crate::net::wire::Wire;
+use crate::net::wire::{Tls, Wire};
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
 use crate::shard::connecting::{Goal, Target};
-use crate::shard::connections::Handler;
+use crate::shard::connections::{Handler, Slot};
 use crate::shard::handles::stream_core::{Found, StreamCore, WritesAfter};
 use crate::shard::handles::transport::Transport;
 use crate::shard::interfaces::tcp::ConnectOptions;
+use crate::shard::policies::Policed;
 use crate::shard::producers::{EndsAfterProducer, Producing};
 use crate::shard::shared::InTransit;
 
@@ -64,11 +65,13 @@ impl TcpStream {
         &self.core
     }
 
-    /// Waits until the TLS handshake is complete, if there is one.
+    /// Waits until the TLS handshake is complete.
     pub(crate) async fn secured(&mut self) -> io::Result<()> {
         poll_fn(|context| {
             self.core().check_broken()?;
-            match self.transport().look(|slot| slot.connection.is_handshaking()) {
+            // Closed meanwhile, it may be there yet, and wait for the peer's end, without TLS.
+            let is_handshaking = |slot: &Slot| Some(slot.connection.tls()?.is_handshaking());
+            match self.transport().look(is_handshaking).flatten() {
                 Some(true) => {
                     self.core().wait_secured(context);
                     Poll::Pending
@@ -308,10 +311,11 @@ impl TcpStream {
     }
 
     /// Takes the connection off its shard: unread and unsent bytes, the deadline and [`TcpStream::set_ends_on_drain`]
-    /// travel along. Pauses and holds of its transport do not.
+    /// travel along, and so do its [policies](crate::policies). Pauses and holds of its transport do not.
     ///
     /// # Errors
-    /// The connection is closed, closing or broken.
+    /// The connection is closed, closing or broken. `ResourceBusy` from within what its own TLS calls, such as the resolver
+    /// of a certificate.
     /// # Cancel safety
     /// Dropping the future before it is ready closes the connection.
     pub async fn detach(self) -> io::Result<DetachedTcpStream> {
@@ -335,26 +339,30 @@ impl TcpStream {
         if !slot.connection.may_write() || ends {
             return Err(not_connected());
         }
+        if slot.connection.tls().is_some_and(Tls::is_away) {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
         let socket = inner.driver.borrow_mut().release(token).ok_or_else(not_connected)?;
         // Before it is no connection of this shard any more: a drain sees the one or the other.
         let in_transit = InTransit::begin(&inner.shared);
         // Not at the end of the turn: the driver may give the token's slot to another at once.
         let mut slot = connections.remove(token).expect("looked up above");
         drop(connections);
-        inner.stats.open.subtract(1);
-        let mut timers = inner.timers.borrow_mut();
-        let deadline = slot.deadline.and_then(|key| timers.deadline(key));
-        let handshake = inner.handshakes.leave(&mut slot.connection);
-        for key in [slot.deadline.take(), slot.guard.take(), handshake].into_iter().flatten() {
-            timers.cancel(key);
+        if inner.active.get() == token
+            && let Some(lease) = inner.unopened.take()
+        {
+            slot.connection.tls_mut().into_iter().for_each(|tls| tls.keep(&lease));
         }
-        drop(timers);
+        inner.stats.open.subtract(1);
+        let deadline = slot.deadline.and_then(|key| inner.timers.borrow().deadline(key));
+        inner.stop_timers(&mut slot);
         if slot.marks.producing != Producing::Nobody {
             shard.stop_producer(token);
         }
+        let policed = inner.take_policed(token);
         let unsent = slot.connection.unsent();
         // An end that was not announced is found again by whoever goes on.
-        let truncated = slot.connection.session_mut().is_some_and(|tls| std::mem::take(&mut tls.truncated));
+        let truncated = slot.connection.tls_mut().is_some_and(|tls| std::mem::take(&mut tls.truncated));
         let finished = slot.connection.read != ReadHalf::Open && !truncated;
         let wire = std::mem::replace(&mut slot.connection.wire, Wire::Plain);
         let mut unread = match self.core.find(shard, token) {
@@ -375,6 +383,7 @@ impl TcpStream {
             finished,
             ends_on_drain,
             deadline,
+            policed,
             in_transit,
         })
     }
@@ -480,6 +489,7 @@ pub struct DetachedTcpStream {
     finished: bool,
     ends_on_drain: bool,
     deadline: Option<Instant>,
+    policed: Option<Box<Policed>>,
     /// Last: told when all else has gone.
     in_transit: InTransit,
 }
@@ -509,6 +519,9 @@ impl DetachedTcpStream {
         shard.inner.bring_descriptors(token, &mut connection, self.descriptors);
         if self.finished {
             connection.read = ReadHalf::Finished;
+        }
+        if let Some(policed) = self.policed {
+            shard.inner.policing.prepare(token, policed);
         }
         shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
         shard.inner.mark_unsettled(token);

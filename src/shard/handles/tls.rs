@@ -7,13 +7,14 @@ use crate::error::{ConnectError, TlsError};
 use crate::net::connection::{ReadHalf, WriteHalf};
 use crate::net::target::ToTarget;
 use crate::net::tls::{TlsClientConfig, TlsInfo, TlsRole};
-use crate::net::wire::Wire;
+use crate::net::wire::{Tls, Wire};
 use crate::shard::Shard;
-use crate::shard::connecting::{ConnectHow, Goal, Target};
+use crate::shard::connecting::{Goal, Target};
 use crate::shard::connections::Handler;
 use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::handles::transport::Transport;
+use crate::shard::interfaces::tcp::ConnectOptions;
 
 impl Transport {
     /// Speaks TLS from here on (STARTTLS), as the server with a `&TlsServerConfig`, as the client with
@@ -52,7 +53,7 @@ impl Transport {
             inner.staged_room.set(0);
             inner.dry.set(true);
         }
-        connection.wire = Wire::Tls(session);
+        connection.wire = Wire::Tls(Tls::new(session, inner.shared.config.handshake_timeout));
         let mut left = match &slot.handler {
             Handler::Stream(stream) => {
                 let (unread, held) = stream.take_unread();
@@ -66,13 +67,13 @@ impl Transport {
         }
         if connection.read == ReadHalf::FinishPending {
             connection.read = ReadHalf::Open;
-            connection.session_mut().into_iter().for_each(|session| session.socket_ended = true);
+            connection.tls_mut().into_iter().for_each(|tls| tls.socket_ended = true);
         }
         shard.begin_handshake(self.token(), slot);
         inner.keep_handshake(self.token(), slot, &left);
-        if let Some(session) = slot.connection.session_mut() {
+        if let Some(tls) = slot.connection.tls_mut() {
             // What the callback that runs now has not consumed will be kept when it returns.
-            session.fresh = active && matches!(slot.handler, Handler::Busy);
+            tls.fresh = active && matches!(slot.handler, Handler::Busy);
         }
         inner.mark_slot_unsettled(self.token(), slot);
         Ok(())
@@ -85,7 +86,7 @@ impl Transport {
 
     /// What was agreed on with the peer; `None` without TLS, and before the handshake is complete. Makes copies.
     pub fn tls_info(&self) -> Option<TlsInfo> {
-        self.look(|slot| slot.connection.session().and_then(|session| session.info())).flatten()
+        self.look(|slot| slot.connection.tls().and_then(Tls::info)).flatten()
     }
 }
 
@@ -104,16 +105,29 @@ impl TcpStream {
         tls: &TlsClientConfig,
         name: &str,
     ) -> Result<TcpStream, ConnectError> {
+        TcpStream::connect_tls_with(target, tls, name, &ConnectOptions::default()).await
+    }
+
+    /// As [`TcpStream::connect_tls`], with options.
+    ///
+    /// # Errors
+    /// As [`TcpStream::connect_tls`].
+    /// # Cancel safety
+    /// As [`TcpStream::connect_tls`].
+    /// # Panics
+    /// As [`TcpStream::connect_tls`].
+    pub async fn connect_tls_with(
+        target: impl ToTarget,
+        tls: &TlsClientConfig,
+        name: &str,
+        options: &ConnectOptions,
+    ) -> Result<TcpStream, ConnectError> {
         let shard = Shard::current();
         let core = StreamCore::new();
         let becomes = Target::Handler(Handler::Stream(Rc::clone(&core)));
-        let session = TlsRole::from((tls, name)).session();
-        let attempt = shard.connect_to(
-            Goal::of_target(target.to_target()),
-            ConnectHow::default(),
-            becomes,
-            Some(session),
-        );
+        let goal = Goal::of_target(target.to_target());
+        let secure = Some(TlsRole::from((tls, name)));
+        let attempt = shard.connect_to(goal, options.how(), becomes, secure);
         let transport = attempt.await?;
         Ok(TcpStream::from_parts(core, transport))
     }
@@ -122,7 +136,7 @@ impl TcpStream {
     /// it.
     ///
     /// # Errors
-    /// An [`io::Error`] around the [`TlsError`], or the connection broke.
+    /// An [`io::Error`] around the [`TlsError`], or the connection broke. `NotConnected` when it was closed meanwhile.
     /// # Cancel safety
     /// TLS has begun by the first poll, and goes on when the future is dropped; reads and writes work then as well.
     pub async fn start_tls(&mut self, role: impl Into<TlsRole>) -> io::Result<()> {

@@ -12,6 +12,7 @@ use crate::reactor::driver::{CloseKind, SocketOption};
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
 use crate::shard::connections::Slot;
+use crate::shard::policies::Way;
 use crate::shard::producers::{Producer, ProducerKind, Producing};
 use crate::shard::{Shard, Timer};
 
@@ -91,6 +92,15 @@ impl Transport {
     }
 
     fn write_checked(&self, bytes: &[u8]) -> Result<Flow, WriteError> {
+        let flow = self.write_unstaged(bytes)?;
+        let is_policed = !self.shard.inner.policing.is_empty();
+        if is_policed && self.look(|slot| slot.marks.watched.logs()) == Some(true) {
+            self.shard.log_traffic(self.token, Way::Written, bytes);
+        }
+        Ok(flow)
+    }
+
+    fn write_unstaged(&self, bytes: &[u8]) -> Result<Flow, WriteError> {
         let inner = &self.shard.inner;
         let marks = &inner.shared.config.watermarks;
         let mut connections = inner.connections.borrow_mut();
@@ -100,16 +110,21 @@ impl Transport {
         let staged_len = if active { staged.len() } else { 0 };
         slot.connection.check_write(staged_len, bytes.len(), marks)?;
         let mut rest = bytes;
-        if staged_len == 0 {
+        if staged_len == 0 && !slot.marks.watched.meters_writes() {
             let (mut driver, mut spare) = (inner.driver.borrow_mut(), inner.spare.borrow_mut());
             let sent = slot.connection.send_straight(&mut **driver, self.token, bytes, &mut spare);
             drop((driver, spare));
             match sent {
-                Ok(sent) => rest = &bytes[sent..],
-                Err(source) => {
+                Ok(sent) => {
+                    rest = &bytes[sent..];
+                    if sent > 0 && slot.marks.watched.is_any() {
+                        self.shard.note_sent(self.token);
+                    }
+                }
+                Err(reason) => {
                     drop(staged);
                     drop(connections);
-                    let reason = CloseReason::Os { call: "send", source };
+                    inner.stats.panics.add(u64::from(matches!(reason, CloseReason::Panicked(_))));
                     self.shard.end(self.token, reason, EndKind::Close(CloseKind::Orderly));
                     return Err(WriteError::Closed);
                 }
@@ -120,7 +135,11 @@ impl Transport {
         }
         if active {
             staged.extend_from_slice(rest);
-        } else if !rest.is_empty() || slot.marks.producing == Producing::PullOwed {
+        } else if !rest.is_empty()
+            || slot.connection.has_output()
+            || slot.marks.producing == Producing::PullOwed
+        {
+            // Also for what was sealed and not sent: its time runs from the next flush on.
             slot.connection.queue(rest);
             inner.mark_slot_unsettled(self.token, slot);
         }
@@ -378,6 +397,13 @@ impl Transport {
     pub fn deadline(&self) -> Option<Instant> {
         let key = self.look(|slot| slot.deadline)??;
         self.shard.inner.timers.borrow().deadline(key)
+    }
+
+    /// Ends the connection when no byte has gone either way for `after`, counted from now; replaces the timeout it has, and
+    /// `None` removes it. See [`Policies::idle_timeout`](crate::policies::Policies::idle_timeout), which gives one to every
+    /// connection. Without effect on a connection that is closing.
+    pub fn set_idle_timeout(&self, after: Option<Duration>) {
+        self.shard.set_idle_timeout(self.token, after);
     }
 
     pub(super) fn look<T>(&self, look: impl FnOnce(&Slot) -> T) -> Option<T> {

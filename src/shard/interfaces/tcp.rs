@@ -1,6 +1,7 @@
 //! IReactorTCP: listening and connecting.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{ListenError, Result};
@@ -12,10 +13,11 @@ use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::listening::{ListenHow, Opener};
+use crate::shard::policies::Policies;
 use crate::shard::protocol::Factory;
 
 /// How to listen, where the defaults do not do.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ListenOptions {
     how: ListenHow,
 }
@@ -27,7 +29,13 @@ impl ListenOptions {
     }
 
     pub(crate) fn how(&self) -> ListenHow {
-        self.how
+        self.how.clone()
+    }
+
+    /// What the connections that come in are held to.
+    pub fn policies(mut self, policies: &Policies) -> Self {
+        self.how.policies = Some(Arc::new(policies.clone()));
+        self
     }
 
     /// Finished handshakes that may wait, per shard. The kernel cuts it down to `net.core.somaxconn`.
@@ -45,7 +53,7 @@ impl ListenOptions {
 }
 
 /// How to connect, where the defaults do not do.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ConnectOptions {
     how: ConnectHow,
 }
@@ -69,14 +77,21 @@ impl ConnectOptions {
     }
 
     /// Gives up after this long, the lookup of a name included, instead of
-    /// [`Config::connect_timeout`](crate::Config::connect_timeout).
+    /// [`Config::connect_timeout`](crate::Config::connect_timeout). With TLS it covers the handshake, too, which otherwise
+    /// has [`Config::handshake_timeout`](crate::Config::handshake_timeout) of its own, and has no more than that in any case.
     pub fn timeout(mut self, after: Duration) -> Self {
         self.how.timeout = Some(after);
         self
     }
 
+    /// What the connection is held to.
+    pub fn policies(mut self, policies: &Policies) -> Self {
+        self.how.policies = Some(Arc::new(policies.clone()));
+        self
+    }
+
     pub(crate) fn how(&self) -> ConnectHow {
-        self.how
+        self.how.clone()
     }
 }
 
@@ -110,7 +125,7 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> std::result::Result<Listener, ListenError> {
         let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
-        let group = self.listen(addr.to_addr()?, options.how, opener.into())?;
+        let group = self.listen(addr.to_addr()?, options.how(), opener.into())?;
         Ok(Listener::tcp(self.clone(), group))
     }
 
@@ -141,7 +156,7 @@ impl Shard {
     where
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
-        let group = self.listen(addr.to_addr()?, options.how, Opener::serving(handler).into())?;
+        let group = self.listen(addr.to_addr()?, options.how(), Opener::serving(handler).into())?;
         Ok(Listener::tcp(self.clone(), group))
     }
 
@@ -166,6 +181,6 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        Connecting::new(self.connect_to(Goal::of_target(target.to_target()), options.how, becomes, None))
+        Connecting::new(self.connect_to(Goal::of_target(target.to_target()), options.how(), becomes, None))
     }
 }

@@ -46,6 +46,8 @@ impl Shard {
     /// `Send`; the future it makes need not be. Counts among the 1,024 of [`Shard::call`] until it has started.
     ///
     /// # Panics
+    /// As [`Shard::call`]; and when 16,777,215 calls of this shard are without an answer: those that have started are not
+    /// otherwise bounded.
     /// # Cancel safety
     /// As [`Shard::call`].
     pub fn call_async<T, F>(&self, route: impl Into<Route>, f: F) -> Call<AsyncClosure<F>, T>

@@ -22,7 +22,9 @@ impl Shard {
     /// before. What is written before is sent after it. A handshake that fails, or takes longer than
     /// [`Config::handshake_timeout`](crate::Config::handshake_timeout), ends the connection with
     /// [`CloseReason::Tls`](crate::CloseReason::Tls). A peer that ends the connection without saying so (close_notify) is
-    /// reported as [`TlsError::Truncated`](crate::TlsError::Truncated).
+    /// reported as [`TlsError::Truncated`](crate::TlsError::Truncated). We say so where what was written is complete:
+    /// after a [`Transport::close`](crate::Transport::close) or the peer's own end, and not for a reason that is not
+    /// [clean](crate::CloseReason::is_clean), such as an error or a panic of the protocol, or its deadline.
     ///
     /// ```no_run
     /// use shardwise::{Input, Protocol, Result, Runtime, Shard, TlsServerConfig, Transport};
@@ -135,12 +137,11 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        let session = TlsRole::from((tls, name)).session();
         Connecting::new(self.connect_to(
             Goal::of_target(target.to_target()),
             options.how(),
             becomes,
-            Some(session),
+            Some(TlsRole::from((tls, name))),
         ))
     }
 }

@@ -1,5 +1,6 @@
 //! IReactorUNIX: listening at and connecting to UNIX sockets.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::addr::{Addr, ToUnixAddr, UnixAddr};
@@ -14,6 +15,7 @@ use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
 use crate::shard::handles::unix::UnixStream;
 use crate::shard::listening::{Opener, Opening, listen_error, session_maker};
+use crate::shard::policies::Policies;
 use crate::shard::protocol::Factory;
 use crate::sys::unix::{self, BindHow};
 
@@ -24,12 +26,13 @@ pub struct UnixListenOptions {
     pub(crate) backlog: Option<u32>,
     pub(crate) descriptors: bool,
     pub(crate) secure: Option<TlsRole>,
+    policies: Option<Arc<Policies>>,
 }
 
 impl Default for UnixListenOptions {
     fn default() -> Self {
         let how = BindHow { mode: MODE, lock: false };
-        UnixListenOptions { how, backlog: None, descriptors: false, secure: None }
+        UnixListenOptions { how, backlog: None, descriptors: false, secure: None, policies: None }
     }
 }
 
@@ -54,6 +57,12 @@ impl UnixListenOptions {
     /// has died counts for nothing. Off by default.
     pub fn lock(mut self, on: bool) -> Self {
         self.how.lock = on;
+        self
+    }
+
+    /// What the connections are held to. They have no address to be limited by, but count in all.
+    pub fn policies(mut self, policies: &Policies) -> Self {
+        self.policies = Some(Arc::new(policies.clone()));
         self
     }
 
@@ -89,6 +98,12 @@ impl UnixConnectOptions {
     /// ([`UnixListenOptions::lock`]). Off by default.
     pub fn check(mut self, on: bool) -> Self {
         self.check = on;
+        self
+    }
+
+    /// What the connection is held to.
+    pub fn policies(mut self, policies: &Policies) -> Self {
+        self.how.policies = Some(Arc::new(policies.clone()));
         self
     }
 
@@ -194,7 +209,8 @@ impl Shard {
         };
         let key = GroupKey::Addr(Net::Unix, addr.clone());
         let secure = options.secure.clone().map(session_maker);
-        let opening = Opening { opener, secure, takes_descriptors: options.descriptors };
+        let takes_descriptors = options.descriptors;
+        let opening = Opening { opener, secure, takes_descriptors, policies: options.policies.clone() };
         let joined =
             self.listen_handing_out(key, opening, |driver| Ok((driver.listen_unix(&spec)?, addr.clone())));
         match joined {
@@ -234,8 +250,7 @@ impl Shard {
         becomes: Target,
     ) -> PendingAttempt {
         let goal = checked(name.to_unix_addr().map_err(ConnectError::from), options.check).map(Goal::Unix);
-        let session = options.secure.as_ref().map(TlsRole::session);
-        self.connect_to(goal, options.how, becomes, session)
+        self.connect_to(goal, options.how.clone(), becomes, options.secure.clone())
     }
 }
 
