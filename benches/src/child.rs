@@ -7,10 +7,11 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
+use rustix::net::{AddressFamily, SocketType, connect, socket};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::servers::{Implementation, control};
+use crate::servers::{Implementation, control, unix_name};
 use crate::{Result, machine};
 
 /// What a row of a table is measured on.
@@ -76,7 +77,12 @@ impl Server {
         };
         place_on(&mut command, options.cpu);
         let mut process = Process::spawn(&mut command)?;
-        let serves = if datagrams { echoes_datagrams } else { accepts };
+        let unix = matches!(self, Server::Own(implementation) if implementation.is_unix());
+        let serves = match (datagrams, unix) {
+            (true, _) => echoes_datagrams,
+            (_, true) => accepts_at_its_name,
+            _ => accepts,
+        };
         wait_until(serves, port, &mut process).map_err(|error| format!("{}: {error}", self.name()))?;
         Ok(RunningServer { process, port })
     }
@@ -269,6 +275,14 @@ fn wait_until(serves: fn(u16) -> bool, port: u16, process: &mut Process) -> Resu
 
 fn accepts(port: u16) -> bool {
     TcpStream::connect(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)).is_ok()
+}
+
+fn accepts_at_its_name(port: u16) -> bool {
+    let connect = || -> io::Result<()> {
+        let socket = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+        Ok(connect(&socket, &unix_name(port)?)?)
+    };
+    connect().is_ok()
 }
 
 fn echoes_datagrams(port: u16) -> bool {

@@ -16,6 +16,7 @@ use rustix::net::{
 use rustix::time::Timespec;
 
 use crate::Result;
+use crate::servers::unix_name;
 
 /// What the connections do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub(crate) struct Workload {
     reconnect: bool,
     /// Datagrams instead of connections. None may get lost, so there must be few enough for the server's buffer.
     datagrams: bool,
+    /// Over UNIX sockets.
+    unix: bool,
 }
 
 impl Workload {
@@ -42,14 +45,20 @@ impl Workload {
     }
 
     /// The plainest one: what instruction counts are stated for.
-    pub(crate) const ECHO_64: Workload =
-        Workload { connections: 64, message_bytes: 64, depth: 1, reconnect: false, datagrams: false };
+    pub(crate) const ECHO_64: Workload = Workload {
+        connections: 64,
+        message_bytes: 64,
+        depth: 1,
+        reconnect: false,
+        datagrams: false,
+        unix: false,
+    };
 }
 
 impl FromStr for Workload {
     type Err = String;
 
-    /// `CONNECTIONSxBYTES`, `udpSOCKETSxBYTES`, `pipelinedDEPTH` (64 connections, 64 bytes) or `connect`.
+    /// `CONNECTIONSxBYTES`, `unixCONNECTIONSxBYTES`, `udpSOCKETSxBYTES`, `pipelinedDEPTH` (64 connections, 64 bytes) or `connect`.
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let parse = |number: &str| match number.parse() {
             Ok(0) | Err(_) => Err(format!("{text:?}: expected 64x64, pipelined16, connect or the like")),
@@ -61,9 +70,10 @@ impl FromStr for Workload {
         if let Some(depth) = text.strip_prefix("pipelined") {
             return Ok(Workload { depth: parse(depth)?, ..Workload::ECHO_64 });
         }
-        let (datagrams, sizes) = match text.strip_prefix("udp") {
-            Some(sizes) => (true, sizes),
-            None => (false, text),
+        let (datagrams, unix, sizes) = match (text.strip_prefix("udp"), text.strip_prefix("unix")) {
+            (Some(sizes), _) => (true, false, sizes),
+            (_, Some(sizes)) => (false, true, sizes),
+            _ => (false, false, text),
         };
         let (connections, bytes) = sizes.split_once('x').unwrap_or((sizes, ""));
         let workload = Workload {
@@ -72,6 +82,7 @@ impl FromStr for Workload {
             depth: 1,
             reconnect: false,
             datagrams,
+            unix,
         };
         if workload.message_bytes < STAMP_BYTES {
             return Err(format!("{text:?}: a message has room for {STAMP_BYTES} bytes of stamp at least"));
@@ -259,6 +270,9 @@ impl Crowd {
     }
 
     fn open(&mut self, key: usize) -> Result<OwnedFd> {
+        if self.workload.unix {
+            return open_unix(&self.epoll, self.server.port(), key);
+        }
         if self.workload.datagrams {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?;
@@ -286,7 +300,19 @@ pub(crate) fn open_stream(epoll: &OwnedFd, server: SocketAddrV4, key: usize, num
         Ok(()) | Err(Errno::INPROGRESS) => {}
         Err(error) => return Err(format!("connect to {server}: {error}").into()),
     }
-    // Edge-triggered: registered once for both ways.
+    watch_both(epoll, socket, key)
+}
+
+/// Connects to the UNIX server that goes by the number `port`; its queue is longer than any workload here.
+fn open_unix(epoll: &OwnedFd, port: u16, key: usize) -> Result<OwnedFd> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &unix_name(port)?)?;
+    watch_both(epoll, socket, key)
+}
+
+/// Edge-triggered: registered once for both ways.
+fn watch_both(epoll: &OwnedFd, socket: OwnedFd, key: usize) -> Result<OwnedFd> {
     let both = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
     epoll::add(epoll, &socket, EventData::new_u64(key as u64), both)?;
     Ok(socket)
@@ -457,6 +483,7 @@ mod tests {
         assert_eq!(parse("pipelined16"), Ok(Workload { depth: 16, ..Workload::ECHO_64 }));
         assert_eq!(parse("connect"), Ok(Workload { reconnect: true, ..Workload::ECHO_64 }));
         assert_eq!(parse("udp64x64"), Ok(Workload { datagrams: true, ..Workload::ECHO_64 }));
+        assert_eq!(parse("unix64x64"), Ok(Workload { unix: true, ..Workload::ECHO_64 }));
         for wrong in ["", "64", "0x64", "64x7", "pipelined", "x"] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }

@@ -18,8 +18,9 @@ use crate::{Result, report::figure};
 
 #[derive(Args)]
 pub(crate) struct EchoArgs {
-    /// CONNECTIONSxBYTES, pipelinedDEPTH or connect; udpSOCKETSxBYTES for the servers whose names begin with udp;
-    /// tlsCONNECTIONSxBYTES, tls-full and tls-resumed for tls, tls-downloadBYTES and tls-uploadBYTES for tls-bulk.
+    /// CONNECTIONSxBYTES, pipelinedDEPTH or connect; udpSOCKETSxBYTES for the servers whose names begin with udp,
+    /// unixCONNECTIONSxBYTES for those with unix; tlsCONNECTIONSxBYTES, tls-full and tls-resumed for tls, tls-downloadBYTES
+    /// and tls-uploadBYTES for tls-bulk.
     #[arg(long, value_delimiter = ',', default_values = ["64x64", "1000x64", "64x16384", "pipelined16", "connect"])]
     workloads: Vec<String>,
     #[arg(long, value_parser = crate::positive, default_value_t = 24)]

@@ -12,9 +12,12 @@ mod tokio;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
+use std::os::unix::net::UnixListener;
 
 use clap::{Args, ValueEnum};
-use rustix::net::{AddressFamily, SocketType, bind, listen, socket, sockopt};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket, socket_with, sockopt,
+};
 
 use crate::{Result, allocation, machine};
 
@@ -64,6 +67,17 @@ pub(crate) enum Implementation {
     TlsBulkShardwiseProtocol,
     /// TLS with the library, async style, bulk.
     TlsBulkShardwiseAsync,
+    /// UNIX sockets: the loop of raw-epoll.
+    UnixRawEpoll,
+    /// The same again.
+    #[value(name = "unix-raw-epoll-2")]
+    UnixRawEpoll2,
+    /// UNIX sockets on tokio current_thread.
+    UnixTokio,
+    /// UNIX sockets with the library, event style.
+    UnixShardwiseProtocol,
+    /// UNIX sockets with the library, async style, leased reads.
+    UnixShardwiseAsync,
 }
 
 impl Implementation {
@@ -80,6 +94,8 @@ impl Implementation {
             UdpShardwiseProtocol | UdpShardwiseAsync => true,
             TlsShardwiseProtocol | TlsShardwiseAsync => true,
             TlsBulkShardwiseProtocol | TlsBulkShardwiseAsync => true,
+            UnixRawEpoll | UnixRawEpoll2 | UnixTokio => false,
+            UnixShardwiseProtocol | UnixShardwiseAsync => true,
         };
         cfg!(feature = "ours") || !is_ours
     }
@@ -88,6 +104,12 @@ impl Implementation {
     pub(crate) fn is_datagram(self) -> bool {
         use Implementation::*;
         matches!(self, UdpRawEpoll | UdpRawEpoll2 | UdpTokio | UdpShardwiseProtocol | UdpShardwiseAsync)
+    }
+
+    /// Whether it listens at a UNIX socket.
+    pub(crate) fn is_unix(self) -> bool {
+        use Implementation::*;
+        matches!(self, UnixRawEpoll | UnixRawEpoll2 | UnixTokio | UnixShardwiseProtocol | UnixShardwiseAsync)
     }
 }
 
@@ -132,6 +154,12 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<()> {
         Implementation::RawEpoll | Implementation::RawEpoll2 => {
             raw_epoll::serve(listen_on_loopback(args.port)?)?
         }
+        Implementation::UnixRawEpoll | Implementation::UnixRawEpoll2 => {
+            raw_epoll::serve_unix(listen_at_name(args.port)?)?;
+        }
+        Implementation::UnixTokio => {
+            tokio::serve_unix(listen_at_name(args.port)?, args.buffer_bytes)?;
+        }
         Implementation::RawMio => raw_mio::serve(listen_on_loopback(args.port)?)?,
         Implementation::Tokio => tokio::serve(listen_on_loopback(args.port)?, args.buffer_bytes)?,
         #[cfg(feature = "ours")]
@@ -166,6 +194,10 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<()> {
         Implementation::TlsBulkShardwiseProtocol => tls::ours::serve_bulk_protocol(args.port, args.shards)?,
         #[cfg(feature = "ours")]
         Implementation::TlsBulkShardwiseAsync => tls::ours::serve_bulk_async(args.port, args.shards)?,
+        #[cfg(feature = "ours")]
+        Implementation::UnixShardwiseProtocol => shardwise::serve_unix_protocol(args.port, args.shards)?,
+        #[cfg(feature = "ours")]
+        Implementation::UnixShardwiseAsync => shardwise::serve_unix_leased(args.port, args.shards)?,
         #[cfg(not(feature = "ours"))]
         _ => {
             return Err(format!(
@@ -189,6 +221,24 @@ fn listen_on_loopback(port: u16) -> io::Result<TcpListener> {
     let listener = TcpListener::from(listener);
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+/// The abstract name of the UNIX server that goes by the number `port`.
+pub(crate) fn unix_name(port: u16) -> io::Result<SocketAddrUnix> {
+    Ok(SocketAddrUnix::new_abstract_name(name_text(port).as_bytes())?)
+}
+
+fn name_text(port: u16) -> String {
+    format!("shardwise-bench-{port}")
+}
+
+/// As [`listen_on_loopback`], at a name.
+fn listen_at_name(port: u16) -> io::Result<UnixListener> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    bind(&listener, &unix_name(port)?)?;
+    listen(&listener, BACKLOG)?;
+    Ok(UnixListener::from(listener))
 }
 
 const BACKLOG: i32 = 4096;

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -24,6 +25,15 @@ enum Verdict {
 }
 
 pub(super) fn serve(listener: TcpListener) -> io::Result<()> {
+    serve_any(listener.into(), |socket| Ok(sockopt::set_tcp_nodelay(socket, true)?))
+}
+
+pub(super) fn serve_unix(listener: UnixListener) -> io::Result<()> {
+    serve_any(listener.into(), |_| Ok(()))
+}
+
+#[inline(always)]
+fn serve_any(listener: OwnedFd, prepare: impl Fn(&OwnedFd) -> io::Result<()>) -> io::Result<()> {
     let epoll = epoll::create(CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
     let mut connections: Slab<Connection> = Slab::new();
@@ -37,7 +47,7 @@ pub(super) fn serve(listener: TcpListener) -> io::Result<()> {
         for event in events.drain(..) {
             let (flags, key) = (event.flags, event.data.u64());
             if key == LISTENER {
-                accept_some(&listener, &epoll, &mut connections)?;
+                accept_some(&listener, &epoll, &mut connections, &prepare)?;
                 continue;
             }
             let connection = &mut connections[key as usize];
@@ -51,9 +61,10 @@ pub(super) fn serve(listener: TcpListener) -> io::Result<()> {
 }
 
 fn accept_some(
-    listener: &TcpListener,
+    listener: &OwnedFd,
     epoll: &OwnedFd,
     connections: &mut Slab<Connection>,
+    prepare: impl Fn(&OwnedFd) -> io::Result<()>,
 ) -> io::Result<()> {
     for _ in 0..ACCEPTS_PER_TURN {
         let socket = match accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
@@ -62,7 +73,7 @@ fn accept_some(
             Err(Errno::CONNABORTED | Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
         };
-        sockopt::set_tcp_nodelay(&socket, true)?;
+        prepare(&socket)?;
         let entry = connections.vacant_entry();
         epoll::add(epoll, &socket, EventData::new_u64(entry.key() as u64), READING)?;
         entry.insert(Connection { socket, unsent: Vec::new() });

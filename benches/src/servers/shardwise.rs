@@ -1,6 +1,6 @@
 //! The library's echo servers, written as its users write them.
 
-use ::shardwise::{Input, Protocol, Runtime, Shard, Transport};
+use ::shardwise::{Input, Protocol, Runtime, Shard, TcpStream, Transport, UnixAddr};
 
 use crate::Result;
 
@@ -23,15 +23,35 @@ pub(super) fn serve_protocol(port: u16, shards: usize) -> Result<()> {
     Ok(())
 }
 
-/// Reads on lease: an idle task holds no buffer.
+/// Reads on lease: an idle task holds no buffer. One handler for TCP and UNIX, or the compiler would inline in neither.
+async fn echo(mut stream: TcpStream) -> ::shardwise::Result<()> {
+    while let Some(chunk) = stream.read_chunk().await? {
+        stream.write_all(&chunk).await?;
+    }
+    Ok(())
+}
+
 pub(super) fn serve_leased(port: u16, shards: usize) -> Result<()> {
     Runtime::new().shards(shards).run(async move |shard: Shard| {
-        shard.serve_tcp(("127.0.0.1", port), async |mut stream| {
-            while let Some(chunk) = stream.read_chunk().await? {
-                stream.write_all(&chunk).await?;
-            }
-            Ok(())
-        })?;
+        shard.serve_tcp(("127.0.0.1", port), echo)?;
+        Ok(())
+    })?;
+    Ok(())
+}
+
+pub(super) fn serve_unix_protocol(port: u16, shards: usize) -> Result<()> {
+    let name = UnixAddr::from_abstract(super::name_text(port))?;
+    Runtime::new().shards(shards).run(async move |shard: Shard| {
+        shard.listen_unix(&name, || Echo)?;
+        Ok(())
+    })?;
+    Ok(())
+}
+
+pub(super) fn serve_unix_leased(port: u16, shards: usize) -> Result<()> {
+    let name = UnixAddr::from_abstract(super::name_text(port))?;
+    Runtime::new().shards(shards).run(async move |shard: Shard| {
+        shard.serve_unix(&name, echo)?;
         Ok(())
     })?;
     Ok(())

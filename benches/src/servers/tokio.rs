@@ -3,7 +3,7 @@
 use std::io;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, UnixListener};
 
 pub(super) fn serve(listener: std::net::TcpListener, buffer_bytes: usize) -> io::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_io().build()?.block_on(async {
@@ -16,7 +16,17 @@ pub(super) fn serve(listener: std::net::TcpListener, buffer_bytes: usize) -> io:
     })
 }
 
-async fn echo(mut stream: TcpStream, buffer_bytes: usize) -> io::Result<()> {
+pub(super) fn serve_unix(listener: std::os::unix::net::UnixListener, buffer_bytes: usize) -> io::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_io().build()?.block_on(async {
+        let listener = UnixListener::from_std(listener)?;
+        loop {
+            let (stream, _) = listener.accept().await?;
+            tokio::spawn(echo(stream, buffer_bytes));
+        }
+    })
+}
+
+async fn echo(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, buffer_bytes: usize) -> io::Result<()> {
     let mut buffer = vec![0; buffer_bytes];
     loop {
         let received = stream.read(&mut buffer).await?;
