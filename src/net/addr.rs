@@ -1,7 +1,9 @@
 //! Addresses as callers write them. Resolves no names.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::sync::Arc;
 
+use super::proxy_protocol::ProxyHeader;
 use crate::error::{AddressFault, InvalidAddress, Wanted};
 
 /// What [`Shard::listen_tcp`](crate::Shard::listen_tcp) takes as an address: a [`SocketAddr`], an `(IP address, port)`
@@ -102,6 +104,18 @@ pub(super) fn split(text: &str) -> Result<(&str, u16), AddressFault> {
 pub(crate) enum SmallAddr {
     V4(SocketAddrV4),
     V6(Box<SocketAddrV6>),
+    /// Behind a proxy, which says who it is.
+    Proxied(Arc<ProxyHeader>),
+}
+
+impl SmallAddr {
+    /// The other end of the socket, whoever stands behind it.
+    pub(crate) fn of_socket(&self) -> SocketAddr {
+        match self {
+            SmallAddr::Proxied(header) => header.proxy,
+            direct => direct.into(),
+        }
+    }
 }
 
 impl From<SocketAddr> for SmallAddr {
@@ -118,6 +132,7 @@ impl From<&SmallAddr> for SocketAddr {
         match addr {
             SmallAddr::V4(addr) => SocketAddr::V4(*addr),
             SmallAddr::V6(addr) => SocketAddr::V6(**addr),
+            SmallAddr::Proxied(header) => header.peer_addr(),
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::config::Watermarks;
 use crate::error::{CloseReason, TlsError, WriteError};
 use crate::net::addr::SmallAddr;
 use crate::net::kept::Kept;
+use crate::net::proxy_protocol::ProxyHeader;
 use crate::net::tls::Session;
 use crate::net::wire::Wire;
 use crate::reactor::buffer::Output;
@@ -138,8 +140,26 @@ impl Connection {
         }
     }
 
+    /// The other end, as a proxy has reported it if one has.
     pub(crate) fn peer_addr(&self) -> SocketAddr {
         (&self.peer_addr).into()
+    }
+
+    /// The other end of the socket.
+    pub(crate) fn socket_peer_addr(&self) -> SocketAddr {
+        self.peer_addr.of_socket()
+    }
+
+    /// What a proxy has said about it.
+    pub(crate) fn proxy_header(&self) -> Option<&Arc<ProxyHeader>> {
+        match &self.peer_addr {
+            SmallAddr::Proxied(header) => Some(header),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn set_proxy_header(&mut self, header: Arc<ProxyHeader>) {
+        self.peer_addr = SmallAddr::Proxied(header);
     }
 
     pub(crate) fn is_open(&self) -> bool {

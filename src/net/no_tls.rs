@@ -61,3 +61,40 @@ impl Session {
         match self.never {}
     }
 }
+
+#[derive(Clone, Debug)]
+pub(crate) enum TlsServerConfig {}
+
+#[derive(Clone, Debug)]
+pub(crate) enum TlsClientConfig {}
+
+pub(crate) mod loading {
+    use std::io;
+    use std::path::Path;
+
+    use super::{Session, TlsClientConfig, TlsServerConfig};
+    use crate::error::TlsError;
+    use crate::net::endpoint::TlsIdentity;
+
+    pub(crate) type SessionMaker = dyn Fn() -> Result<Box<Session>, TlsError>;
+
+    pub(crate) fn server(_: &TlsIdentity, _: Option<&Path>) -> io::Result<TlsServerConfig> {
+        Err(without_tls())
+    }
+
+    pub(crate) fn client(_: Option<&TlsIdentity>, _: Option<&Path>) -> io::Result<TlsClientConfig> {
+        Err(without_tls())
+    }
+
+    pub(crate) fn server_sessions(tls: &TlsServerConfig) -> Box<SessionMaker> {
+        match *tls {}
+    }
+
+    pub(crate) fn client_session(tls: &TlsClientConfig, _: &str) -> Result<Box<Session>, TlsError> {
+        match *tls {}
+    }
+
+    fn without_tls() -> io::Error {
+        io::Error::new(io::ErrorKind::Unsupported, "this program was built without TLS")
+    }
+}

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -58,6 +59,7 @@ pub(crate) struct AttemptId(u64);
 struct Attempt {
     goal: ConnectTarget,
     target: Target,
+    announcement: Option<Arc<[u8]>>,
     /// What it begins with, if it is to speak TLS.
     session: Option<Box<Session>>,
     how: ConnectHow,
@@ -100,6 +102,14 @@ impl ConnectHow {
     }
 }
 
+/// What an outgoing connection begins with: first the one, then the other.
+#[derive(Default)]
+pub(crate) struct Opening {
+    /// Bytes that go out before everything, as they are.
+    pub(crate) announcement: Option<Arc<[u8]>>,
+    pub(crate) session: Option<Result<Box<Session>, TlsError>>,
+}
+
 /// What becomes of an established connection.
 pub(crate) enum Target {
     Protocol(Box<ProtocolMaker>),
@@ -138,7 +148,7 @@ impl Shard {
         goal: Result<ConnectTarget, InvalidAddress>,
         how: ConnectHow,
         target: Target,
-        session: Option<Result<Box<Session>, TlsError>>,
+        opening: Opening,
     ) -> PendingAttempt {
         let inner = &self.inner;
         let cell = Rc::new(OutcomeCell::default());
@@ -159,6 +169,7 @@ impl Shard {
             }
         };
         pending.goal = Some(goal.clone());
+        let Opening { announcement, session } = opening;
         let session = match session.transpose() {
             Ok(session) => session,
             Err(source) => {
@@ -183,7 +194,8 @@ impl Shard {
             ConnectTarget::Addr(addr) => Stage::Racing { race: Race::new(vec![*addr]), next: None },
             ConnectTarget::Name { host, port } => Stage::Resolving(self.look_up_for(id, host.clone(), *port)),
         };
-        let attempt = Attempt { goal, target, session, how, timer, timeout, stage, outcome: cell };
+        let outcome = cell;
+        let attempt = Attempt { goal, target, announcement, session, how, timer, timeout, stage, outcome };
         inner.attempts.table.borrow_mut().insert(id, attempt);
         self.try_next_address(id);
         pending
@@ -273,12 +285,7 @@ impl Shard {
             Target::Handler(handler) => Some(handler),
             Target::Protocol(mut make) => {
                 let local_addr = inner.driver.borrow().local_addr(token).unwrap_or(addr);
-                let incoming = Incoming {
-                    peer_addr: addr,
-                    local_addr,
-                    shard: inner.id,
-                    marker: std::marker::PhantomData,
-                };
+                let incoming = Incoming { peer_addr: addr, local_addr, shard: inner.id, proxy_header: None };
                 let made = catch_unwind(AssertUnwindSafe(|| make(&incoming)));
                 self.drop_contained(make);
                 match made {
@@ -296,6 +303,9 @@ impl Shard {
             return;
         };
         let mut connection = Connection::new(addr);
+        if let Some(bytes) = &attempt.announcement {
+            connection.queue_sealed(bytes);
+        }
         if let Some(session) = attempt.session {
             connection.wire = Wire::Tls(session);
             attempt.outcome.handshaking.set(Some(token));
@@ -304,6 +314,9 @@ impl Shard {
             return self.open_connection(token, connection, handler);
         }
         self.open_connection(token, connection, handler);
+        if attempt.announcement.is_some() {
+            inner.mark_unsettled(token);
+        }
         self.resolve_attempt(&attempt.outcome, Ok(Transport::new(self.clone(), token)));
     }
 

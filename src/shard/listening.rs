@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::{ListenError, TlsError, log_contained};
 use crate::net::connection::Connection;
-use crate::net::tls::Session;
+use crate::net::tls::loading::{self, SessionMaker};
+use crate::net::tls::{Session, TlsServerConfig};
 use crate::net::wire::Wire;
 use crate::reactor::driver::{CloseKind, Driver, Emptied, ListenSpec};
 use crate::reactor::timer_wheel::deadline_after;
@@ -18,8 +19,10 @@ use crate::reactor::token::Token;
 use crate::shard::Shard;
 use crate::shard::connections::Handler;
 use crate::shard::groups::{Group, GroupKey, Net, Role};
+use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::protocol::{Incoming, Protocol};
+use crate::shard::proxied::HeaderGate;
 
 /// The listeners of one shard. They are few, so they are searched in order.
 #[derive(Default)]
@@ -32,10 +35,12 @@ pub(crate) struct Listening {
     pub(crate) token: Token,
     pub(crate) group: Arc<Group>,
     opener: RefCell<Option<Opener>>,
-    /// Makes the TLS of each connection, if they begin with it.
-    secure: Option<Box<SessionMaker>>,
+    pub(super) prelude: Prelude,
     /// Accepted by the last look and not yet dispatched.
     undispatched: Cell<usize>,
+    /// Connections of which a proxy has still to say whose they are.
+    pub(super) awaited_headers: Cell<usize>,
+    closed: Cell<bool>,
 }
 
 /// What becomes of accepted connections.
@@ -45,8 +50,28 @@ pub(crate) enum Opener {
 }
 
 pub(crate) type ProtocolMaker = dyn FnMut(&Incoming<'_>) -> Option<Box<dyn Protocol>>;
-pub(crate) type SessionMaker = dyn Fn() -> Result<Box<Session>, TlsError>;
-pub(crate) type StreamServer = dyn Fn(&Shard, Token, Connection);
+/// Runs the handler of a stream, once its connection is open.
+pub(crate) type StreamServer = dyn Fn(&Shard, Token, Rc<StreamCore>);
+
+/// What connections begin with, before the application's bytes: first the one, then the other.
+#[derive(Default)]
+pub(crate) struct Prelude {
+    pub(crate) header: Option<HeaderGate>,
+    /// Makes the TLS of each connection.
+    pub(crate) secure: Option<Box<SessionMaker>>,
+}
+
+impl Prelude {
+    pub(crate) fn tls(tls: &TlsServerConfig) -> Self {
+        Prelude { header: None, secure: Some(loading::server_sessions(tls)) }
+    }
+}
+
+/// What the application makes of a connection.
+pub(crate) enum Answer {
+    Protocol(Box<dyn Protocol>),
+    Stream(Rc<StreamServer>),
+}
 
 /// How a listener is opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,12 +113,12 @@ impl Listeners {
 
 impl Shard {
     /// Binds, or joins whoever of this runtime listens there already.
-    pub(crate) fn listen(
+    pub(crate) fn open_listener(
         &self,
         addr: SocketAddr,
         how: ListenHow,
         opener: Opener,
-        secure: Option<Box<SessionMaker>>,
+        prelude: Prelude,
     ) -> Result<Arc<Group>, ListenError> {
         let inner = &self.inner;
         if !matches!(inner.phase.get(), ShardPhase::Starting | ShardPhase::Running) {
@@ -112,8 +137,10 @@ impl Shard {
             token,
             group: Arc::clone(&group),
             opener: RefCell::new(Some(opener)),
-            secure,
+            prelude,
             undispatched: Cell::new(0),
+            awaited_headers: Cell::new(0),
+            closed: Cell::new(false),
         };
         inner.listeners.open.borrow_mut().push(Rc::new(listening));
         if inner.phase.get() == ShardPhase::Running {
@@ -177,46 +204,59 @@ impl Shard {
             return;
         };
         listening.undispatched.set(listening.undispatched.get().saturating_sub(1));
+        if listening.prelude.header.is_some() {
+            return self.await_header(&listening, token, peer_addr);
+        }
         let mut connection = Connection::new(peer_addr);
-        match listening.secure.as_ref().map(|secure| secure()) {
-            None => {}
-            Some(Ok(session)) => connection.wire = Wire::Tls(session),
-            Some(Err(error)) => {
-                tracing::error!(shard = inner.id.index(), %error, "a TLS session cannot be made");
-                inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-                return;
-            }
-        }
-        let Some(opener) = listening.opener.borrow_mut().take() else {
-            unreachable!("factories are not called from within factories")
+        let Ok(session) = self.make_session(&listening) else {
+            inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+            return;
         };
-        let mut opener = opener;
-        match &mut opener {
-            Opener::Streams(serve) => serve(self, token, connection),
-            Opener::Protocols(make) => {
-                let incoming = Incoming {
-                    peer_addr,
-                    local_addr: listening.group.addr,
-                    shard: inner.id,
-                    marker: std::marker::PhantomData,
-                };
-                match catch_unwind(AssertUnwindSafe(|| make(&incoming))) {
-                    Ok(Some(protocol)) => {
-                        // Whoever answers is not asked more while the peer does not take what there is.
-                        connection.set_reads_above_high(false);
-                        *listening.opener.borrow_mut() = Some(opener);
-                        self.open_connection(token, connection, Handler::Protocol(protocol));
-                        return;
-                    }
-                    Ok(None) => inner.driver.borrow_mut().close(token, CloseKind::Orderly),
-                    Err(payload) => {
-                        self.panicked("a factory", payload);
-                        inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-                    }
-                }
-            }
+        if let Some(session) = session {
+            connection.wire = Wire::Tls(session);
         }
-        *listening.opener.borrow_mut() = Some(opener);
+        let local_addr = listening.group.addr;
+        let incoming = Incoming { peer_addr, local_addr, shard: inner.id, proxy_header: None };
+        match self.ask_application(&listening, &incoming) {
+            Some(Answer::Protocol(protocol)) => {
+                // Whoever answers is not asked more while the peer does not take what there is.
+                connection.set_reads_above_high(false);
+                self.open_connection(token, connection, Handler::Protocol(protocol));
+            }
+            Some(Answer::Stream(serve)) => {
+                let core = StreamCore::new();
+                self.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
+                serve(self, token, core);
+            }
+            None => inner.driver.borrow_mut().close(token, CloseKind::Orderly),
+        }
+    }
+
+    /// The TLS of a connection that is to begin with it. An error was logged.
+    pub(super) fn make_session(&self, listening: &Listening) -> Result<Option<Box<Session>>, TlsError> {
+        let session = listening.prelude.secure.as_ref().map(|secure| secure()).transpose();
+        if let Err(error) = &session {
+            tracing::error!(shard = self.inner.id.index(), %error, "a TLS session cannot be made");
+        }
+        session
+    }
+
+    /// Asks the application for the handler of a connection. `None` refuses it.
+    pub(super) fn ask_application(&self, listening: &Listening, incoming: &Incoming<'_>) -> Option<Answer> {
+        let mut opener = listening.opener.borrow_mut().take();
+        let answer = match &mut opener {
+            None => unreachable!("factories are not called from within factories"),
+            Some(Opener::Streams(serve)) => Some(Answer::Stream(Rc::clone(serve))),
+            Some(Opener::Protocols(make)) => match catch_unwind(AssertUnwindSafe(|| make(incoming))) {
+                Ok(protocol) => protocol.map(Answer::Protocol),
+                Err(payload) => {
+                    self.panicked("a factory", payload);
+                    None
+                }
+            },
+        };
+        *listening.opener.borrow_mut() = opener;
+        answer
     }
 
     /// Accepting failed for now; the driver tries again by itself.
@@ -337,9 +377,17 @@ impl Shard {
     fn remove_listener(&self, listening: &Rc<Listening>) {
         self.inner.driver.borrow_mut().close(listening.token, CloseKind::Orderly);
         self.inner.listeners.open.borrow_mut().retain(|kept| !Rc::ptr_eq(kept, listening));
-        let opener = listening.opener.borrow_mut().take();
-        self.drop_contained(opener);
+        listening.closed.set(true);
+        self.drop_opener_if_unneeded(listening);
         self.check_drained();
+    }
+
+    /// Drops the factory of a closed listener, unless connections still wait for the header that says whose they are.
+    pub(super) fn drop_opener_if_unneeded(&self, listening: &Listening) {
+        if listening.closed.get() && listening.awaited_headers.get() == 0 {
+            let opener = listening.opener.borrow_mut().take();
+            self.drop_contained(opener);
+        }
     }
 
     pub(crate) fn member_left(&self, group: &Arc<Group>, member: crate::ShardId) {

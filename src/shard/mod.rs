@@ -15,6 +15,7 @@ pub(crate) mod listening;
 pub(crate) mod placement;
 pub(crate) mod producers;
 pub(crate) mod protocol;
+pub(crate) mod proxied;
 pub(crate) mod secured;
 pub(crate) mod shared;
 pub(crate) mod stats;

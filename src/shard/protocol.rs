@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use crate::ShardId;
 use crate::error::{CloseReason, Result};
 use crate::net::input::Input;
+use crate::net::proxy_protocol::ProxyHeader;
 use crate::shard::handles::transport::Transport;
 
 /// The meaning of one connection's bytes: callbacks that run on the connection's shard, one at a time.
@@ -104,18 +105,24 @@ pub struct Incoming<'a> {
     pub(crate) peer_addr: SocketAddr,
     pub(crate) local_addr: SocketAddr,
     pub(crate) shard: ShardId,
-    pub(crate) marker: std::marker::PhantomData<&'a ()>,
+    pub(crate) proxy_header: Option<&'a ProxyHeader>,
 }
 
 impl Incoming<'_> {
-    /// The other end.
+    /// The other end; behind a proxy that has said whose connection it is, the client.
     pub fn peer_addr(&self) -> SocketAddr {
         self.peer_addr
     }
 
-    /// Our end: for a listener, the address it listens on.
+    /// Our end: for a listener, the address it listens on; behind a proxy that has said it, the address that the client
+    /// connected to.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// What a proxy has said about the connection, and which proxy: see [`Transport::proxy_header`].
+    pub fn proxy_header(&self) -> Option<&ProxyHeader> {
+        self.proxy_header
     }
 
     /// The shard the connection will live on.

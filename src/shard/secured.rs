@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use crate::error::{CloseReason, TlsError};
 use crate::net::connection::{Connection, EndKind, Phase, ReadHalf};
 use crate::net::tls::Session;
-use crate::net::wire::Opened;
+use crate::net::wire::{Opened, Wire};
 use crate::reactor::driver::CloseKind;
 use crate::reactor::lease::Lease;
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
@@ -84,6 +84,42 @@ impl Shard {
         }
         inner.keep_handshake(token, slot, &[]);
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
+    }
+
+    /// A connection that stands speaks TLS from here on. What was written goes out before it, as it is; what was received
+    /// and not taken belongs to the handshake.
+    pub(super) fn secure(&self, token: Token, slot: &mut Slot, session: Box<Session>) {
+        let inner = &self.inner;
+        let active = inner.active.get() == token;
+        let connection = &mut slot.connection;
+        if active {
+            let mut staged = inner.staged.borrow_mut();
+            connection.queue_sealed(&staged);
+            staged.clear();
+            inner.staged_room.set(0);
+            inner.dry.set(true);
+        }
+        connection.wire = Wire::Tls(session);
+        let mut left = connection.input.take();
+        if let Handler::Stream(stream) = &slot.handler {
+            let (mut unread, held) = stream.take_unread();
+            connection.read_holds -= u16::from(held);
+            left.append(&mut unread);
+        }
+        if active && let Some(lent) = inner.lent.take() {
+            left.extend_from_slice(&lent);
+        }
+        if connection.read == ReadHalf::FinishPending {
+            connection.read = ReadHalf::Open;
+            connection.session_mut().into_iter().for_each(|session| session.socket_ended = true);
+        }
+        self.begin_handshake(token, slot);
+        inner.keep_handshake(token, slot, &left);
+        if let Some(session) = slot.connection.session_mut() {
+            // What the callback that runs now has not consumed will be kept when it returns.
+            session.fresh = active && matches!(slot.handler, Handler::Busy);
+        }
+        inner.mark_slot_unsettled(token, slot);
     }
 
     /// Ciphertext came.

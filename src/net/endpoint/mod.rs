@@ -56,12 +56,15 @@
 mod client;
 mod error;
 mod grammar;
+mod loading;
 mod server;
 mod values;
 
 pub use self::client::{ClientEndpoint, TcpClient, TlsClient, UnixClient};
 pub use self::error::EndpointError;
 pub use self::grammar::quote;
+pub(crate) use self::loading::{ClientPlace, HeaderRule, ServerPlace};
+pub use self::loading::{LoadError, LoadProblem, LoadedClient, LoadedServer};
 pub use self::server::{
     ServerEndpoint, SystemdDomain, SystemdServer, SystemdSocket, TcpServer, TlsServer, UnixServer,
 };

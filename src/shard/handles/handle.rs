@@ -253,6 +253,8 @@ pub struct ShardReport {
     pub panics: u64,
     /// Times accepting failed, for want of descriptors or memory.
     pub accept_failures: u64,
+    /// Connections that ended since their PROXY protocol header was malformed, late, or not from a trusted proxy.
+    pub proxy_headers_refused: u64,
     /// Datagrams received.
     pub datagrams_received: u64,
     /// Datagrams the kernel took to send.
@@ -297,6 +299,7 @@ impl ShardReport {
             parks: stats.parks.get(),
             panics: stats.panics.get() + inbox.panics,
             accept_failures: stats.accept_failures.get(),
+            proxy_headers_refused: stats.proxy_headers_refused.get(),
             datagrams_received: stats.datagrams_received.get(),
             datagrams_sent: stats.datagrams_sent.get(),
             datagrams_dropped: stats.datagrams_dropped.get(),

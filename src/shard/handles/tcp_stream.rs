@@ -7,19 +7,21 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use crate::error::ConnectError;
+use crate::error::{ConnectError, InvalidAddress};
 use crate::net::connection::{Connection, ReadHalf};
 use crate::net::framing::{ReadChunks, WriteBytes};
-use crate::net::target::ToTarget;
+use crate::net::proxy_protocol::ProxyHeader;
+use crate::net::target::{ConnectTarget, ToTarget};
 use crate::net::wire::Wire;
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
-use crate::shard::connecting::Target;
+use crate::shard::connecting::{ConnectHow, Opening, Target};
 use crate::shard::connections::Handler;
 use crate::shard::handles::stream_core::{Found, StreamCore};
 use crate::shard::handles::transport::Transport;
@@ -54,14 +56,6 @@ impl TcpStream {
         TcpStream { core, transport: Transport::new(shard, token) }
     }
 
-    pub(super) fn from_parts(core: Rc<StreamCore>, transport: Transport) -> Self {
-        TcpStream { core, transport }
-    }
-
-    pub(super) fn core(&self) -> &StreamCore {
-        &self.core
-    }
-
     /// Connects to `target`, from the shard this is called on; see [`Shard::connect_tcp`].
     ///
     /// # Errors
@@ -86,11 +80,18 @@ impl TcpStream {
         target: impl ToTarget,
         options: &ConnectOptions,
     ) -> Result<TcpStream, ConnectError> {
-        let shard = Shard::current();
+        TcpStream::established(target.to_target(), options.how(), Opening::default()).await
+    }
+
+    /// Connects from the current shard.
+    pub(in crate::shard) async fn established(
+        target: Result<ConnectTarget, InvalidAddress>,
+        how: ConnectHow,
+        opening: Opening,
+    ) -> Result<TcpStream, ConnectError> {
         let core = StreamCore::new();
         let becomes = Target::Handler(Handler::Stream(Rc::clone(&core)));
-        let attempt = shard.connect_to(target.to_target(), options.how(), becomes, None);
-        let transport = attempt.await?;
+        let transport = Shard::current().connect_to(target, how, becomes, opening).await?;
         Ok(TcpStream { core, transport })
     }
 
@@ -300,6 +301,22 @@ impl TcpStream {
         self.detach_now()
     }
 
+    /// Waits until the handshake is complete.
+    pub(crate) async fn secured(&mut self) -> io::Result<()> {
+        poll_fn(|context| {
+            self.core.check_broken()?;
+            match self.transport.look(|slot| slot.connection.is_handshaking()) {
+                Some(true) => {
+                    self.core.wait_secured(context);
+                    Poll::Pending
+                }
+                Some(false) => Poll::Ready(Ok(())),
+                None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            }
+        })
+        .await
+    }
+
     fn detach_now(&self) -> io::Result<DetachedTcpStream> {
         let shard = self.transport.shard();
         let inner = &shard.inner;
@@ -338,11 +355,13 @@ impl TcpStream {
             Found::Queued | Found::Nothing => self.core.take_queued(shard, token),
         };
         unread.append(&mut slot.connection.input.take());
-        let peer_addr = slot.connection.peer_addr();
+        let peer_addr = slot.connection.socket_peer_addr();
+        let proxy_header = slot.connection.proxy_header().cloned();
         let ends_on_drain = self.core.ends_on_drain();
         Ok(DetachedTcpStream {
             socket,
             peer_addr,
+            proxy_header,
             unread,
             unsent,
             wire,
@@ -444,6 +463,7 @@ impl Future for WriteAll<'_> {
 pub struct DetachedTcpStream {
     socket: DetachedSocket,
     peer_addr: SocketAddr,
+    proxy_header: Option<Arc<ProxyHeader>>,
     unread: Vec<u8>,
     /// As it goes out: sealed, where there is TLS.
     unsent: Vec<u8>,
@@ -459,7 +479,7 @@ pub struct DetachedTcpStream {
 impl DetachedTcpStream {
     /// The other end's address.
     pub fn peer_addr(&self) -> SocketAddr {
-        self.peer_addr
+        self.proxy_header.as_ref().map_or(self.peer_addr, |header| header.peer_addr())
     }
 
     /// Makes it a connection of `shard`: unread bytes are read first, unsent ones are sent first. A deadline that was set
@@ -476,6 +496,9 @@ impl DetachedTcpStream {
         let core = StreamCore::new();
         core.begin_with(self.unread, self.finished, self.ends_on_drain);
         let mut connection = Connection::new(self.peer_addr);
+        if let Some(header) = self.proxy_header {
+            connection.set_proxy_header(header);
+        }
         connection.queue_sealed(&self.unsent);
         connection.wire = self.wire;
         if self.finished {
@@ -494,7 +517,7 @@ impl DetachedTcpStream {
 
 impl fmt::Debug for DetachedTcpStream {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("DetachedTcpStream").field("peer", &self.peer_addr).finish()
+        formatter.debug_struct("DetachedTcpStream").field("peer", &self.peer_addr()).finish()
     }
 }
 

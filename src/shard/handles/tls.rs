@@ -1,19 +1,12 @@
 //! ITLSTransport: TLS on a connection that stands, and what was agreed on.
 
-use std::future::poll_fn;
 use std::io;
-use std::rc::Rc;
-use std::task::Poll;
 
 use crate::error::{ConnectError, TlsError};
 use crate::net::connection::{ReadHalf, WriteHalf};
 use crate::net::target::ToTarget;
-use crate::net::tls::{TlsClientConfig, TlsInfo, TlsRole};
-use crate::net::wire::Wire;
-use crate::shard::Shard;
-use crate::shard::connecting::{ConnectHow, Target};
-use crate::shard::connections::Handler;
-use crate::shard::handles::stream_core::StreamCore;
+use crate::net::tls::{TlsClientConfig, TlsInfo, TlsRole, loading};
+use crate::shard::connecting::{ConnectHow, Opening};
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::handles::transport::Transport;
 
@@ -39,44 +32,14 @@ impl Transport {
         if slot.connection.wire.is_tls() {
             return Err(TlsError::AlreadyTls);
         }
-        let connection = &mut slot.connection;
+        let connection = &slot.connection;
         if !connection.is_open()
             || connection.write != WriteHalf::Open
             || connection.read == ReadHalf::Finished
         {
             return Err(TlsError::NotConnected);
         }
-        let active = inner.active.get() == self.token();
-        if active {
-            let mut staged = inner.staged.borrow_mut();
-            connection.queue_sealed(&staged);
-            staged.clear();
-            inner.staged_room.set(0);
-            inner.dry.set(true);
-        }
-        connection.wire = Wire::Tls(session);
-        let mut left = match &slot.handler {
-            Handler::Stream(stream) => {
-                let (unread, held) = stream.take_unread();
-                connection.read_holds -= u16::from(held);
-                unread
-            }
-            _ => connection.input.take(),
-        };
-        if active && let Some(lent) = inner.lent.take() {
-            left.extend_from_slice(&lent);
-        }
-        if connection.read == ReadHalf::FinishPending {
-            connection.read = ReadHalf::Open;
-            connection.session_mut().into_iter().for_each(|session| session.socket_ended = true);
-        }
-        shard.begin_handshake(self.token(), slot);
-        inner.keep_handshake(self.token(), slot, &left);
-        if let Some(session) = slot.connection.session_mut() {
-            // What the callback that runs now has not consumed will be kept when it returns.
-            session.fresh = active && matches!(slot.handler, Handler::Busy);
-        }
-        inner.mark_slot_unsettled(self.token(), slot);
+        shard.secure(self.token(), slot, session);
         Ok(())
     }
 
@@ -106,13 +69,8 @@ impl TcpStream {
         tls: &TlsClientConfig,
         name: &str,
     ) -> Result<TcpStream, ConnectError> {
-        let shard = Shard::current();
-        let core = StreamCore::new();
-        let becomes = Target::Handler(Handler::Stream(Rc::clone(&core)));
-        let session = TlsRole::from((tls, name)).session();
-        let attempt = shard.connect_to(target.to_target(), ConnectHow::default(), becomes, Some(session));
-        let transport = attempt.await?;
-        Ok(TcpStream::from_parts(core, transport))
+        let opening = Opening { announcement: None, session: Some(loading::client_session(tls, name)) };
+        TcpStream::established(target.to_target(), ConnectHow::default(), opening).await
     }
 
     /// As [`Transport::start_tls`], and waits until the handshake is complete. Received bytes that were not read belong to
@@ -132,21 +90,5 @@ impl TcpStream {
     /// What was agreed on with the peer; see [`Transport::tls_info`].
     pub fn tls_info(&self) -> Option<TlsInfo> {
         self.transport().tls_info()
-    }
-
-    /// Waits until the handshake is complete.
-    pub(crate) async fn secured(&mut self) -> io::Result<()> {
-        poll_fn(|context| {
-            self.core().check_broken()?;
-            match self.transport().look(|slot| slot.connection.is_handshaking()) {
-                Some(true) => {
-                    self.core().wait_secured(context);
-                    Poll::Pending
-                }
-                Some(false) => Poll::Ready(Ok(())),
-                None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-            }
-        })
-        .await
     }
 }

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{CloseReason, ProducerError, WriteError};
 use crate::net::connection::{EndKind, STRAIGHT_BYTES};
+use crate::net::proxy_protocol::{Header, ProxyHeader};
 use crate::reactor::driver::{CloseKind, SocketOption};
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
@@ -277,17 +279,49 @@ impl Transport {
         }
     }
 
-    /// The other end's address; `None` after the connection has ended.
+    /// The other end's address; `None` after the connection has ended. Behind a proxy that has said whose connection it
+    /// is, the client's.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.look(|slot| slot.connection.peer_addr())
     }
 
-    /// Our end's address.
+    /// Our end's address. Behind a proxy that has said it, the address that the client connected to.
     ///
     /// # Errors
     /// `NotConnected` after the connection has ended.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        let reported =
+            self.look(|slot| slot.connection.proxy_header().and_then(|header| header.local_addr()));
+        match reported.flatten() {
+            Some(addr) => Ok(addr),
+            None => self.socket_local_addr(),
+        }
+    }
+
+    /// The address of the socket's other end: a proxy's, where there is one. `None` after the connection has ended.
+    pub fn socket_peer_addr(&self) -> Option<SocketAddr> {
+        self.look(|slot| slot.connection.socket_peer_addr())
+    }
+
+    /// The address of the socket's own end, whatever a proxy says.
+    ///
+    /// # Errors
+    /// `NotConnected` after the connection has ended.
+    pub fn socket_local_addr(&self) -> io::Result<SocketAddr> {
         self.shard.inner.driver.borrow().local_addr(self.token)
+    }
+
+    /// What a proxy has said about the connection by the PROXY protocol, and which proxy; `None` for connections that came
+    /// in elsewhere than at a `haproxy:` [endpoint](crate::endpoint), and after the connection has ended.
+    pub fn proxy_header(&self) -> Option<Arc<ProxyHeader>> {
+        self.look(|slot| slot.connection.proxy_header().cloned()).flatten()
+    }
+
+    pub(crate) fn found_proxy_header(&self, header: &Header<'_>) {
+        self.change(|slot| {
+            let proxy = slot.connection.socket_peer_addr();
+            slot.connection.set_proxy_header(Arc::new(ProxyHeader::new(header, proxy)));
+        });
     }
 
     /// Bytes written that the kernel has not taken.

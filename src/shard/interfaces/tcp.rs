@@ -6,17 +6,15 @@ use std::time::Duration;
 
 use crate::error::{ListenError, Result};
 use crate::net::addr::ToAddr;
-use crate::net::connection::Connection;
 use crate::net::target::ToTarget;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
-use crate::shard::connecting::{ConnectHow, Target};
-use crate::shard::connections::Handler;
+use crate::shard::connecting::{ConnectHow, Opening, Target};
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
 use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::tcp_stream::TcpStream;
-use crate::shard::listening::{ListenHow, Opener};
+use crate::shard::listening::{ListenHow, Opener, Prelude};
 use crate::shard::protocol::Factory;
 
 /// How to listen, where the defaults do not do.
@@ -115,7 +113,7 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> std::result::Result<Listener, ListenError> {
         let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
-        let group = self.listen(addr.to_addr()?, options.how, opener, None)?;
+        let group = self.open_listener(addr.to_addr()?, options.how, opener, Prelude::default())?;
         Ok(Listener::new(self.clone(), group))
     }
 
@@ -146,19 +144,8 @@ impl Shard {
     where
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
-        let handler = Rc::new(handler);
-        let serve = move |shard: &Shard, token: Token, connection: Connection| {
-            let core = StreamCore::new();
-            shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
-            let handler = Rc::clone(&handler);
-            let serving = Serving::begin(shard);
-            drop(shard.spawn(async move {
-                // Made here: what a task captures stays in it beside what becomes of it.
-                let outcome = handler(TcpStream::new(serving.shard.clone(), token, core)).await;
-                serving.end(outcome);
-            }));
-        };
-        let group = self.listen(addr.to_addr()?, options.how, Opener::Streams(Rc::new(serve)), None)?;
+        let opener = Opener::serving(handler);
+        let group = self.open_listener(addr.to_addr()?, options.how, opener, Prelude::default())?;
         Ok(Listener::new(self.clone(), group))
     }
 
@@ -183,7 +170,46 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        Connecting::new(self.connect_to(target.to_target(), options.how, becomes, None))
+        Connecting::new(self.connect_to(target.to_target(), options.how, becomes, Opening::default()))
+    }
+}
+
+impl Opener {
+    /// Runs `handler` as a task for each connection.
+    pub(super) fn serving<H>(handler: H) -> Opener
+    where
+        H: AsyncFn(TcpStream) -> Result<()> + 'static,
+    {
+        let handler = Rc::new(handler);
+        Opener::Streams(Rc::new(move |shard: &Shard, token: Token, core: Rc<StreamCore>| {
+            let handler = Rc::clone(&handler);
+            let serving = Serving::begin(shard);
+            drop(shard.spawn(async move {
+                // Made here: what a task captures stays in it beside what becomes of it.
+                let outcome = handler(TcpStream::new(serving.shard.clone(), token, core)).await;
+                serving.end(outcome);
+            }));
+        }))
+    }
+
+    /// The same, once the connection's TLS handshake is complete, or not at all.
+    pub(super) fn serving_secured<H>(handler: H) -> Opener
+    where
+        H: AsyncFn(TcpStream) -> Result<()> + 'static,
+    {
+        let handler = Rc::new(handler);
+        Opener::Streams(Rc::new(move |shard: &Shard, token: Token, core: Rc<StreamCore>| {
+            let handler = Rc::clone(&handler);
+            let serving = Serving::begin(shard);
+            drop(shard.spawn(async move {
+                let mut stream = TcpStream::new(serving.shard.clone(), token, core);
+                let outcome = match stream.secured().await {
+                    Ok(()) => handler(stream).await,
+                    Err(error) => Err(error.into()),
+                };
+                serving.end(outcome);
+            }));
+        }))
     }
 }
 
@@ -196,10 +222,6 @@ impl Serving {
     pub(crate) fn begin(shard: &Shard) -> Self {
         shard.inner.serving.set(shard.inner.serving.get() + 1);
         Serving { shard: shard.clone() }
-    }
-
-    pub(crate) fn shard(&self) -> &Shard {
-        &self.shard
     }
 
     pub(crate) fn end(self, outcome: Result<()>) {

@@ -1,22 +1,16 @@
 //! IReactorSSL: listening and connecting with TLS.
 
-use std::rc::Rc;
-
 use crate::error::{ListenError, Result};
 use crate::net::addr::ToAddr;
-use crate::net::connection::Connection;
 use crate::net::target::ToTarget;
-use crate::net::tls::{TlsClientConfig, TlsRole, TlsServerConfig};
-use crate::reactor::token::Token;
+use crate::net::tls::{TlsClientConfig, TlsServerConfig, loading};
 use crate::shard::Shard;
-use crate::shard::connecting::Target;
-use crate::shard::connections::Handler;
+use crate::shard::connecting::{Opening, Target};
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
-use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::tcp_stream::TcpStream;
-use crate::shard::interfaces::tcp::{ConnectOptions, ListenOptions, Serving};
-use crate::shard::listening::{Opener, SessionMaker};
+use crate::shard::interfaces::tcp::{ConnectOptions, ListenOptions};
+use crate::shard::listening::{Opener, Prelude};
 use crate::shard::protocol::Factory;
 
 impl Shard {
@@ -74,7 +68,7 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> std::result::Result<Listener, ListenError> {
         let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
-        let group = self.listen(addr.to_addr()?, options.how(), opener, Some(session_maker(tls)))?;
+        let group = self.open_listener(addr.to_addr()?, options.how(), opener, Prelude::tls(tls))?;
         Ok(Listener::new(self.clone(), group))
     }
 
@@ -109,23 +103,8 @@ impl Shard {
     where
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
-        let handler = Rc::new(handler);
-        let serve = move |shard: &Shard, token: Token, connection: Connection| {
-            let core = StreamCore::new();
-            shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
-            let handler = Rc::clone(&handler);
-            let serving = Serving::begin(shard);
-            drop(shard.spawn(async move {
-                let mut stream = TcpStream::new(serving.shard().clone(), token, core);
-                let outcome = match stream.secured().await {
-                    Ok(()) => handler(stream).await,
-                    Err(error) => Err(error.into()),
-                };
-                serving.end(outcome);
-            }));
-        };
-        let opener = Opener::Streams(Rc::new(serve));
-        let group = self.listen(addr.to_addr()?, options.how(), opener, Some(session_maker(tls)))?;
+        let opener = Opener::serving_secured(handler);
+        let group = self.open_listener(addr.to_addr()?, options.how(), opener, Prelude::tls(tls))?;
         Ok(Listener::new(self.clone(), group))
     }
 
@@ -155,12 +134,7 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        let session = TlsRole::from((tls, name)).session();
-        Connecting::new(self.connect_to(target.to_target(), options.how(), becomes, Some(session)))
+        let opening = Opening { announcement: None, session: Some(loading::client_session(tls, name)) };
+        Connecting::new(self.connect_to(target.to_target(), options.how(), becomes, opening))
     }
-}
-
-fn session_maker(tls: &TlsServerConfig) -> Box<SessionMaker> {
-    let role = TlsRole::from(tls);
-    Box::new(move || role.session())
 }

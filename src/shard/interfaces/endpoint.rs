@@ -1,0 +1,131 @@
+//! Endpoints: listening on and connecting to whatever their text says, by the interfaces that are there for each kind.
+
+use std::net::SocketAddr;
+
+use crate::error::{ConnectError, ListenError, Result};
+use crate::net::endpoint::{ClientPlace, LoadedClient, LoadedServer, ServerPlace};
+use crate::net::target::ConnectTarget;
+use crate::net::tls::loading;
+use crate::shard::Shard;
+use crate::shard::connecting::{ConnectHow, Opening, Target};
+use crate::shard::handles::connecting::Connecting;
+use crate::shard::handles::listener::Listener;
+use crate::shard::handles::tcp_stream::TcpStream;
+use crate::shard::listening::{ListenHow, Opener, Prelude};
+use crate::shard::protocol::Factory;
+use crate::shard::proxied::HeaderGate;
+
+impl Shard {
+    /// Listens where an endpoint says, and makes a protocol for each connection that comes in here: as
+    /// [`Shard::listen_tcp`] or [`Shard::listen_tls`] do, so what they say of shards that listen together, of the start and
+    /// of handshakes holds.
+    ///
+    /// Behind `haproxy:` a connection begins with a [header](crate::proxy_protocol). The factory is called when it has
+    /// come, and is told the addresses that it reports; so do [`Transport::peer_addr`](crate::Transport::peer_addr) and
+    /// [`Transport::local_addr`](crate::Transport::local_addr). A header that is malformed, late
+    /// ([`Config::proxy_header_timeout`](crate::Config::proxy_header_timeout)), too long, or not from a proxy that is
+    /// [trusted](LoadedServer::trust_proxies) ends its connection, which no protocol has seen; DEBUG tells why, and
+    /// [`ShardReport::proxy_headers_refused`](crate::ShardReport::proxy_headers_refused) counts.
+    ///
+    /// ```no_run
+    /// use shardwise::{Input, Protocol, Result, Runtime, ServerEndpoint, Shard, Transport};
+    ///
+    /// struct Echo;
+    /// impl Protocol for Echo {
+    ///     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+    ///         transport.write(input.take())?;
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// fn main() -> Result<()> {
+    ///     let server = "haproxy:tls:7443:privateKey=key.pem:certKey=cert.pem".parse::<ServerEndpoint>()?.load()?;
+    ///     let server = server.trust_proxies(["10.0.0.0/8".parse()?]);
+    ///     Runtime::new().run(async move |shard: Shard| {
+    ///         shard.listen(&server, || Echo)?;
+    ///         Ok(())
+    ///     })?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ListenError`] names the address and the cause.
+    pub fn listen<M>(
+        &self,
+        server: &LoadedServer,
+        mut factory: impl Factory<M>,
+    ) -> std::result::Result<Listener, ListenError> {
+        self.listen_loaded(server, Opener::Protocols(Box::new(move |incoming| factory.build(incoming))))
+    }
+
+    /// As [`Shard::listen`], with a task for each connection: see [`Shard::serve_tcp`] and [`Shard::serve_tls`].
+    ///
+    /// # Errors
+    /// As [`Shard::listen`].
+    pub fn serve<H>(&self, server: &LoadedServer, handler: H) -> std::result::Result<Listener, ListenError>
+    where
+        H: AsyncFn(TcpStream) -> Result<()> + 'static,
+    {
+        let opener =
+            if server.tls.is_some() { Opener::serving_secured(handler) } else { Opener::serving(handler) };
+        self.listen_loaded(server, opener)
+    }
+
+    fn listen_loaded(
+        &self,
+        server: &LoadedServer,
+        opener: Opener,
+    ) -> std::result::Result<Listener, ListenError> {
+        let mut prelude = server.tls.as_ref().map(Prelude::tls).unwrap_or_default();
+        let default_timeout = self.inner.shared.config.proxy_header_timeout;
+        prelude.header = server.header.as_ref().map(|rule| HeaderGate::new(rule, default_timeout));
+        let group = match server.place {
+            ServerPlace::Tcp { addr, backlog } => {
+                let how = ListenHow { backlog, ..ListenHow::default() };
+                self.open_listener(addr, how, opener, prelude)?
+            }
+        };
+        Ok(Listener::new(self.clone(), group))
+    }
+
+    /// Connects where an endpoint says, and makes the connection's protocol when it stands: as [`Shard::connect_tcp`] or
+    /// [`Shard::connect_tls`] do.
+    ///
+    /// # Errors
+    /// None here: whatever goes wrong is the outcome of the attempt.
+    pub fn connect<M>(&self, client: &LoadedClient, mut factory: impl Factory<M>) -> Connecting {
+        let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
+        let (target, how, opening) = attempt_at(client);
+        Connecting::new(self.connect_to(Ok(target), how, becomes, opening))
+    }
+}
+
+impl TcpStream {
+    /// Connects where an endpoint says, from the shard this is called on. With TLS the stream is there once the handshake
+    /// is complete.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; after the endpoint's timeout, or [`Config::connect_timeout`](crate::Config::connect_timeout), it
+    /// says who has not answered.
+    /// # Cancel safety
+    /// Dropping the future gives the attempt up.
+    /// # Panics
+    /// When no shard is current on this thread.
+    pub async fn connect_to(client: &LoadedClient) -> std::result::Result<TcpStream, ConnectError> {
+        let (target, how, opening) = attempt_at(client);
+        TcpStream::established(Ok(target), how, opening).await
+    }
+}
+
+fn attempt_at(client: &LoadedClient) -> (ConnectTarget, ConnectHow, Opening) {
+    let ClientPlace::Tcp { target, timeout, bind } = &client.place;
+    let bind = bind.map(|ip| SocketAddr::new(ip, 0));
+    let how = ConnectHow {
+        bind_v4: bind.filter(SocketAddr::is_ipv4),
+        bind_v6: bind.filter(SocketAddr::is_ipv6),
+        timeout: *timeout,
+    };
+    let session = client.tls.as_ref().map(|(tls, name)| loading::client_session(tls, name));
+    (target.clone(), how, Opening { announcement: client.announcement.clone(), session })
+}
