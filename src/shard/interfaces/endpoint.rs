@@ -11,7 +11,8 @@ use crate::shard::connecting::{ConnectHow, Opening, Target};
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
 use crate::shard::handles::tcp_stream::TcpStream;
-use crate::shard::listening::{ListenHow, Opener, Prelude};
+use crate::shard::interfaces::tcp::{ConnectOptions, ListenOptions};
+use crate::shard::listening::{Opener, Prelude};
 use crate::shard::protocol::Factory;
 use crate::shard::proxied::HeaderGate;
 
@@ -54,9 +55,23 @@ impl Shard {
     pub fn listen<M>(
         &self,
         server: &LoadedServer,
+        factory: impl Factory<M>,
+    ) -> std::result::Result<Listener, ListenError> {
+        self.listen_with(server, &ListenOptions::default(), factory)
+    }
+
+    /// As [`Shard::listen`], with options. Where the endpoint says something else, that counts.
+    ///
+    /// # Errors
+    /// As [`Shard::listen`].
+    pub fn listen_with<M>(
+        &self,
+        server: &LoadedServer,
+        options: &ListenOptions,
         mut factory: impl Factory<M>,
     ) -> std::result::Result<Listener, ListenError> {
-        self.listen_loaded(server, Opener::Protocols(Box::new(move |incoming| factory.build(incoming))))
+        let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
+        self.listen_loaded(server, options, opener)
     }
 
     /// As [`Shard::listen`], with a task for each connection: see [`Shard::serve_tcp`] and [`Shard::serve_tls`].
@@ -67,14 +82,31 @@ impl Shard {
     where
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
+        self.serve_with(server, &ListenOptions::default(), handler)
+    }
+
+    /// As [`Shard::serve`], with options. Where the endpoint says something else, that counts.
+    ///
+    /// # Errors
+    /// As [`Shard::listen`].
+    pub fn serve_with<H>(
+        &self,
+        server: &LoadedServer,
+        options: &ListenOptions,
+        handler: H,
+    ) -> std::result::Result<Listener, ListenError>
+    where
+        H: AsyncFn(TcpStream) -> Result<()> + 'static,
+    {
         let opener =
             if server.tls.is_some() { Opener::serving_secured(handler) } else { Opener::serving(handler) };
-        self.listen_loaded(server, opener)
+        self.listen_loaded(server, options, opener)
     }
 
     fn listen_loaded(
         &self,
         server: &LoadedServer,
+        options: &ListenOptions,
         opener: Opener,
     ) -> std::result::Result<Listener, ListenError> {
         let mut prelude = server.tls.as_ref().map(Prelude::tls).unwrap_or_default();
@@ -82,7 +114,8 @@ impl Shard {
         prelude.header = server.header.as_ref().map(|rule| HeaderGate::new(rule, default_timeout));
         let group = match server.place {
             ServerPlace::Tcp { addr, backlog } => {
-                let how = ListenHow { backlog, ..ListenHow::default() };
+                let mut how = options.how();
+                how.backlog = backlog.or(how.backlog);
                 self.open_listener(addr, how, opener, prelude)?
             }
         };
@@ -94,9 +127,19 @@ impl Shard {
     ///
     /// # Errors
     /// None here: whatever goes wrong is the outcome of the attempt.
-    pub fn connect<M>(&self, client: &LoadedClient, mut factory: impl Factory<M>) -> Connecting {
+    pub fn connect<M>(&self, client: &LoadedClient, factory: impl Factory<M>) -> Connecting {
+        self.connect_with(client, &ConnectOptions::default(), factory)
+    }
+
+    /// As [`Shard::connect`], with options. Where the endpoint says something else, that counts.
+    pub fn connect_with<M>(
+        &self,
+        client: &LoadedClient,
+        options: &ConnectOptions,
+        mut factory: impl Factory<M>,
+    ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        let (target, how, opening) = attempt_at(client);
+        let (target, how, opening) = attempt_at(client, options);
         Connecting::new(self.connect_to(Ok(target), how, becomes, opening))
     }
 }
@@ -113,19 +156,35 @@ impl TcpStream {
     /// # Panics
     /// When no shard is current on this thread.
     pub async fn connect_to(client: &LoadedClient) -> std::result::Result<TcpStream, ConnectError> {
-        let (target, how, opening) = attempt_at(client);
+        TcpStream::connect_to_with(client, &ConnectOptions::default()).await
+    }
+
+    /// As [`TcpStream::connect_to`], with options. Where the endpoint says something else, that counts.
+    ///
+    /// # Errors
+    /// As [`TcpStream::connect_to`].
+    /// # Cancel safety
+    /// As [`TcpStream::connect_to`].
+    /// # Panics
+    /// As [`TcpStream::connect_to`].
+    pub async fn connect_to_with(
+        client: &LoadedClient,
+        options: &ConnectOptions,
+    ) -> std::result::Result<TcpStream, ConnectError> {
+        let (target, how, opening) = attempt_at(client, options);
         TcpStream::established(Ok(target), how, opening).await
     }
 }
 
-fn attempt_at(client: &LoadedClient) -> (ConnectTarget, ConnectHow, Opening) {
+fn attempt_at(client: &LoadedClient, options: &ConnectOptions) -> (ConnectTarget, ConnectHow, Opening) {
     let ClientPlace::Tcp { target, timeout, bind } = &client.place;
-    let bind = bind.map(|ip| SocketAddr::new(ip, 0));
-    let how = ConnectHow {
-        bind_v4: bind.filter(SocketAddr::is_ipv4),
-        bind_v6: bind.filter(SocketAddr::is_ipv6),
-        timeout: *timeout,
-    };
+    let mut how = options.how();
+    how.timeout = timeout.or(how.timeout);
+    if let Some(ip) = bind {
+        // One alone, so that only its family is tried.
+        let bind = Some(SocketAddr::new(*ip, 0));
+        (how.bind_v4, how.bind_v6) = if ip.is_ipv4() { (bind, None) } else { (None, bind) };
+    }
     let session = client.tls.as_ref().map(|(tls, name)| loading::client_session(tls, name));
     (target.clone(), how, Opening { announcement: client.announcement.clone(), session })
 }

@@ -1,0 +1,89 @@
+//! Hands each connection on to another endpoint, both ways until both sides have finished. Ends TLS, or begins it, and
+//! takes and sends PROXY protocol headers, as the two endpoints and `--proxy-protocol` say.
+
+mod common;
+
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use shardwise::proxy_protocol::{Addresses, Version};
+use shardwise::{ClientEndpoint, IpNetwork, LoadedClient, Result, Shard, TcpStream, copy_bidirectional};
+
+#[derive(clap::Args)]
+struct Own {
+    /// Whom to hand connections on to: HOST:PORT, or an endpoint such as tls:example.org:443 or
+    /// tcp:10.0.0.7:80:timeout=2
+    #[arg(long, value_name = "ENDPOINT")]
+    connect: ClientEndpoint,
+
+    /// Tells the other side whose connection it is, by a PROXY protocol header of this version
+    #[arg(long, value_enum, value_name = "VERSION")]
+    proxy_protocol: Option<Header>,
+
+    /// Whose headers are believed where --listen is a haproxy: endpoint, as networks: 10.0.0.0/8,::1. Without it:
+    /// everybody's
+    #[arg(long, value_name = "NETWORKS", value_delimiter = ',')]
+    trust_proxies: Option<Vec<IpNetwork>>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Header {
+    /// A line of text
+    V1,
+    /// Binary
+    V2,
+}
+
+fn main() -> ExitCode {
+    let (flags, own) = common::parse_or_exit::<Own>("Hands each connection on to another endpoint.", 7002);
+    let mut server = flags.server_or_exit();
+    if let Some(networks) = own.trust_proxies {
+        server = server.trust_proxies(networks);
+    }
+    let upstream = match own.connect.load() {
+        Ok(upstream) => upstream,
+        Err(error) => return common::unusable("--connect", &error).into(),
+    };
+    let header = own.proxy_protocol;
+    common::serve(flags.runtime(), async move |shard: Shard| {
+        let upstream = upstream.clone();
+        let listener = shard.serve(&server, async move |client| forward(client, &upstream, header).await)?;
+        common::announce(&shard, &listener);
+        Ok(())
+    })
+}
+
+/// Joins one connection with one of its own to `upstream`.
+async fn forward(mut client: TcpStream, upstream: &LoadedClient, header: Option<Header>) -> Result<()> {
+    // Where a transfer may be cut nobody here knows: when the runtime stops, what is under way goes on until both sides
+    // have finished, or the time for it is over.
+    client.set_ends_on_drain(false);
+    let mut server = match connect(&client, upstream, header).await {
+        Ok(server) => server,
+        Err(error) => {
+            tracing::warn!(%error, client = ?client.peer_addr().ok(), "a connection cannot be handed on");
+            client.abort();
+            return Ok(());
+        }
+    };
+    server.set_ends_on_drain(false);
+    let joined = copy_bidirectional(&mut client, &mut server).await;
+    if let Err(error) = joined {
+        tracing::info!(%error, client = ?client.peer_addr().ok(), "a connection broke");
+        // What broke on one side does not end in order on the other, as if that had been all.
+        client.abort();
+        server.abort();
+    }
+    Ok(())
+}
+
+async fn connect(client: &TcpStream, upstream: &LoadedClient, header: Option<Header>) -> Result<TcpStream> {
+    let Some(header) = header else { return Ok(TcpStream::connect_to(upstream).await?) };
+    let addresses = Addresses::tcp(client.peer_addr()?, client.local_addr()?);
+    let version = match header {
+        Header::V1 => Version::V1,
+        Header::V2 => Version::V2,
+    };
+    let upstream = upstream.clone().announcing(version, &addresses, &[])?;
+    Ok(TcpStream::connect_to(&upstream).await?)
+}
