@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use shardwise::testing::on_every_driver;
-use shardwise::{ConnectError, Incoming, ListenError, Listener, LoadedServer, Result, Shard, TcpStream};
+use shardwise::{
+    ClientService, ConnectError, Incoming, ListenError, Listener, LoadedServer, Result, Shard, TcpStream,
+};
 
 use crate::common::{Echo, Log, Probe, round_trip};
 use crate::tls_kit::Authority;
@@ -182,6 +184,33 @@ fn a_server_that_is_not_who_its_client_wants_is_refused() {
             let error = TcpStream::connect_to(&client).await.unwrap_err().to_string();
             assert!(error.contains(whole), "{error}");
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_client_service_keeps_a_connection_up_to_an_endpoint_with_tls() {
+    on_every_driver(async |env| {
+        let folder = Folder::new();
+        let authority = Authority::new();
+        let identity = folder.put_identity(&authority.issue(&["localhost"]));
+        let server = server(&format!("tls:0:{identity}:interface=127.0.0.1"))?;
+        let log = Log::new();
+        let probe = log.clone();
+        let listener = env.shard().listen(&server, move || Probe::new(&probe, |_, _| None))?;
+        let (port, roots) = (listener.local_addr().port(), folder.put_roots(&authority));
+        let client = client(&format!(r"tls:localhost:endpoint=tcp\:127.0.0.1\:{port}:{roots}"))?;
+        let service = ClientService::builder_for(&client)
+            .handler(async |mut stream: TcpStream| {
+                assert!(stream.tls_info().is_some());
+                stream.write_all(b"from the service").await?;
+                while stream.read_chunk().await?.is_some() {}
+                Ok(())
+            })
+            .start(env.shard());
+        log.until(|state| state.received == b"from the service").await;
+        service.stop().await;
+        log.ended().await;
         Ok(())
     });
 }

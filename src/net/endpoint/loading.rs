@@ -274,6 +274,19 @@ impl TcpClient {
 }
 
 impl LoadedClient {
+    /// TCP to this target, and nothing else.
+    pub(crate) fn plain(target: ConnectTarget) -> Self {
+        let place = ClientPlace::Tcp { target, timeout: None, bind: None };
+        LoadedClient { place, tls: None, announcement: None }
+    }
+
+    /// How long connecting may take, if the endpoint says so.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        match &self.place {
+            ClientPlace::Tcp { timeout, .. } => *timeout,
+        }
+    }
+
     /// The same server, told by a PROXY protocol header whose connection it is: the header goes out before everything
     /// else, TLS included. Version 1 has no room for `tlvs`, and leaves them out.
     ///
