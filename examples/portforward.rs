@@ -55,8 +55,7 @@ fn main() -> ExitCode {
 
 /// Joins one connection with one of its own to `upstream`.
 async fn forward(mut client: TcpStream, upstream: &LoadedClient, header: Option<Header>) -> Result<()> {
-    // Where a transfer may be cut nobody here knows: when the runtime stops, what is under way goes on until both sides
-    // have finished, or the time for it is over.
+    // What it has sent until we are connected is part of a whole, as what follows is: a stop of the runtime does not end it.
     client.set_ends_on_drain(false);
     let mut server = match connect(&client, upstream, header).await {
         Ok(server) => server,
@@ -66,7 +65,6 @@ async fn forward(mut client: TcpStream, upstream: &LoadedClient, header: Option<
             return Ok(());
         }
     };
-    server.set_ends_on_drain(false);
     let joined = copy_bidirectional(&mut client, &mut server).await;
     if let Err(error) = joined {
         tracing::info!(%error, client = ?client.peer_addr().ok(), "a connection broke");

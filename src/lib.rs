@@ -45,6 +45,7 @@ pub use net::udp::AmplificationLimit;
 pub use net::{endpoint, framing, proxy_protocol};
 pub use reactor::driver::datagrams::MulticastInterface;
 pub use runtime::app::App;
+pub use runtime::embedded::Embedded;
 pub use runtime::running::Running;
 pub use runtime::{DriverKind, Runtime};
 pub use service::{

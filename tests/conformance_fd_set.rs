@@ -328,7 +328,34 @@ fn a_hang_up_with_nothing_left_to_read_ends_it() {
         env.shard().add_reader(&guard)?;
         drop(writer);
         notes.until("dropped", 1).await;
-        assert_eq!(notes.all(), ["ended: epoll_wait: the other side hung up", "dropped"]);
+        assert_eq!(notes.all(), ["ended: the peer finished", "dropped"]);
+        Ok(())
+    });
+}
+
+/// The kernel tells of bytes only to who asks to read: who holds its reading back is not to lose them.
+#[test]
+fn a_hang_up_does_not_end_it_while_only_writing_is_asked_for() {
+    on_mio(async |env| {
+        let (ours, theirs) = pair()?;
+        (&theirs).write_all(b"last words")?;
+        drop(theirs);
+        let notes = Notes::default();
+        let log = notes.clone();
+        let guard = watch(&env, &notes, ours, move |call, stream, fd| {
+            if call == "writable" {
+                assert_eq!(stream.write(b"?").unwrap_err().kind(), ErrorKind::BrokenPipe);
+                fd.shard().remove_writer(fd);
+                fd.shard().add_reader(fd)?;
+            } else {
+                log.add(format!("read {}", stream.read(&mut [0; 64])?));
+            }
+            Ok(())
+        })?;
+        env.shard().add_writer(&guard)?;
+        // A socket's end stays readable.
+        notes.until("read 0", 1).await;
+        assert_eq!(notes.all()[..5], ["writable", "readable", "read 10", "readable", "read 0"]);
         Ok(())
     });
 }
@@ -350,7 +377,7 @@ fn what_was_left_to_read_is_read_before_the_hang_up() {
         env.shard().add_reader(&guard)?;
         notes.until("dropped", 1).await;
         assert_eq!(notes.count("read 1"), 3);
-        assert_eq!(notes.count("ended: epoll_wait: the other side hung up"), 1);
+        assert_eq!(notes.count("ended: the peer finished"), 1);
         Ok(())
     });
 }

@@ -11,7 +11,7 @@ use common::{
     Call, Log, assert_same_bytes, echo_server, let_others_go_on, listen, megabytes, pair, pattern,
     read_to_end, round_trip,
 };
-use shardwise::testing::{on_every_driver, on_every_driver_with};
+use shardwise::testing::{Env, on_every_driver, on_every_driver_with};
 use shardwise::{
     Config, Flow, Producer, ProducerKind, Result, TcpStream, Transport, WriteError, copy, copy_bidirectional,
 };
@@ -474,6 +474,53 @@ fn copy_holds_its_source_back_while_the_target_does_not_take() {
         feed.close();
         assert_eq!(copier.await??, fed as u64);
         end_log.until(|state| state.received.len() == fed).await;
+        Ok(())
+    });
+}
+
+/// Two connections of ours, and the far ends of both.
+async fn two_pairs(env: &Env) -> Result<([TcpStream; 2], [TcpStream; 2])> {
+    let far: Rc<RefCell<Vec<TcpStream>>> = Rc::default();
+    let accepted = Rc::clone(&far);
+    let listener = env.shard().serve_tcp("127.0.0.1:0", async move |stream: TcpStream| {
+        accepted.borrow_mut().push(stream);
+        Ok(())
+    })?;
+    let near =
+        [TcpStream::connect(listener.local_addr()).await?, TcpStream::connect(listener.local_addr()).await?];
+    while far.borrow().len() < 2 {
+        let_others_go_on(env).await?;
+    }
+    listener.close().await;
+    let mut ends = far.take();
+    if ends[0].peer_addr()? != near[0].local_addr()? {
+        ends.reverse();
+    }
+    let [first, second] = <[TcpStream; 2]>::try_from(ends).expect("two were accepted");
+    Ok((near, [first, second]))
+}
+
+#[test]
+fn copy_tells_that_its_target_broke_while_its_source_is_silent() {
+    on_every_driver_with(1, Config::default(), async |env| {
+        let ([mut from, mut to], [_silent, far]) = two_pairs(&env).await?;
+        let copying = env.shard().spawn(async move { copy(&mut from, &mut to).await });
+        let_others_go_on(&env).await?;
+        far.abort();
+        assert!(copying.await?.is_err());
+        Ok(())
+    });
+}
+
+#[test]
+fn copying_both_ways_tells_a_reset_that_follows_the_end_of_that_sides_input() {
+    on_every_driver_with(1, Config::default(), async |env| {
+        let ([mut first, mut second], [mut silent, mut far]) = two_pairs(&env).await?;
+        let copying = env.shard().spawn(async move { copy_bidirectional(&mut first, &mut second).await });
+        far.shutdown_write();
+        assert!(silent.read_chunk().await?.is_none(), "the end was passed on");
+        far.abort();
+        assert!(copying.await?.is_err());
         Ok(())
     });
 }

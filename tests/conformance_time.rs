@@ -479,6 +479,38 @@ fn an_interval_skips_what_it_missed_and_keeps_its_phase() {
     });
 }
 
+/// Twisted's LoopingCall: a call that is a future delays the next one, and its failure is the loop's.
+#[test]
+fn a_loop_over_an_interval_waits_for_its_own_work_and_fails_with_it() {
+    on_every_driver(async |env| {
+        let shard = env.shard().clone();
+        let running = Rc::new(Cell::new(0));
+        let calls = Rc::new(Cell::new(0));
+        let (inside, counted) = (Rc::clone(&running), Rc::clone(&calls));
+        let looping = shard.spawn({
+            let shard = shard.clone();
+            async move {
+                let mut interval = shard.interval(MS * 5);
+                loop {
+                    interval.tick().await;
+                    inside.set(inside.get() + 1);
+                    assert_eq!(inside.get(), 1, "two calls of one loop at once");
+                    shard.sleep(MS * 12).await;
+                    inside.set(inside.get() - 1);
+                    counted.set(counted.get() + 1);
+                    if counted.get() == 3 {
+                        return Err::<(), _>("the third call fails");
+                    }
+                }
+            }
+        });
+        assert_eq!(looping.await.unwrap(), Err("the third call fails"));
+        shard.sleep(MS * 30).await;
+        assert_eq!(calls.get(), 3, "nothing is called after the failure");
+        Ok(())
+    });
+}
+
 #[test]
 fn a_tick_that_was_not_waited_for_comes_again() {
     on_every_driver(async |env| {

@@ -13,7 +13,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use example_server::{PATIENCE, Server, refused};
-use rustix::process::{Pid, Signal, kill_process};
 use tls_kit::Authority;
 
 /// Certificates, and what else a test needs as files.
@@ -353,6 +352,16 @@ fn what_breaks_on_one_side_does_not_end_in_order_on_the_other() {
     assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
+/// Waits until nobody listens any more. Not by connecting: what is accepted meanwhile is handed on.
+fn wait_until_closed(addr: SocketAddr) {
+    let listens = format!(" 0100007F:{:04X} 00000000:0000 0A ", addr.port());
+    let began = Instant::now();
+    while std::fs::read_to_string("/proc/net/tcp").unwrap().contains(&listens) {
+        assert!(began.elapsed() < PATIENCE, "{addr} still listens");
+        thread::yield_now();
+    }
+}
+
 #[test]
 fn a_transfer_that_is_under_way_is_finished_before_a_forwarder_ends() {
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -364,11 +373,7 @@ fn a_transfer_that_is_under_way_is_finished_before_a_forwarder_ends() {
     accepted.write_all(b"one ").unwrap();
     client.read_exact(&mut [0; 4]).unwrap();
     server.signal();
-    let began = Instant::now();
-    while TcpStream::connect(server.addr).is_ok() {
-        assert!(began.elapsed() < PATIENCE, "{} still listens", server.addr);
-        thread::yield_now();
-    }
+    wait_until_closed(server.addr);
     accepted.write_all(b"and two").unwrap();
     accepted.shutdown(Shutdown::Write).unwrap();
     let mut rest = String::new();
@@ -381,16 +386,21 @@ fn a_transfer_that_is_under_way_is_finished_before_a_forwarder_ends() {
 #[test]
 fn a_second_signal_ends_a_forwarder_whose_peers_do_not() {
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
-    let server = forward("127.0.0.1:0", &upstream.local_addr().unwrap().to_string(), &[]);
+    let mut server = forward("127.0.0.1:0", &upstream.local_addr().unwrap().to_string(), &[]);
     let client = server.connect();
-    let _accepted = upstream.accept().unwrap();
+    let accepted = upstream.accept().unwrap();
     server.signal();
-    let began = Instant::now();
-    while TcpStream::connect(server.addr).is_ok() {
-        assert!(began.elapsed() < PATIENCE, "{} still listens", server.addr);
+    wait_until_closed(server.addr);
+    // One that comes right behind the first is taken for its echo.
+    let (began, mut signalled) = (Instant::now(), Instant::now());
+    while server.child.try_wait().unwrap().is_none() {
+        assert!(began.elapsed() < PATIENCE, "it goes on");
+        if signalled.elapsed() > Duration::from_millis(300) {
+            signalled = Instant::now();
+            server.signal();
+        }
         thread::yield_now();
     }
-    kill_process(Pid::from_child(&server.child), Signal::TERM).unwrap();
-    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     server.ends_with(128 + 15);
+    drop((client, accepted));
 }

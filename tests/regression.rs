@@ -1,13 +1,16 @@
 //! Bugs that were found and fixed, each with its story. The name says what holds since then.
 
 use std::cell::{Cell, RefCell};
+use std::io::{ErrorKind, Read, Write};
+use std::net;
 use std::rc::Rc;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use shardwise::testing::{on_every_driver, on_every_driver_with};
 use shardwise::{
-    CloseReason, Config, Datagram, DatagramProtocol, Flow, Input, Protocol, Result, TcpStream, Transport,
-    UdpSocket, UdpTransport, WriteError,
+    CloseReason, Config, Datagram, DatagramProtocol, Flow, Input, Protocol, Result, Runtime, Shard,
+    TcpStream, Transport, UdpSocket, UdpTransport, WriteError, copy_bidirectional,
 };
 
 /// Answers every line with itself; what it does between two lines is the test's.
@@ -437,4 +440,35 @@ impl Protocol for Closes {
     fn data_received(&mut self, _: &Transport, _: &mut Input<'_>) -> Result<()> {
         Ok(())
     }
+}
+
+/// A drain ended the input of a stream that was being copied, and the copy passed that end on: half an upload came to an
+/// orderly end upstream.
+#[test]
+fn a_drain_does_not_make_half_of_what_is_copied_look_whole() {
+    let upstream = net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let upstream_addr = upstream.local_addr().unwrap();
+    let (sender, addr) = mpsc::channel();
+    let mut config = Config::default();
+    config.drain_timeout = Duration::from_millis(300);
+    let app = async move |shard: Shard| {
+        let proxy = shard.serve_tcp("127.0.0.1:0", async move |mut client: TcpStream| {
+            let mut up = TcpStream::connect(upstream_addr).await?;
+            copy_bidirectional(&mut client, &mut up).await?;
+            Ok(())
+        })?;
+        sender.send(proxy.local_addr())?;
+        Ok(())
+    };
+    let running = Runtime::new().shards(1).pin(false).config(config).start(app).unwrap();
+    let mut client = net::TcpStream::connect(addr.recv().unwrap()).unwrap();
+    client.write_all(b"half").unwrap();
+    let (mut up, _) = upstream.accept().unwrap();
+    let mut half = [0; 4];
+    up.read_exact(&mut half).unwrap();
+    running.stop().unwrap();
+    // At the drain's deadline, since the client has not finished.
+    let end = up.read(&mut [0; 8]);
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(running.join().is_err(), "two connections were aborted");
 }

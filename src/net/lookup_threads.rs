@@ -53,6 +53,8 @@ struct Pool {
 struct State {
     queue: VecDeque<Box<dyn Job>>,
     threads: usize,
+    /// Threads that were started, and have not looked for work yet.
+    starting: usize,
     /// Threads that wait for work, and have not been called for any yet.
     idle: usize,
     /// Names the threads.
@@ -62,7 +64,8 @@ struct State {
 
 impl LookupThreads {
     pub(crate) fn new(limits: Limits) -> Self {
-        let state = State { queue: VecDeque::new(), threads: 0, idle: 0, started: 0, closed: false };
+        let state =
+            State { queue: VecDeque::new(), threads: 0, starting: 0, idle: 0, started: 0, closed: false };
         // Without a mask they run where they were started.
         let cpus = CpuMask::of_this_thread().ok();
         let pool = Pool { limits, cpus, state: Mutex::new(state), changed: Condvar::new() };
@@ -76,17 +79,19 @@ impl LookupThreads {
     pub(crate) fn submit(&self, job: Box<dyn Job>) -> Result<(), Refusal> {
         let mut state = self.pool.lock();
         let mut unwanted = VecDeque::new();
-        if state.queue.len() >= self.pool.limits.queue_max {
+        let queue_max = self.pool.limits.queue_max + state.free(&self.pool.limits);
+        if state.queue.len() >= queue_max {
             let (wanted, gone) = state.queue.drain(..).partition(|job| job.is_wanted());
             state.queue = wanted;
             unwanted = gone;
-            if state.queue.len() >= self.pool.limits.queue_max {
+            if state.queue.len() >= queue_max {
                 let waiting = state.queue.len();
                 drop(state);
                 return Err(Refusal::Full(waiting));
             }
         }
-        let needs_thread = state.idle <= state.queue.len() && state.threads < self.pool.limits.threads_max;
+        let coming = state.idle + state.starting;
+        let needs_thread = coming <= state.queue.len() && state.threads < self.pool.limits.threads_max;
         if needs_thread && let Err(error) = self.start_thread(&mut state)
             // Others will come to it.
             && state.threads == 0
@@ -107,7 +112,15 @@ impl LookupThreads {
         std::thread::Builder::new().name(name).spawn(move || pool.work())?;
         state.started += 1;
         state.threads += 1;
+        state.starting += 1;
         Ok(())
+    }
+}
+
+impl State {
+    /// Threads that will take a job at once: what is queued for them does not wait.
+    fn free(&self, limits: &Limits) -> usize {
+        self.idle + self.starting + limits.threads_max.saturating_sub(self.threads)
     }
 }
 
@@ -134,8 +147,15 @@ impl Pool {
             // Refused, it runs where it was started.
             let _ = cpus.apply_to_this_thread();
         }
+        self.lock().starting -= 1;
         while let Some(job) = self.next_job() {
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| job.run())) {
+            // Dropping it may run foreign code, too.
+            let run = || {
+                if job.is_wanted() {
+                    job.run()
+                }
+            };
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(run)) {
                 // It may panic again when it is dropped; it is leaked instead.
                 std::mem::forget(payload);
                 log_contained(|| tracing::error!("a lookup panicked"));
@@ -153,23 +173,23 @@ impl Pool {
                 return None;
             }
             if let Some(job) = state.queue.pop_front() {
-                drop(state);
-                if job.is_wanted() {
-                    return Some(job);
-                }
-                drop(job);
-                state = self.lock();
-                continue;
+                return Some(job);
             }
             let now = Instant::now();
-            let until = *until.get_or_insert(now + self.limits.idle);
-            if now >= until {
+            // Beyond what a clock can tell means never.
+            let until = *until.get_or_insert_with(|| now.checked_add(self.limits.idle));
+            let left = until.map(|until| until.saturating_duration_since(now));
+            if left == Some(Duration::ZERO) {
                 state.threads -= 1;
                 return None;
             }
             state.idle += 1;
-            let waited = self.changed.wait_timeout(state, until - now);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state = match left {
+                Some(left) => {
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
             state.idle -= 1;
         }
     }
@@ -314,6 +334,29 @@ mod tests {
     }
 
     #[test]
+    fn what_the_threads_take_at_once_takes_no_room_in_the_queue() {
+        let bench = Bench::new(3, 2, HOUR);
+        // In a row, before any thread has looked for work.
+        let taken: Vec<_> = (0..5).map(|number| bench.submit(number)).collect();
+        assert!(taken.iter().all(|(_, taken)| taken.is_ok()));
+        let mut begun = [bench.next_begun(), bench.next_begun(), bench.next_begun()];
+        begun.sort();
+        assert_eq!(begun, [0, 1, 2]);
+        assert!(matches!(bench.submit(5).1, Err(Refusal::Full(2))));
+    }
+
+    #[test]
+    fn threads_that_are_never_to_end_take_job_after_job() {
+        let bench = Bench::new(1, 8, Duration::MAX);
+        for number in 0..3 {
+            let _wanted = bench.submit(number);
+            assert_eq!(bench.next_begun(), number);
+            bench.let_go.send(()).unwrap();
+        }
+        assert_eq!(bench.threads(), 1);
+    }
+
+    #[test]
     fn what_nobody_wants_any_more_does_not_run() {
         let bench = Bench::new(1, 8, HOUR);
         let _running = bench.submit(0);
@@ -362,17 +405,26 @@ mod tests {
                 panic!("once more");
             }
         }
-        struct Panics;
+        /// Panics when it runs, or when it is dropped without having run.
+        struct Panics(bool);
         impl Job for Panics {
             fn is_wanted(&self) -> bool {
-                true
+                self.0
             }
-            fn run(self: Box<Self>) {
+            fn run(mut self: Box<Self>) {
+                self.0 = false;
+                std::mem::forget(self);
+                std::panic::panic_any(Payload);
+            }
+        }
+        impl Drop for Panics {
+            fn drop(&mut self) {
                 std::panic::panic_any(Payload);
             }
         }
         let bench = Bench::new(1, 8, HOUR);
-        bench.threads.submit(Box::new(Panics)).unwrap();
+        bench.threads.submit(Box::new(Panics(true))).unwrap();
+        bench.threads.submit(Box::new(Panics(false))).unwrap();
         let _wanted = bench.submit(1);
         assert_eq!(bench.next_begun(), 1);
         assert_eq!(bench.threads.pool.lock().started, 1);

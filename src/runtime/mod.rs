@@ -1,6 +1,7 @@
 //! How many: builds the shards, starts, pins, stops and joins them. Knows neither connections nor bytes.
 
 pub(crate) mod app;
+pub(crate) mod embedded;
 pub(crate) mod running;
 pub(crate) mod thread;
 
@@ -24,6 +25,7 @@ use crate::shard::placement::{self, Host, Pin, Placement, PlacementRequest};
 use crate::shard::shared::{Detached, Shared};
 use crate::shard::stats::ShardStats;
 use app::App;
+use embedded::Embedded;
 use running::Running;
 
 /// Builds a runtime: how many shards, where they run, which driver they use, what limits they have.
@@ -152,6 +154,17 @@ impl Runtime {
         Ok(running)
     }
 
+    /// Makes a runtime of one shard that lives on the calling thread, and turns only when it is told to: for loops that are
+    /// there already, and for tests. `app` has not started when this returns; it does so in the first turns. Installs no
+    /// signal handlers.
+    ///
+    /// # Errors
+    /// [`RunError`], as [`Runtime::start`]; also when more than one shard is asked for, or CPUs: an embedded shard runs
+    /// where its caller does.
+    pub fn embed<A: App>(self, app: A) -> Result<Embedded, RunError> {
+        embedded::embed(self, app)
+    }
+
     /// Starts all threads. Does not wait for `App::start`.
     fn launch<A: App>(self, app: A) -> Result<Running, RunError> {
         if Shard::try_current().is_some() {
@@ -243,10 +256,15 @@ impl Runtime {
         let wakers: Option<Vec<_>> = wakers.into_iter().collect();
         let wakers = wakers.expect("every thread reports once");
         let alone = cpus.iter().all(Option::is_some) && !placement.oversubscribed;
-        // Made here, not on a shard: its threads run where this one may.
+        Ok(self.share(wakers, cpus, alone))
+    }
+
+    /// What the shards of this runtime share. Made by the caller's thread, not by a shard: the resolver's threads run
+    /// where this one may.
+    fn share(&self, wakers: Vec<DriverWaker>, cpus: Vec<Option<usize>>, may_poll: bool) -> Arc<Shared> {
         let system = || Arc::new(BlockingResolver::system(&self.config)) as Arc<dyn Resolver>;
         let resolver = self.resolver.0.clone().unwrap_or_else(system);
-        Ok(new_shared(self.config.clone(), wakers, cpus, alone, resolver))
+        new_shared(self.config.clone(), wakers, cpus, may_poll, resolver)
     }
 
     /// The start-up block.
@@ -257,6 +275,11 @@ impl Runtime {
         for reason in &placement.reasons {
             tracing::info!("{reason}");
         }
+        self.announce_means();
+    }
+
+    /// The part of the start-up block that does not depend on where the shards are.
+    fn announce_means(&self) {
         let why = match self.driver {
             DriverKind::Auto => "the only driver of this version for real networks",
             DriverKind::Mio => "as asked",

@@ -49,7 +49,7 @@ pub(super) fn run<A: App>(seat: Seat, app: Arc<A>) {
             None
         }
     });
-    let driver = match make_driver(&seat) {
+    let driver = match make_driver(seat.driver, &seat.config) {
         Ok(driver) => driver,
         Err(source) => {
             let error = RunError::Os { shard: id, action: "making its driver", source };
@@ -63,11 +63,18 @@ pub(super) fn run<A: App>(seat: Seat, app: Arc<A>) {
     }
     // Nobody says go when another shard could not be made.
     let Ok(shared) = seat.goes.recv() else { return };
-    let shard = Shard::new(id, Arc::clone(&shared), driver);
+    let shard = Shard::new(id, shared, driver);
     let looped = catch_unwind(AssertUnwindSafe(|| {
         shard.begin(app);
         turn_until_stopped(&shard)
     }));
+    end(shard, looped);
+}
+
+/// Lets go of a shard whose loop has ended, or broken.
+pub(super) fn end(shard: Shard, looped: std::thread::Result<io::Result<()>>) {
+    let id = shard.id();
+    let shared = Arc::clone(&shard.inner.shared);
     let phase = shard.inner.phase.get();
     match looped {
         Ok(Ok(())) => {}
@@ -86,9 +93,9 @@ pub(super) fn run<A: App>(seat: Seat, app: Arc<A>) {
     shared.shard_ended();
 }
 
-fn make_driver(seat: &Seat) -> io::Result<Box<dyn Driver>> {
-    let config = DriverConfig { read_buffer_bytes: seat.config.read_buffer_bytes, ..DriverConfig::default() };
-    match seat.driver {
+pub(super) fn make_driver(kind: DriverKind, config: &Config) -> io::Result<Box<dyn Driver>> {
+    let config = DriverConfig { read_buffer_bytes: config.read_buffer_bytes, ..DriverConfig::default() };
+    match kind {
         DriverKind::Auto | DriverKind::Mio => Ok(Box::new(MioDriver::new(config)?)),
     }
 }

@@ -112,7 +112,7 @@ impl AdaptivePoll {
 impl Shard {
     /// Runs one turn. The order is load-bearing: see ARCHITECTURE.md, "A turn".
     ///
-    /// `cap` bounds the sleep, for whoever embeds the shard in a loop of its own.
+    /// `cap` bounds the sleep, for whoever turns the shard in a loop of its own.
     ///
     /// # Panics
     /// When called from within a turn of the same shard.
@@ -125,6 +125,17 @@ impl Shard {
         drop(current);
         self.inner.turning.set(false);
         outcome
+    }
+
+    /// Calls `f` on this shard between two turns. The next one does not begin with a sleep: what `f` has asked for may be
+    /// due earlier than anything else was.
+    pub(crate) fn between_turns<T>(&self, f: impl FnOnce(&Shard) -> T) -> T {
+        if let Rest::Until(_) = self.inner.rest.replace(Rest::None) {
+            self.inner.endpoint.finish_sleep();
+        }
+        let _current = self.enter();
+        let _entered = self.inner.executor.enter();
+        f(self)
     }
 
     fn phases(&self, cap: Option<Duration>) -> io::Result<()> {

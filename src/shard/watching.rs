@@ -137,8 +137,7 @@ impl Shard {
 
     fn call_handler(&self, core: &Rc<WatchCore>, ready: Ready) {
         if ready.hung_up {
-            let source = io::Error::new(io::ErrorKind::BrokenPipe, "the other side hung up");
-            return self.end_watch(core, CloseReason::Os { call: "epoll_wait", source });
+            return self.end_watch(core, CloseReason::PeerFinished);
         }
         let fd = Fd::new(self.clone(), Rc::clone(core));
         if ready.readable && core.wanted.get().readable {

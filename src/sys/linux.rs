@@ -1,7 +1,7 @@
 //! Linux calls that no library wraps for us.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Leaves the choice of the local port to `connect`, which may then use one port for several destinations.
 /// Without it a `bind` to port 0 takes a port of its own, and a source address ends after some 28,000
@@ -34,6 +34,17 @@ fn switch_on(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> i
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Another descriptor of the same open file, for an owner that only tells its number.
+pub(crate) fn duplicate(file: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes plain numbers and touches no memory.
+    let copy = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 /// One instruction of a classic BPF program.

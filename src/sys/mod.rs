@@ -2,7 +2,7 @@
 
 #[allow(unsafe_code, reason = "recvmmsg, and sendmsg with UDP_SEGMENT, which rustix does not offer")]
 pub(crate) mod datagram;
-#[allow(unsafe_code, reason = "setsockopt with options that no library wraps")]
+#[allow(unsafe_code, reason = "setsockopt with options that no library wraps; descriptors known by number")]
 pub(crate) mod linux;
 #[allow(unsafe_code, reason = "the return predictor is filled by calls that do not return")]
 pub(crate) mod return_stack;

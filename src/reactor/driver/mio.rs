@@ -30,7 +30,7 @@ mod watched;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -426,6 +426,10 @@ impl Driver for MioDriver {
             }
         }
         None
+    }
+
+    fn news_fd(&self) -> io::Result<OwnedFd> {
+        linux::duplicate(&self.poll)
     }
 
     fn census(&self) -> Census {

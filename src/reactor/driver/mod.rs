@@ -9,6 +9,7 @@ pub(crate) mod watching;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use self::datagrams::{DatagramDriver, DatagramEvent};
@@ -92,6 +93,9 @@ pub(crate) trait Driver: DatagramDriver + WatchDriver {
     /// The next thing that happened. `None` ends the batch of this turn; a source that stopped on its budget then
     /// stays ready for the next one. One connection is read per call.
     fn next(&mut self) -> Option<Event>;
+
+    /// A descriptor that can be read from while `wait` would find something in the kernel: for loops around this one.
+    fn news_fd(&self) -> io::Result<OwnedFd>;
 
     /// What is open and on loan, for leak checks and metrics.
     fn census(&self) -> Census;

@@ -18,7 +18,7 @@ mod world;
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -182,6 +182,12 @@ impl Driver for SimDriver {
 
     fn next(&mut self) -> Option<Event> {
         self.world.with(|network| network.next_event(self.shard, &self.buffers))
+    }
+
+    /// # Errors
+    /// `Unsupported`: there is no kernel here.
+    fn news_fd(&self) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     fn census(&self) -> Census {

@@ -43,6 +43,6 @@ impl Wanted {
 pub(crate) struct Ready {
     pub(crate) readable: bool,
     pub(crate) writable: bool,
-    /// The other side is gone, and nothing is left to read.
+    /// The other side is gone, and nothing is left to read. Told only to who wants to read.
     pub(crate) hung_up: bool,
 }

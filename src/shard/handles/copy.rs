@@ -2,14 +2,19 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use crate::shard::handles::stream_core::{StreamCore, WriterWaits};
 use crate::shard::handles::tcp_stream::{Chunk, TcpStream};
 
 /// Writes all that `from` receives to `to`, until the end of input; says how many bytes that was. `to` stays open.
 ///
 /// At most one chunk is in hand: while `to` has more than the high watermark unsent, `from` is not read, and its peer is
 /// held back by TCP. While it waits for input it holds no buffer.
+///
+/// A drain of the shard does not end the input while this runs, whatever [`TcpStream::set_ends_on_drain`] said: whoever is
+/// behind `to` would take half for the whole. What has not ended by the drain's deadline is reset.
 ///
 /// ```
 /// use shardwise::{Result, TcpStream, copy};
@@ -23,10 +28,11 @@ use crate::shard::handles::tcp_stream::{Chunk, TcpStream};
 /// ```
 ///
 /// # Errors
-/// Either connection broke. What was copied before that may be unsent.
+/// Either connection broke, also while the other one is silent. What was copied before that may be unsent.
 /// # Cancel safety
 /// Not cancel safe: a chunk that was read and not yet written is lost.
 pub async fn copy(from: &mut TcpStream, to: &mut TcpStream) -> io::Result<u64> {
+    let _whole = Whole::begin(from);
     let mut direction = Direction::default();
     poll_fn(|context| direction.poll(from, to, context)).await?;
     Ok(direction.bytes)
@@ -50,6 +56,7 @@ pub async fn copy(from: &mut TcpStream, to: &mut TcpStream) -> io::Result<u64> {
 /// # Cancel safety
 /// As [`copy`].
 pub async fn copy_bidirectional(first: &mut TcpStream, second: &mut TcpStream) -> io::Result<(u64, u64)> {
+    let _whole = [Whole::begin(first), Whole::begin(second)];
     let (mut there, mut back) = (Direction::default(), Direction::default());
     poll_fn(|context| {
         let there = there.poll_to_end(first, second, context)?;
@@ -58,6 +65,26 @@ pub async fn copy_bidirectional(first: &mut TcpStream, second: &mut TcpStream) -
     })
     .await?;
     Ok((there.bytes, back.bytes))
+}
+
+/// While this is there, a drain does not end the stream's input.
+struct Whole {
+    core: Rc<StreamCore>,
+    was_within_frame: bool,
+}
+
+impl Whole {
+    fn begin(stream: &TcpStream) -> Whole {
+        let core = Rc::clone(stream.core());
+        let was_within_frame = core.set_within_frame(true);
+        Whole { core, was_within_frame }
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        self.core.set_within_frame(self.was_within_frame);
+    }
 }
 
 /// How far one direction has come.
@@ -85,9 +112,15 @@ impl Direction {
                 }
                 self.in_hand = None;
             }
-            match ready!(from.poll_read_chunk(context))? {
-                Some(chunk) => self.in_hand = Some((chunk, 0)),
-                None => return Poll::Ready(Ok(())),
+            match from.poll_read_chunk(context)? {
+                Poll::Ready(Some(chunk)) => self.in_hand = Some((chunk, 0)),
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending => {
+                    // A target that breaks is no news to a source that is silent.
+                    to.core().check_broken()?;
+                    to.core().wait_to_write(context, WriterWaits::ForTheEnd);
+                    return Poll::Pending;
+                }
             }
         }
     }

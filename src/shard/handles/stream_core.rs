@@ -35,12 +35,22 @@ struct StreamState {
     secured: bool,
     /// The stream has stopped receiving, since nobody reads.
     full: bool,
-    /// The writer waits until nothing is unsent, not just for room.
-    flushing: bool,
+    writer_waits: WriterWaits,
     broken: Option<Box<Broken>>,
     reader: Option<Waker>,
     /// Boxed, since few ever wait to write and many to read.
     writer: Option<Box<Waker>>,
+}
+
+/// What a task that writes waits for. The end of the connection wakes it in any case.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum WriterWaits {
+    /// Little enough is unsent.
+    ForRoom,
+    /// Nothing is unsent.
+    ForAllSent,
+    /// It has nothing to write now.
+    ForTheEnd,
 }
 
 /// What reads and writes say once the connection has broken.
@@ -81,7 +91,7 @@ impl StreamCore {
                 told_draining: false,
                 secured: false,
                 full: false,
-                flushing: false,
+                writer_waits: WriterWaits::ForRoom,
                 broken: None,
                 reader: None,
                 writer: None,
@@ -176,7 +186,11 @@ impl StreamCore {
     pub(crate) fn on_progress(&self, queued_bytes: usize, has_room: bool) {
         let writer = {
             let mut state = self.state.borrow_mut();
-            let satisfied = if state.flushing { queued_bytes == 0 } else { has_room };
+            let satisfied = match state.writer_waits {
+                WriterWaits::ForRoom => has_room,
+                WriterWaits::ForAllSent => queued_bytes == 0,
+                WriterWaits::ForTheEnd => false,
+            };
             if satisfied { state.writer.take() } else { None }
         };
         if let Some(writer) = writer {
@@ -274,10 +288,10 @@ impl StreamCore {
         Poll::Pending
     }
 
-    /// Remembers who waits for room, or, when `flushing`, until nothing is unsent.
-    pub(super) fn wait_to_write(&self, context: &Context<'_>, flushing: bool) {
+    /// Remembers who writes, and what it waits for.
+    pub(super) fn wait_to_write(&self, context: &Context<'_>, waits: WriterWaits) {
         let mut state = self.state.borrow_mut();
-        state.flushing = flushing;
+        state.writer_waits = waits;
         let replaced = match &state.writer {
             Some(kept) if kept.will_wake(context.waker()) => None,
             _ => state.writer.replace(Box::new(context.waker().clone())),
@@ -302,10 +316,12 @@ impl StreamCore {
         state.finish_if_drained();
     }
 
-    pub(super) fn set_within_frame(&self, within: bool) {
+    /// Says what was set before.
+    pub(super) fn set_within_frame(&self, within: bool) -> bool {
         let mut state = self.state.borrow_mut();
-        state.within_frame = within;
+        let before = std::mem::replace(&mut state.within_frame, within);
         state.finish_if_drained();
+        before
     }
 
     pub(super) fn ends_on_drain(&self) -> bool {

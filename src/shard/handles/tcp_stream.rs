@@ -23,7 +23,7 @@ use crate::reactor::token::Token;
 use crate::shard::Shard;
 use crate::shard::connecting::{ConnectHow, Opening, Target};
 use crate::shard::connections::Handler;
-use crate::shard::handles::stream_core::{Found, StreamCore};
+use crate::shard::handles::stream_core::{Found, StreamCore, WriterWaits};
 use crate::shard::handles::transport::Transport;
 use crate::shard::interfaces::tcp::ConnectOptions;
 use crate::shard::producers::{EndsAfterProducer, Producing};
@@ -54,6 +54,10 @@ pub struct TcpStream {
 impl TcpStream {
     pub(crate) fn new(shard: Shard, token: Token, core: Rc<StreamCore>) -> Self {
         TcpStream { core, transport: Transport::new(shard, token) }
+    }
+
+    pub(super) fn core(&self) -> &Rc<StreamCore> {
+        &self.core
     }
 
     /// Connects to `target`, from the shard this is called on; see [`Shard::connect_tcp`].
@@ -197,7 +201,7 @@ impl TcpStream {
         let buffered = self.transport.buffered();
         if buffered > marks.high_bytes || buffered >= marks.cap_bytes {
             self.core.check_broken()?;
-            self.core.wait_to_write(context, false);
+            self.core.wait_to_write(context, WriterWaits::ForRoom);
             inner.mark_unsettled(self.transport.token());
             return Poll::Pending;
         }
@@ -224,7 +228,7 @@ impl TcpStream {
             if self.transport.buffered() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            self.core.wait_to_write(context, true);
+            self.core.wait_to_write(context, WriterWaits::ForAllSent);
             self.transport.shard().inner.mark_unsettled(self.transport.token());
             Poll::Pending
         })

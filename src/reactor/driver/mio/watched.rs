@@ -85,7 +85,9 @@ impl MioDriver {
         }
         // Once: what is still wanted is asked for again.
         watched.wanted = Wanted::NOTHING;
-        let hung_up = unusual && !readiness.has(Readiness::READABLE) && !readiness.has(Readiness::ERROR);
+        // The kernel tells of bytes only to who asks to read: a writer learns of a hang-up by writing.
+        let silent = !readiness.has(Readiness::READABLE) && !readiness.has(Readiness::ERROR);
+        let hung_up = wanted.readable && unusual && silent;
         let ready =
             Ready { readable: wanted.readable && readable, writable: wanted.writable && writable, hung_up };
         Some(Event::Ready { token, ready })
