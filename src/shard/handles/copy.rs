@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use crate::shard::handles::stream_core::{StreamCore, WriterWaits};
+use crate::shard::handles::stream_core::{StreamCore, WritesAfter};
 use crate::shard::handles::tcp_stream::{Chunk, TcpStream};
 
 /// Writes all that `from` receives to `to`, until the end of input; says how many bytes that was. `to` stays open.
@@ -118,7 +118,7 @@ impl Direction {
                 Poll::Pending => {
                     // A target that breaks is no news to a source that is silent.
                     to.core().check_broken()?;
-                    to.core().wait_to_write(context, WriterWaits::ForTheEnd);
+                    to.core().wait_to_write(context, WritesAfter::TheEnd);
                     return Poll::Pending;
                 }
             }

@@ -35,7 +35,7 @@ struct StreamState {
     secured: bool,
     /// The stream has stopped receiving, since nobody reads.
     full: bool,
-    writer_waits: WriterWaits,
+    writes_after: WritesAfter,
     broken: Option<Box<Broken>>,
     reader: Option<Waker>,
     /// Boxed, since few ever wait to write and many to read.
@@ -44,13 +44,13 @@ struct StreamState {
 
 /// What a task that writes waits for. The end of the connection wakes it in any case.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum WriterWaits {
+pub(super) enum WritesAfter {
     /// Little enough is unsent.
-    ForRoom,
+    Room,
     /// Nothing is unsent.
-    ForAllSent,
+    AllSent,
     /// It has nothing to write now.
-    ForTheEnd,
+    TheEnd,
 }
 
 /// What reads and writes say once the connection has broken.
@@ -91,7 +91,7 @@ impl StreamCore {
                 told_draining: false,
                 secured: false,
                 full: false,
-                writer_waits: WriterWaits::ForRoom,
+                writes_after: WritesAfter::Room,
                 broken: None,
                 reader: None,
                 writer: None,
@@ -186,10 +186,10 @@ impl StreamCore {
     pub(crate) fn on_progress(&self, queued_bytes: usize, has_room: bool) {
         let writer = {
             let mut state = self.state.borrow_mut();
-            let satisfied = match state.writer_waits {
-                WriterWaits::ForRoom => has_room,
-                WriterWaits::ForAllSent => queued_bytes == 0,
-                WriterWaits::ForTheEnd => false,
+            let satisfied = match state.writes_after {
+                WritesAfter::Room => has_room,
+                WritesAfter::AllSent => queued_bytes == 0,
+                WritesAfter::TheEnd => false,
             };
             if satisfied { state.writer.take() } else { None }
         };
@@ -289,9 +289,9 @@ impl StreamCore {
     }
 
     /// Remembers who writes, and what it waits for.
-    pub(super) fn wait_to_write(&self, context: &Context<'_>, waits: WriterWaits) {
+    pub(super) fn wait_to_write(&self, context: &Context<'_>, after: WritesAfter) {
         let mut state = self.state.borrow_mut();
-        state.writer_waits = waits;
+        state.writes_after = after;
         let replaced = match &state.writer {
             Some(kept) if kept.will_wake(context.waker()) => None,
             _ => state.writer.replace(Box::new(context.waker().clone())),

@@ -23,7 +23,7 @@ use crate::reactor::token::Token;
 use crate::shard::Shard;
 use crate::shard::connecting::{ConnectHow, Opening, Target};
 use crate::shard::connections::Handler;
-use crate::shard::handles::stream_core::{Found, StreamCore, WriterWaits};
+use crate::shard::handles::stream_core::{Found, StreamCore, WritesAfter};
 use crate::shard::handles::transport::Transport;
 use crate::shard::interfaces::tcp::ConnectOptions;
 use crate::shard::producers::{EndsAfterProducer, Producing};
@@ -201,7 +201,7 @@ impl TcpStream {
         let buffered = self.transport.buffered();
         if buffered > marks.high_bytes || buffered >= marks.cap_bytes {
             self.core.check_broken()?;
-            self.core.wait_to_write(context, WriterWaits::ForRoom);
+            self.core.wait_to_write(context, WritesAfter::Room);
             inner.mark_unsettled(self.transport.token());
             return Poll::Pending;
         }
@@ -228,7 +228,7 @@ impl TcpStream {
             if self.transport.buffered() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            self.core.wait_to_write(context, WriterWaits::ForAllSent);
+            self.core.wait_to_write(context, WritesAfter::AllSent);
             self.transport.shard().inner.mark_unsettled(self.transport.token());
             Poll::Pending
         })
