@@ -16,6 +16,7 @@ use std::time::Duration;
 pub(crate) use self::names::{AddressFault, NameFault, Wanted};
 pub use self::names::{InvalidAddress, InvalidName, ResolveError};
 use crate::ShardId;
+use crate::addr::{Addr, InvalidPath, UnixAddr};
 
 pub use tls::{CertificateProblem, TlsError};
 
@@ -144,15 +145,17 @@ impl Error for NotRunning {}
 pub enum ListenError {
     /// The address is not one.
     InvalidAddress(InvalidAddress),
+    /// No UNIX socket can have that name.
+    InvalidPath(InvalidPath),
     /// Somebody listens there already: another process, or this shard.
     AddressInUse {
         /// The address.
-        addr: SocketAddr,
+        addr: Addr,
     },
     /// Anything else the operating system said: no permission, no such address here, …
     Os {
         /// The address.
-        addr: SocketAddr,
+        addr: Addr,
         /// What the operating system said.
         source: io::Error,
     },
@@ -164,6 +167,7 @@ impl fmt::Display for ListenError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ListenError::InvalidAddress(error) => write!(formatter, "cannot listen: {error}"),
+            ListenError::InvalidPath(error) => write!(formatter, "cannot listen: {error}"),
             ListenError::AddressInUse { addr } => {
                 write!(formatter, "cannot listen on {addr}: address in use")
             }
@@ -178,7 +182,7 @@ impl Error for ListenError {
         match self {
             ListenError::InvalidAddress(error) => error.source(),
             ListenError::Os { source, .. } => source.source(),
-            ListenError::AddressInUse { .. } | ListenError::Stopping => None,
+            ListenError::InvalidPath(_) | ListenError::AddressInUse { .. } | ListenError::Stopping => None,
         }
     }
 }
@@ -186,6 +190,12 @@ impl Error for ListenError {
 impl From<InvalidAddress> for ListenError {
     fn from(error: InvalidAddress) -> Self {
         ListenError::InvalidAddress(error)
+    }
+}
+
+impl From<InvalidPath> for ListenError {
+    fn from(error: InvalidPath) -> Self {
+        ListenError::InvalidPath(error)
     }
 }
 
@@ -205,29 +215,43 @@ pub enum ConnectError {
         /// deadline come last, as [`ConnectError::TimedOut`].
         causes: Vec<ConnectError>,
     },
+    /// No UNIX socket can have that name.
+    InvalidPath(InvalidPath),
     /// The address to connect from cannot be used.
     Bind {
         /// The address to connect from.
-        addr: SocketAddr,
+        addr: Addr,
         /// What the operating system said.
         source: io::Error,
     },
     /// Nobody listens there.
     Refused {
         /// The address aimed at.
-        addr: SocketAddr,
+        addr: Addr,
         /// What the operating system said.
         source: io::Error,
+    },
+    /// Nobody holds the lock file beside the path, which was to be checked: whoever listened there is gone, or never took
+    /// one. Nothing was tried.
+    NoOwner {
+        /// The name aimed at.
+        addr: Addr,
     },
     /// It took longer than it may.
     TimedOut {
         /// The address aimed at.
-        addr: SocketAddr,
+        addr: Addr,
         /// How long it was tried.
         after: Duration,
     },
     /// The caller gave up.
     Cancelled,
+    /// There are as many connections as a [`ConnectionLimit`](crate::policies::ConnectionLimit) allows, in all or to that
+    /// peer.
+    LimitReached {
+        /// The address aimed at.
+        addr: Addr,
+    },
     /// The factory refused the connection.
     NoProtocol,
     /// The connection was established, but not its TLS.
@@ -242,7 +266,7 @@ pub enum ConnectError {
     /// Anything else the operating system said: no route, no port left, …
     Os {
         /// The address aimed at.
-        addr: SocketAddr,
+        addr: Addr,
         /// What the operating system said.
         source: io::Error,
     },
@@ -261,12 +285,22 @@ impl fmt::Display for ConnectError {
                 }
                 Ok(())
             }
+            ConnectError::InvalidPath(error) => write!(formatter, "cannot connect: {error}"),
+            ConnectError::NoOwner { addr } => {
+                write!(formatter, "cannot connect to {addr}: no live process holds its lock file")
+            }
             ConnectError::Bind { addr, source } => write!(formatter, "cannot connect from {addr}: {source}"),
             ConnectError::Refused { addr, source } => write!(formatter, "cannot connect to {addr}: {source}"),
             ConnectError::TimedOut { addr, after } => {
                 write!(formatter, "cannot connect to {addr}: no answer after {after:?}")
             }
             ConnectError::Cancelled => write!(formatter, "connecting was cancelled"),
+            ConnectError::LimitReached { addr } => {
+                write!(
+                    formatter,
+                    "cannot connect to {addr}: there are as many connections as the limit allows"
+                )
+            }
             ConnectError::NoProtocol => write!(formatter, "the factory refused the connection"),
             ConnectError::Tls { target, source } => write!(formatter, "no TLS with {target}: {source}"),
             ConnectError::Stopping => write!(formatter, "cannot connect: the shard is stopping"),
@@ -298,6 +332,12 @@ impl From<ResolveError> for ConnectError {
 impl From<InvalidAddress> for ConnectError {
     fn from(error: InvalidAddress) -> Self {
         ConnectError::InvalidAddress(error)
+    }
+}
+
+impl From<InvalidPath> for ConnectError {
+    fn from(error: InvalidPath) -> Self {
+        ConnectError::InvalidPath(error)
     }
 }
 
@@ -359,6 +399,13 @@ pub enum SendError {
         /// The peer.
         peer: SocketAddr,
     },
+    /// As `Connected`, for a UNIX socket.
+    ConnectedUnix {
+        /// The peer.
+        peer: UnixAddr,
+    },
+    /// No UNIX socket can have that name.
+    InvalidPath(InvalidPath),
     /// The socket is closed.
     Closed,
     /// Anything else the operating system said: no route, broadcast is not allowed, …
@@ -376,6 +423,8 @@ impl fmt::Display for SendError {
             SendError::NoRoom => write!(formatter, "the kernel has no room for a datagram now"),
             SendError::NotConnected => write!(formatter, "no destination: the socket is not connected"),
             SendError::Connected { peer } => write!(formatter, "the socket is connected to {peer}"),
+            SendError::ConnectedUnix { peer } => write!(formatter, "the socket is connected to {peer}"),
+            SendError::InvalidPath(error) => write!(formatter, "cannot send: {error}"),
             SendError::Closed => write!(formatter, "the socket is closed"),
             SendError::Os(source) => write!(formatter, "cannot send: {source}"),
         }
@@ -484,6 +533,11 @@ pub enum CloseReason {
     },
     /// The deadline set for the connection has passed.
     DeadlineReached,
+    /// No byte went either way for as long as its idle timeout.
+    Idle {
+        /// How long, at the least.
+        after: Duration,
+    },
     /// A callback of the protocol returned an error.
     Protocol(Box<dyn Error + Send + Sync>),
     /// A callback of the protocol panicked, with this message.
@@ -521,6 +575,7 @@ impl fmt::Display for CloseReason {
                 write!(formatter, "the peer took no output for {after:?}")
             }
             CloseReason::DeadlineReached => write!(formatter, "its deadline passed"),
+            CloseReason::Idle { after } => write!(formatter, "idle for {after:?}"),
             CloseReason::Protocol(error) => write!(formatter, "the protocol failed: {error}"),
             CloseReason::Panicked(message) => write!(formatter, "the protocol panicked: {message}"),
             CloseReason::Stopped => write!(formatter, "still open when the runtime stopped"),
@@ -608,7 +663,7 @@ mod tests {
         let addr: SocketAddr = ([127, 0, 0, 1], 80).into();
         let failed =
             || ResolveError::Failed { name: "a.example".to_string(), source: io::Error::other(outer()) };
-        let os = |source| ConnectError::Os { addr, source };
+        let os = |source| ConnectError::Os { addr: addr.into(), source };
         let all = ConnectError::AllFailed {
             target: "a.example:80".to_string(),
             causes: vec![ConnectError::Cancelled, os(io::Error::other(outer()))],
@@ -634,6 +689,7 @@ mod tests {
             fault: AddressFault::NoPort,
         };
         let name = || InvalidName { name: String::new(), fault: NameFault::Empty };
+        let addr = || addr.into();
         let with_one: [(Box<dyn Error>, &str); 13] = [
             (Box::new(ResolveError::InvalidName(name())), "it is empty"),
             (Box::new(ConnectError::Resolve(name().into())), "it is empty"),
@@ -641,11 +697,11 @@ mod tests {
             (Box::new(RunError::Os { shard, action: "x", source: inner() }), "the inner one"),
             (Box::new(RunError::Signals(inner())), "the inner one"),
             (Box::new(ListenError::InvalidAddress(text())), "[::1]:7000"),
-            (Box::new(ListenError::Os { addr, source: inner() }), "the inner one"),
+            (Box::new(ListenError::Os { addr: addr(), source: inner() }), "the inner one"),
             (Box::new(ConnectError::InvalidAddress(text())), "[::1]:7000"),
-            (Box::new(ConnectError::Bind { addr, source: inner() }), "the inner one"),
-            (Box::new(ConnectError::Refused { addr, source: inner() }), "the inner one"),
-            (Box::new(ConnectError::Os { addr, source: inner() }), "the inner one"),
+            (Box::new(ConnectError::Bind { addr: addr(), source: inner() }), "the inner one"),
+            (Box::new(ConnectError::Refused { addr: addr(), source: inner() }), "the inner one"),
+            (Box::new(ConnectError::Os { addr: addr(), source: inner() }), "the inner one"),
             (Box::new(CloseReason::Os { call: "x", source: inner() }), "the inner one"),
             (Box::new(RunError::Panicked { shard, message: "boom".to_string() }), "boom"),
         ];

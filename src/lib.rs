@@ -2,6 +2,7 @@
 #![warn(unreachable_pub)]
 #![cfg_attr(not(feature = "tls"), allow(dead_code, reason = "code that only TLS uses is not told apart"))]
 
+mod addr;
 mod config;
 mod cross_shard;
 mod error;
@@ -22,6 +23,7 @@ mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use addr::{Addr, InvalidPath, ToUnixAddr, UnixAddr};
 pub use config::{Config, Watermarks};
 pub use cross_shard::{CallError, Panic, Route, Stopped};
 pub use error::{
@@ -68,14 +70,21 @@ pub use shard::handles::tcp_stream::{Chunk, DetachedTcpStream, Read, ReadChunk, 
 pub use shard::handles::transport::{Flow, ReadHold, Transport};
 pub use shard::handles::udp_socket::{ReceiveDatagram, Received, UdpSocket};
 pub use shard::handles::udp_transport::{SendDatagram, UdpTransport};
+pub use shard::handles::unix::{DescriptorRefusal, DescriptorRefused, UnixStream};
+pub use shard::handles::unix_datagram::{ReceiveUnixDatagram, UnixDatagram, UnixReceived};
 pub use shard::interfaces::fd_set::FdHandler;
+pub use shard::interfaces::socket::{AdoptError, AdoptReason};
 pub use shard::interfaces::tcp::{ConnectOptions, ListenOptions};
 pub use shard::interfaces::time::{Elapsed, Interval, Sleep, Timeout, interval, sleep, timeout};
 pub use shard::interfaces::udp::{Datagram, DatagramProtocol, UdpOptions};
+pub use shard::interfaces::unix::{UnixConnectOptions, UnixListenOptions};
+pub use shard::interfaces::unix_datagram::UnixDatagramOptions;
 pub use shard::layer::Layer;
 pub use shard::lifecycle::RuntimeState;
 pub use shard::placement::{CpuListError, parse_cpu_list};
+pub use shard::policies;
 pub use shard::producers::{Producer, ProducerKind};
 pub use shard::protocol::{Factory, Incoming, Protocol};
 pub use shard_id::ShardId;
+pub use sys::socket::PeerCredentials;
 pub use tasks::{JoinError, JoinHandle, PanicPayload, yield_now};

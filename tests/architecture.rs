@@ -29,14 +29,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The leaves, again from the top down.
     ("config", &["error", "shard_id"]),
     ("inline", &[]),
-    ("error", &["shard_id"]),
+    ("error", &["addr", "shard_id"]),
+    ("addr", &[]),
     ("shard_id", &[]),
     ("sync", &[]),
 ];
 
 /// Stands for every leaf in a row of `MAY_USE`.
 const LEAVES: &str = "the leaves";
-const LEAF_MODULES: &[&str] = &["config", "error", "inline", "shard_id", "sync"];
+const LEAF_MODULES: &[&str] = &["addr", "config", "error", "inline", "shard_id", "sync"];
 
 /// Which file, or folder (with a slash at its end), below `src/` may name each dependency. A dependency may have its
 /// row before it has its line in Cargo.toml; the other way round fails.

@@ -101,7 +101,7 @@ fn a_refused_attempt_says_so_and_names_the_address() {
         let target = nobody(&env).await?;
         let (factory, made, dropped) = CountingFactory::new();
         let error = env.shard().connect_tcp(target, factory.into_closure()).await.unwrap_err();
-        assert!(matches!(error, ConnectError::Refused { addr, .. } if addr == target), "{error:?}");
+        assert!(matches!(&error, ConnectError::Refused { addr, .. } if *addr == target), "{error:?}");
         assert_eq!((made.get(), dropped.get()), (0, 1));
         let error = TcpStream::connect(target).await.unwrap_err();
         assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
@@ -144,7 +144,7 @@ fn an_attempt_that_gets_no_answer_times_out_once() {
                     transport.close();
                 }
                 Err(ConnectError::TimedOut { addr, after: told }) => {
-                    assert_eq!((addr, told), (target, after));
+                    assert_eq!((addr, told), (target.into(), after));
                     assert!(env.shard().now() - begun >= after);
                     assert_eq!(made.get(), 0);
                     timed_out += 1;
@@ -167,7 +167,7 @@ fn an_address_to_connect_from_that_is_in_use_is_an_outcome() {
         let options = ConnectOptions::new().bind(taken);
         let attempt = env.shard().connect_tcp_with(addr, &options, || Echo);
         let error = attempt.await.unwrap_err();
-        assert!(matches!(error, ConnectError::Bind { addr, .. } if addr == taken), "{error:?}");
+        assert!(matches!(&error, ConnectError::Bind { addr, .. } if *addr == taken), "{error:?}");
         Ok(())
     });
 }

@@ -695,26 +695,32 @@ fn soft_errors_of_connect_are_told_and_leave_nothing_open() {
     let attempt = |target: SocketAddr, from: Option<SocketAddr>| {
         let call = server.handle().blocking_call_async_from_thread(id, async move |shard| {
             let options = ConnectOptions::new().timeout(Duration::from_secs(10));
-            let options = from.map_or(options, |from| options.bind(from));
+            let options = match from {
+                Some(from) => options.bind(from),
+                None => options,
+            };
             shard.connect_tcp_with(target, &options, || Echo).await.map(|_| ())
         });
         call.unwrap().unwrap_err()
     };
     for _ in 0..20 {
         let refused = attempt(nobody, None);
-        assert!(matches!(refused, ConnectError::Refused { addr, .. } if addr == nobody), "{refused}");
+        assert!(matches!(&refused, ConnectError::Refused { addr, .. } if *addr == nobody), "{refused}");
         let not_ours: SocketAddr = "192.0.2.1:0".parse().unwrap();
         for port in [0, 4711] {
             let mut from = not_ours;
             from.set_port(port);
             let unavailable = attempt(server.addr, Some(from));
-            assert!(matches!(unavailable, ConnectError::Bind { addr, .. } if addr == from), "{unavailable}");
+            assert!(
+                matches!(&unavailable, ConnectError::Bind { addr, .. } if *addr == from),
+                "{unavailable}"
+            );
         }
     }
     // From an address to itself: TCP's simultaneous open succeeds, with nobody at the other end.
     let own = unused();
     let itself = attempt(own, Some(own));
-    assert!(matches!(itself, ConnectError::Refused { addr, .. } if addr == own), "{itself}");
+    assert!(matches!(&itself, ConnectError::Refused { addr, .. } if *addr == own), "{itself}");
     assert_eq!(server.sum(|report| report.connected), 0);
     server.wait_open(0);
     server.stop();

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use shardwise::testing::{on_every_driver, on_every_driver_with};
 use shardwise::{
-    CloseReason, Config, Datagram, DatagramProtocol, Flow, Input, Protocol, Result, Runtime, Shard,
-    TcpStream, Transport, UdpSocket, UdpTransport, WriteError, copy_bidirectional,
+    CloseReason, Config, Datagram, DatagramProtocol, DetachedTcpStream, Flow, Input, Layer, Producer,
+    ProducerKind, Protocol, Result, Runtime, Shard, TcpStream, Transport, UdpSocket, UdpTransport,
+    WriteError, copy_bidirectional,
 };
 
 /// Answers every line with itself; what it does between two lines is the test's.
@@ -440,6 +441,158 @@ impl Protocol for Closes {
     fn data_received(&mut self, _: &Transport, _: &mut Input<'_>) -> Result<()> {
         Ok(())
     }
+}
+
+/// Layers that looked at the length of the input before and after counted all of it as taken when it had run dry.
+#[test]
+fn a_layer_can_count_what_was_taken_though_the_input_has_run_dry() {
+    /// Takes three bytes, and pauses.
+    struct Pausing;
+    impl Protocol for Pausing {
+        fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+            if input.len() >= 3 {
+                input.consume(3);
+                transport.pause_reading();
+            }
+            Ok(())
+        }
+    }
+    struct Counting(Pausing, Rc<Cell<usize>>);
+    impl Layer for Counting {
+        fn inner(&mut self) -> &mut dyn Protocol {
+            &mut self.0
+        }
+        fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+            let before = input.consumed();
+            let outcome = self.0.data_received(transport, input);
+            self.1.set(self.1.get() + input.consumed() - before);
+            outcome
+        }
+    }
+    on_every_driver(async |env| {
+        let taken = Rc::new(Cell::new(0));
+        let counts = Rc::clone(&taken);
+        let make = move || Counting(Pausing, Rc::clone(&counts));
+        let listener = env.shard().listen_tcp("127.0.0.1:0", make)?;
+        let mut client = TcpStream::connect(listener.local_addr()).await?;
+        client.write_all(b"three and more").await?;
+        env.shard().timeout(Duration::from_secs(20), until(|| taken.get() > 0)).await?;
+        assert_eq!(taken.get(), 3);
+        Ok(())
+    });
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        shardwise::yield_now().await;
+    }
+}
+
+/// A pull producer that detached the stream it produces for, in its own callback, was dropped without having been stopped.
+#[test]
+fn a_producer_that_detaches_its_own_connection_is_stopped() {
+    type Moved = Rc<RefCell<Option<DetachedTcpStream>>>;
+    struct Detaching(Option<TcpStream>, Moved, Rc<RefCell<Vec<&'static str>>>);
+    impl Producer for Detaching {
+        fn resume_producing(&mut self, _consumer: &Transport) -> Result<()> {
+            let detached = std::pin::pin!(self.0.take().expect("asked once").detach());
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            let std::task::Poll::Ready(detached) = detached.poll(&mut context) else {
+                return Err("it was not detached at once".into());
+            };
+            *self.1.borrow_mut() = Some(detached?);
+            self.2.borrow_mut().push("detached");
+            Ok(())
+        }
+        fn stop_producing(&mut self) {
+            self.2.borrow_mut().push("stopped");
+        }
+    }
+    impl Drop for Detaching {
+        fn drop(&mut self) {
+            self.2.borrow_mut().push("dropped");
+        }
+    }
+    on_every_driver(async |env| {
+        let listener = env.shard().listen_tcp("127.0.0.1:0", || Lines { between: |_: &Transport| {} })?;
+        let (moved, seen) = (Moved::default(), Rc::default());
+        let stream = TcpStream::connect(listener.local_addr()).await?;
+        let transport = stream.transport().clone();
+        let producer = Detaching(Some(stream), Rc::clone(&moved), Rc::clone(&seen));
+        transport.register_producer(producer, ProducerKind::Pull)?;
+        assert_eq!(*seen.borrow(), ["detached", "stopped", "dropped"]);
+        let detached = moved.borrow_mut().take().expect("it was detached");
+        let mut stream = detached.attach(env.shard())?;
+        stream.write_all(b"goes on\n").await?;
+        stream.read_exact(&mut [0; 8]).await?;
+        Ok(())
+    });
+}
+
+/// More than the high watermark, in pieces that go to the kernel together.
+fn write_much(transport: &Transport) -> Result<Flow> {
+    let mut flow = Flow::Open;
+    for _ in 0..20 {
+        flow = transport.write(&[1; 4000])?;
+    }
+    Ok(flow)
+}
+
+/// A protocol that left its input whole and wrote more than the high watermark was shown the same bytes again each time that
+/// output had drained, and wrote again: for ever.
+#[test]
+fn input_that_was_left_whole_comes_again_with_new_bytes_only() {
+    /// Answers at length, and takes nothing.
+    struct Garrulous(Rc<RefCell<Vec<usize>>>);
+    impl Protocol for Garrulous {
+        fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+            self.0.borrow_mut().push(input.len());
+            assert_eq!(write_much(transport)?, Flow::AboveHigh);
+            Ok(())
+        }
+    }
+    on_every_driver(async |env| {
+        let shown = Rc::new(RefCell::new(Vec::new()));
+        let shows = Rc::clone(&shown);
+        let listener = env.shard().listen_tcp("127.0.0.1:0", move || Garrulous(Rc::clone(&shows)))?;
+        let mut client = TcpStream::connect(listener.local_addr()).await?;
+        for round in 1..=3 {
+            client.write_all(b"?").await?;
+            client.read_exact(&mut vec![0; 80_000]).await?;
+            let silence = env.shard().timeout(Duration::from_millis(20), client.read_chunk()).await;
+            assert!(silence.is_err(), "it was shown the same again");
+            assert_eq!(*shown.borrow(), (1..=round).collect::<Vec<_>>());
+        }
+        Ok(())
+    });
+}
+
+/// The other side of it: who has written too much before it looked has not been shown anything.
+#[test]
+fn input_that_ran_dry_before_it_was_looked_at_comes_again_by_itself() {
+    /// Greets at length, then takes what there is.
+    struct Greeting {
+        greeted: bool,
+    }
+    impl Protocol for Greeting {
+        fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
+            if !std::mem::replace(&mut self.greeted, true) {
+                assert_eq!(write_much(transport)?, Flow::AboveHigh);
+            }
+            transport.write(input.take())?;
+            Ok(())
+        }
+    }
+    on_every_driver(async |env| {
+        let listener = env.shard().listen_tcp("127.0.0.1:0", || Greeting { greeted: false })?;
+        let mut client = TcpStream::connect(listener.local_addr()).await?;
+        client.write_all(b"hello").await?;
+        client.read_exact(&mut vec![0; 80_000]).await?;
+        let mut echo = [0; 5];
+        env.shard().timeout(Duration::from_secs(20), client.read_exact(&mut echo)).await??;
+        assert_eq!(&echo, b"hello");
+        Ok(())
+    });
 }
 
 /// A drain ended the input of a stream that was being copied, and the copy passed that end on: half an upload came to an

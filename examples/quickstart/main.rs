@@ -83,7 +83,9 @@ impl App for FirstLook {
     async fn start(&self, shard: Shard) -> Result<()> {
         let board = Arc::clone(&self.board);
         let listener = shard.listen_tcp(self.addr, move |incoming: &Incoming<'_>| {
-            lock(&board.served_by).insert(incoming.peer_addr(), incoming.shard());
+            if let Some(peer) = incoming.peer_addr() {
+                lock(&board.served_by).insert(peer, incoming.shard());
+            }
             Echo
         })?;
         common::announce(&shard, &listener);

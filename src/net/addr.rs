@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 use std::sync::Arc;
 
 use super::proxy_protocol::ProxyHeader;
+use crate::addr::{Addr, UnixAddr};
 use crate::error::{AddressFault, InvalidAddress, Wanted};
 
 /// What [`Shard::listen_tcp`](crate::Shard::listen_tcp) takes as an address: a [`SocketAddr`], an `(IP address, port)`
@@ -100,39 +101,81 @@ pub(super) fn split(text: &str) -> Result<(&str, u16), AddressFault> {
     Ok((host, port))
 }
 
-/// A peer's address as ten thousand connections keep it: half of a [`SocketAddr`], which has room for IPv6.
-pub(crate) enum SmallAddr {
+/// A peer's address as ten thousand connections keep it: half of an [`Addr`], which has room for IPv6.
+///
+/// Whatever else only UNIX connections have is kept beside their names, so that the others are not larger for it.
+pub(crate) enum SmallAddr<T> {
     V4(SocketAddrV4),
     V6(Box<SocketAddrV6>),
+    /// As nearly all clients of UNIX sockets are.
+    Unnamed,
+    Unix(Box<(UnixAddr, Option<T>)>),
     /// Behind a proxy, which says who it is.
     Proxied(Arc<ProxyHeader>),
 }
 
-impl SmallAddr {
-    /// The other end of the socket, whoever stands behind it.
-    pub(crate) fn of_socket(&self) -> SocketAddr {
+impl<T> SmallAddr<T> {
+    /// What is kept beside the name of a UNIX socket.
+    #[inline]
+    pub(crate) fn beside(&self) -> Option<&T> {
         match self {
-            SmallAddr::Proxied(header) => header.proxy,
+            SmallAddr::Unix(unix) => unix.1.as_ref(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn beside_mut(&mut self) -> Option<&mut T> {
+        self.place().and_then(Option::as_mut)
+    }
+
+    /// Where it is kept, if this is the name of a UNIX socket.
+    pub(crate) fn place(&mut self) -> Option<&mut Option<T>> {
+        if matches!(self, SmallAddr::Unnamed) {
+            *self = SmallAddr::Unix(Box::new((UnixAddr::UNNAMED, None)));
+        }
+        match self {
+            SmallAddr::Unix(unix) => Some(&mut unix.1),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn ip(&self) -> Option<SocketAddr> {
+        match self {
+            SmallAddr::V4(addr) => Some(SocketAddr::V4(*addr)),
+            SmallAddr::V6(addr) => Some(SocketAddr::V6(**addr)),
+            SmallAddr::Unnamed | SmallAddr::Unix(_) => None,
+            SmallAddr::Proxied(header) => header.peer().as_ip(),
+        }
+    }
+
+    /// The other end of the socket, whoever stands behind it.
+    pub(crate) fn of_socket(&self) -> Addr {
+        match self {
+            SmallAddr::Proxied(header) => header.proxy.clone(),
             direct => direct.into(),
         }
     }
 }
 
-impl From<SocketAddr> for SmallAddr {
-    fn from(addr: SocketAddr) -> Self {
+impl<T> From<Addr> for SmallAddr<T> {
+    fn from(addr: Addr) -> Self {
         match addr {
-            SocketAddr::V4(addr) => SmallAddr::V4(addr),
-            SocketAddr::V6(addr) => SmallAddr::V6(Box::new(addr)),
+            Addr::Ip(SocketAddr::V4(addr)) => SmallAddr::V4(addr),
+            Addr::Ip(SocketAddr::V6(addr)) => SmallAddr::V6(Box::new(addr)),
+            Addr::Unix(name) if name.is_unnamed() => SmallAddr::Unnamed,
+            Addr::Unix(name) => SmallAddr::Unix(Box::new((name, None))),
         }
     }
 }
 
-impl From<&SmallAddr> for SocketAddr {
-    fn from(addr: &SmallAddr) -> Self {
+impl<T> From<&SmallAddr<T>> for Addr {
+    fn from(addr: &SmallAddr<T>) -> Self {
         match addr {
-            SmallAddr::V4(addr) => SocketAddr::V4(*addr),
-            SmallAddr::V6(addr) => SocketAddr::V6(**addr),
-            SmallAddr::Proxied(header) => header.peer_addr(),
+            SmallAddr::V4(addr) => Addr::Ip(SocketAddr::V4(*addr)),
+            SmallAddr::V6(addr) => Addr::Ip(SocketAddr::V6(**addr)),
+            SmallAddr::Unnamed => Addr::Unix(UnixAddr::UNNAMED),
+            SmallAddr::Unix(unix) => Addr::Unix(unix.0.clone()),
+            SmallAddr::Proxied(header) => header.peer(),
         }
     }
 }

@@ -2,11 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use crate::addr::Addr;
 use crate::config::Watermarks;
 use crate::error::{CloseReason, TlsError, WriteError};
 use crate::net::addr::SmallAddr;
+use crate::net::descriptors::{Descriptors, Sent};
 use crate::net::kept::Kept;
 use crate::net::proxy_protocol::ProxyHeader;
 use crate::net::tls::Session;
@@ -19,9 +22,14 @@ use crate::reactor::token::Token;
 /// an eighth of the whole request at 16 KiB.
 pub(crate) const STRAIGHT_BYTES: usize = 8 * 1024;
 
+/// Unsent descriptors that pause whoever writes, and those at which it goes on.
+pub(crate) const DESCRIPTORS_HIGH: usize = 64;
+pub(crate) const DESCRIPTORS_LOW: usize = 16;
+
 /// The bytes of one connection and the state of its halves. An idle one owns no memory beyond itself.
 pub(crate) struct Connection {
-    peer_addr: SmallAddr,
+    /// With the descriptors of those that pass some.
+    peer_addr: SmallAddr<Descriptors>,
     output: Output,
     /// What happens to the bytes on their way: above `output`, below `input`.
     pub(crate) wire: Wire,
@@ -113,6 +121,10 @@ pub(crate) enum Flushed {
     Some,
     /// The kernel took nothing, and the rest waits.
     Nothing,
+    /// The rest waits for something that nobody tells of: it has to be tried again.
+    Later,
+    /// The rest waits for its turn, of which a timer tells: the peer is not to blame.
+    Waits,
 }
 
 /// A crossing of a watermark that the writer has to be told of.
@@ -123,7 +135,7 @@ pub(crate) enum Crossing {
 }
 
 impl Connection {
-    pub(crate) fn new(peer_addr: SocketAddr) -> Self {
+    pub(crate) fn new(peer_addr: Addr) -> Self {
         Connection {
             peer_addr: peer_addr.into(),
             output: Output::new(),
@@ -140,13 +152,17 @@ impl Connection {
         }
     }
 
-    /// The other end, as a proxy has reported it if one has.
-    pub(crate) fn peer_addr(&self) -> SocketAddr {
+    /// The other end, as a proxy has reported it if one has; if it has an IP address.
+    pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
+        self.peer_addr.ip()
+    }
+
+    pub(crate) fn peer(&self) -> Addr {
         (&self.peer_addr).into()
     }
 
     /// The other end of the socket.
-    pub(crate) fn socket_peer_addr(&self) -> SocketAddr {
+    pub(crate) fn socket_peer(&self) -> Addr {
         self.peer_addr.of_socket()
     }
 
@@ -253,7 +269,7 @@ impl Connection {
         bytes: &[u8],
         spare: &mut Vec<u8>,
     ) -> io::Result<usize> {
-        if bytes.len() < STRAIGHT_BYTES || self.has_output() {
+        if bytes.len() < STRAIGHT_BYTES || self.has_output() || self.descriptors().is_some() {
             return Ok(0);
         }
         let Some(session) = self.wire.session_mut() else { return driver.try_send(token, bytes) };
@@ -289,6 +305,9 @@ impl Connection {
         staged: &[u8],
     ) -> io::Result<Flushed> {
         let before = self.output.len() + staged.len();
+        if self.descriptors().is_some() {
+            return self.flush_with_descriptors(driver, token, staged);
+        }
         if self.output.is_empty() {
             if staged.is_empty() {
                 return Ok(Flushed::All);
@@ -302,17 +321,101 @@ impl Connection {
             self.output.push(staged);
         }
         driver.submit(token, &mut self.output)?;
-        Ok(match self.output.len() {
+        Ok(self.flushed(before))
+    }
+
+    fn flushed(&self, before: usize) -> Flushed {
+        match self.output.len() {
             0 => Flushed::All,
             after if after < before => Flushed::Some,
             _ => Flushed::Nothing,
-        })
+        }
+    }
+
+    #[cold]
+    fn flush_with_descriptors(
+        &mut self,
+        driver: &mut dyn Driver,
+        token: Token,
+        staged: &[u8],
+    ) -> io::Result<Flushed> {
+        self.output.push(staged);
+        let before = self.output.len();
+        let Some(descriptors) = self.peer_addr.beside_mut() else { unreachable!("looked at by the caller") };
+        match descriptors.submit(driver, token, &mut self.output)? {
+            Sent::Offered => Ok(self.flushed(before)),
+            Sent::TooManyUnderWay => Ok(Flushed::Later),
+        }
+    }
+
+    /// Queues a descriptor: it travels with the next byte that is written. What is staged has been queued before.
+    pub(crate) fn queue_descriptor(&mut self, descriptor: OwnedFd) {
+        let bytes = self.output.len();
+        if let Some(descriptors) = self.make_descriptors() {
+            descriptors.push(bytes, descriptor);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn descriptors(&self) -> Option<&Descriptors> {
+        self.peer_addr.beside()
+    }
+
+    pub(crate) fn descriptors_mut(&mut self) -> Option<&mut Descriptors> {
+        if self.peer_addr.beside().is_some() { self.peer_addr.beside_mut() } else { None }
+    }
+
+    /// As `descriptors_mut`, made if there are none yet; `None` for a connection that can pass none.
+    pub(crate) fn make_descriptors(&mut self) -> Option<&mut Descriptors> {
+        self.peer_addr.place().map(Option::get_or_insert_default)
+    }
+
+    pub(crate) fn take_descriptors(&mut self) -> Option<Descriptors> {
+        if self.peer_addr.beside().is_some() { self.peer_addr.place().and_then(Option::take) } else { None }
+    }
+
+    pub(crate) fn set_descriptors(&mut self, descriptors: Descriptors) {
+        if let Some(place) = self.peer_addr.place() {
+            *place = Some(descriptors);
+        }
+    }
+
+    /// Whether descriptors have come that nobody has taken. Bytes that came with them wait as well.
+    pub(crate) fn has_unread_descriptors(&self) -> bool {
+        self.descriptors().is_some_and(|descriptors| !descriptors.unread.is_empty())
+    }
+
+    /// Descriptors that have not been sent.
+    pub(crate) fn unsent_descriptors(&self) -> usize {
+        self.descriptors().map_or(0, |descriptors| descriptors.unsent())
+    }
+
+    /// Bytes that are as the peer is to have them, and not taken by the kernel.
+    pub(crate) fn unsent_bytes(&self) -> usize {
+        self.output.len()
+    }
+
+    /// Hands the first bytes of what waits to the driver, at most `limit_bytes`. Says how many it was offered, and how many
+    /// it took.
+    pub(crate) fn send_first(
+        &mut self,
+        driver: &mut dyn Driver,
+        token: Token,
+        limit_bytes: usize,
+    ) -> io::Result<(usize, usize)> {
+        let mut first = [io::IoSlice::new(&[])];
+        self.output.slices(&mut first);
+        let offered = &first[0][..limit_bytes.min(first[0].len())];
+        let (offered_bytes, sent) = (offered.len(), driver.try_send(token, offered)?);
+        self.output.advance(sent);
+        Ok((offered_bytes, sent))
     }
 
     /// Throws unsent output away; says how much it was.
     pub(crate) fn discard_output(&mut self) -> usize {
         let bytes = self.output.len() + self.session_mut().map_or(0, Session::discard_pending);
         self.output = Output::new();
+        drop(self.take_descriptors());
         bytes
     }
 
@@ -369,12 +472,13 @@ impl Connection {
     pub(crate) fn crossing(&mut self, marks: &Watermarks) -> Option<Crossing> {
         let queued = self.queued_bytes();
         match self.mark {
+            // Whoever has queued too many descriptors was told so.
             Mark::Below if queued <= marks.high_bytes => None,
             Mark::Below | Mark::ToldAbove => {
                 self.mark = Mark::AboveHigh;
                 Some(Crossing::Paused)
             }
-            Mark::AboveHigh if queued <= marks.low_bytes => {
+            Mark::AboveHigh if queued <= marks.low_bytes && self.unsent_descriptors() <= DESCRIPTORS_LOW => {
                 self.mark = Mark::Below;
                 Some(Crossing::Resumed)
             }
@@ -425,7 +529,7 @@ mod tests {
     #[test]
     fn a_watermark_is_crossed_once_each_way() {
         let marks = Watermarks { high_bytes: 10, low_bytes: 4, cap_bytes: 20 };
-        let mut connection = Connection::new(([127, 0, 0, 1], 1).into());
+        let mut connection = Connection::new(SocketAddr::from(([127, 0, 0, 1], 1)).into());
         connection.queue(&[0; 11]);
         assert_eq!(connection.crossing(&marks), Some(Crossing::Paused));
         connection.queue(&[0; 5]);
@@ -440,7 +544,7 @@ mod tests {
 
     #[test]
     fn output_holds_reading_once_and_beside_the_other_holds() {
-        let mut connection = Connection::new(([127, 0, 0, 1], 1).into());
+        let mut connection = Connection::new(SocketAddr::from(([127, 0, 0, 1], 1)).into());
         connection.tell_above_high();
         assert!(connection.may_read(), "nobody has asked for it");
         assert!(!connection.set_reads_above_high(false));
@@ -459,7 +563,7 @@ mod tests {
     #[test]
     fn a_crossing_that_a_writer_was_told_of_counts_though_the_kernel_took_everything() {
         let marks = Watermarks { high_bytes: 10, low_bytes: 4, cap_bytes: 20 };
-        let mut connection = Connection::new(([127, 0, 0, 1], 1).into());
+        let mut connection = Connection::new(SocketAddr::from(([127, 0, 0, 1], 1)).into());
         connection.tell_above_high();
         assert_eq!(connection.crossing(&marks), Some(Crossing::Paused));
         connection.tell_above_high();

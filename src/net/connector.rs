@@ -5,33 +5,34 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use crate::addr::Addr;
 use crate::error::ConnectError;
 use crate::reactor::token::Token;
 
 /// The addresses of one target on their way to one connection: the first one that stands wins.
 #[derive(Debug)]
 pub(crate) struct Race {
-    waiting: VecDeque<SocketAddr>,
+    waiting: VecDeque<Addr>,
     running: Vec<Runner>,
     causes: Vec<ConnectError>,
 }
 
 /// A socket that connects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Runner {
     pub(crate) token: Token,
-    pub(crate) addr: SocketAddr,
+    pub(crate) addr: Addr,
     pub(crate) begun: Instant,
 }
 
 impl Race {
     /// Nothing runs yet. The addresses are tried in this order.
-    pub(crate) fn new(addrs: Vec<SocketAddr>) -> Self {
+    pub(crate) fn new(addrs: Vec<Addr>) -> Self {
         Race { waiting: addrs.into(), running: Vec::new(), causes: Vec::new() }
     }
 
     /// The address to try next.
-    pub(crate) fn next(&mut self) -> Option<SocketAddr> {
+    pub(crate) fn next(&mut self) -> Option<Addr> {
         self.waiting.pop_front()
     }
 
@@ -117,15 +118,15 @@ mod tests {
     #[test]
     fn a_race_knows_who_runs_and_what_became_of_the_others() {
         let [first, second] = addrs(&["10.0.0.1", "10.0.0.2"])[..] else { unreachable!() };
-        let mut race = Race::new(vec![first, second]);
-        assert_eq!(race.next(), Some(first));
+        let mut race = Race::new(vec![first.into(), second.into()]);
+        assert_eq!(race.next(), Some(first.into()));
         assert!(race.has_waiting() && !race.has_running());
-        let runner = Runner { token: Token::NOBODY, addr: first, begun: Instant::now() };
-        race.started(runner);
-        assert_eq!(race.take(Token::NOBODY), Some(runner));
+        let runner = Runner { token: Token::NOBODY, addr: first.into(), begun: Instant::now() };
+        race.started(runner.clone());
+        assert_eq!(race.take(Token::NOBODY), Some(runner.clone()));
         assert_eq!(race.take(Token::NOBODY), None);
         race.failed(ConnectError::Cancelled);
-        race.started(runner);
+        race.started(runner.clone());
         assert_eq!(race.stop(), [runner]);
         assert_eq!((race.next(), race.has_running()), (None, false));
         assert!(matches!(race.take_causes()[..], [ConnectError::Cancelled]));

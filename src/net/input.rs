@@ -26,18 +26,54 @@ use std::cell::Cell;
 pub struct Input<'a> {
     bytes: &'a [u8],
     consumed: usize,
-    dry: &'a Cell<bool>,
+    dry: &'a Dry,
+}
+
+/// Whether the input of the callback that runs now has run dry, and whether it was looked at before. One byte for both, so
+/// that neither costs the others anything.
+#[derive(Default)]
+pub(crate) struct Dry(Cell<u8>);
+
+const IS_DRY: u8 = 1;
+const WAS_SEEN: u8 = 2;
+
+impl Dry {
+    /// For the next callback.
+    #[inline]
+    pub(crate) fn begin(&self) {
+        self.0.set(0);
+    }
+
+    #[inline]
+    pub(crate) fn set(&self, dry: bool) {
+        let seen = self.0.get() & WAS_SEEN;
+        self.0.set(if dry { seen | IS_DRY } else { seen });
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> bool {
+        self.0.get() & IS_DRY != 0
+    }
+
+    /// Whether the input was looked at while it was not dry.
+    pub(crate) fn was_seen(&self) -> bool {
+        self.0.get() & WAS_SEEN != 0
+    }
 }
 
 impl<'a> Input<'a> {
-    pub(crate) fn new(bytes: &'a [u8], dry: &'a Cell<bool>) -> Self {
+    pub(crate) fn new(bytes: &'a [u8], dry: &'a Dry) -> Self {
         Input { bytes, consumed: 0, dry }
     }
 
     /// The bytes not yet consumed, oldest first. Empty once reading has stopped.
     #[inline]
     pub fn bytes(&self) -> &'a [u8] {
-        if self.dry.get() { &[] } else { &self.bytes[self.consumed..] }
+        if self.dry.get() {
+            return &[];
+        }
+        self.dry.0.set(WAS_SEEN);
+        &self.bytes[self.consumed..]
     }
 
     /// How many bytes there are.
@@ -74,7 +110,10 @@ impl<'a> Input<'a> {
         bytes
     }
 
-    pub(crate) fn consumed(&self) -> usize {
+    /// How many bytes have been used so far, in this callback. Layers count by it: [`Input::len`] is 0 when the input has
+    /// run dry, whatever is left.
+    #[inline]
+    pub fn consumed(&self) -> usize {
         self.consumed
     }
 }
@@ -91,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_is_consumed_does_not_come_again() {
-        let dry = Cell::new(false);
+        let dry = Dry::default();
         let mut input = Input::new(b"abcdef", &dry);
         input.consume(2);
         assert_eq!(input.bytes(), b"cdef");
@@ -102,7 +141,7 @@ mod tests {
 
     #[test]
     fn it_runs_dry_when_told_and_what_was_seen_may_still_be_consumed() {
-        let dry = Cell::new(false);
+        let dry = Dry::default();
         let mut input = Input::new(b"abcdef", &dry);
         let frame = &input.bytes()[..3];
         dry.set(true);
@@ -113,9 +152,24 @@ mod tests {
     }
 
     #[test]
+    fn who_looks_before_it_runs_dry_has_seen_it() {
+        let dry = Dry::default();
+        let input = Input::new(b"abc", &dry);
+        assert!(!dry.was_seen(), "nobody has looked");
+        assert!(!input.is_empty());
+        dry.set(true);
+        assert!(dry.was_seen() && dry.get());
+        dry.set(false);
+        assert!(dry.was_seen() && !dry.get());
+        dry.begin();
+        dry.set(true);
+        assert!(input.is_empty() && !dry.was_seen(), "it was dry before anybody looked");
+    }
+
+    #[test]
     #[should_panic(expected = "consumed 7 bytes of an input of 6")]
     fn consuming_more_than_there_is_is_a_bug() {
-        let dry = Cell::new(false);
+        let dry = Dry::default();
         Input::new(b"abcdef", &dry).consume(7);
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod addr;
 pub(crate) mod connection;
 pub(crate) mod connector;
+pub(crate) mod descriptors;
 pub mod endpoint;
 pub mod framing;
 pub(crate) mod host_name;

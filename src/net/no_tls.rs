@@ -15,7 +15,32 @@ pub(crate) struct Session {
     never: Never,
 }
 
+/// Which side of a handshake nobody can take.
+#[derive(Clone, Debug)]
+pub(crate) struct TlsRole {
+    never: Never,
+}
+
+#[derive(Clone, Debug)]
 enum Never {}
+
+impl From<&TlsServerConfig> for TlsRole {
+    fn from(config: &TlsServerConfig) -> Self {
+        match *config {}
+    }
+}
+
+impl From<(&TlsClientConfig, &str)> for TlsRole {
+    fn from((config, _): (&TlsClientConfig, &str)) -> Self {
+        match *config {}
+    }
+}
+
+impl TlsRole {
+    pub(crate) fn session(&self) -> Result<Box<Session>, TlsError> {
+        match self.never {}
+    }
+}
 
 impl Session {
     pub(crate) fn is_handshaking(&self) -> bool {
@@ -72,11 +97,8 @@ pub(crate) mod loading {
     use std::io;
     use std::path::Path;
 
-    use super::{Session, TlsClientConfig, TlsServerConfig};
-    use crate::error::TlsError;
+    use super::{TlsClientConfig, TlsServerConfig};
     use crate::net::endpoint::TlsIdentity;
-
-    pub(crate) type SessionMaker = dyn Fn() -> Result<Box<Session>, TlsError>;
 
     pub(crate) fn server(_: &TlsIdentity, _: Option<&Path>) -> io::Result<TlsServerConfig> {
         Err(without_tls())
@@ -84,14 +106,6 @@ pub(crate) mod loading {
 
     pub(crate) fn client(_: Option<&TlsIdentity>, _: Option<&Path>) -> io::Result<TlsClientConfig> {
         Err(without_tls())
-    }
-
-    pub(crate) fn server_sessions(tls: &TlsServerConfig) -> Box<SessionMaker> {
-        match *tls {}
-    }
-
-    pub(crate) fn client_session(tls: &TlsClientConfig, _: &str) -> Result<Box<Session>, TlsError> {
-        match *tls {}
     }
 
     fn without_tls() -> io::Error {

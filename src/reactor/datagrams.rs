@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use crate::addr::UnixAddr;
 use crate::sys::datagram::{Arrived, DATAGRAM_BYTES_MAX, MESSAGES_MAX, Slots};
 
 /// Datagrams that came together, in order, lying in a buffer of the driver's pool.
@@ -19,6 +20,8 @@ pub(crate) struct BatchStore {
     pub(crate) arrived: Vec<Arrived>,
     /// The first that has not been taken.
     head: usize,
+    /// Who sent each, of a UNIX socket; of others there are none.
+    pub(crate) names: Vec<UnixAddr>,
     /// How many the kernel has dropped at this socket since the batch before.
     pub(crate) dropped: u32,
 }
@@ -28,7 +31,18 @@ pub(crate) struct BatchStore {
 pub(crate) struct Lent<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) source: SocketAddr,
+    /// Of a UNIX socket.
+    pub(crate) name: Option<&'a UnixAddr>,
     pub(crate) truncated: bool,
+}
+
+impl Lent<'_> {
+    /// Fills `buffer`; says with how much, and whether any of it was lost.
+    pub(crate) fn copy_to(&self, buffer: &mut [u8]) -> (usize, bool) {
+        let len = self.bytes.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&self.bytes[..len]);
+        (len, self.truncated || len < self.bytes.len())
+    }
 }
 
 impl Batch {
@@ -37,9 +51,10 @@ impl Batch {
     pub(crate) fn take(&mut self) -> Option<Lent<'_>> {
         let store = self.store.as_mut()?;
         let arrived = *store.arrived.get(store.head)?;
+        let name = store.names.get(store.head);
         store.head += 1;
         let bytes = &store.buffer[arrived.start as usize..][..arrived.len as usize];
-        Some(Lent { bytes, source: arrived.source, truncated: arrived.truncated })
+        Some(Lent { bytes, source: arrived.source, name, truncated: arrived.truncated })
     }
 
     fn store(&self) -> &BatchStore {
@@ -98,6 +113,7 @@ impl BatchPool {
         self.on_loan.set(self.on_loan.get() + 1);
         let mut store = self.spare.take().unwrap_or_else(|| Box::new(BatchStore::new()));
         store.arrived.clear();
+        store.names.clear();
         store.head = 0;
         store.dropped = 0;
         store
@@ -122,6 +138,7 @@ impl BatchStore {
         BatchStore {
             buffer: vec![0; Slots::new(DATAGRAM_BYTES_MAX).bytes(MESSAGES_MAX)].into_boxed_slice(),
             arrived: Vec::with_capacity(MESSAGES_MAX),
+            names: Vec::new(),
             head: 0,
             dropped: 0,
         }
@@ -144,10 +161,10 @@ mod tests {
         let address = store.buffer.as_ptr();
         let mut batch = pool.lend(store);
         assert_eq!((batch.len(), batch.bytes(), batch.truncated()), (3, 5, 1));
-        assert_eq!(batch.take(), Some(Lent { bytes: b"ab", source, truncated: false }));
-        assert_eq!(batch.take(), Some(Lent { bytes: b"", source, truncated: false }));
+        assert_eq!(batch.take(), Some(Lent { bytes: b"ab", source, name: None, truncated: false }));
+        assert_eq!(batch.take(), Some(Lent { bytes: b"", source, name: None, truncated: false }));
         assert_eq!(batch.len(), 1);
-        assert_eq!(batch.take(), Some(Lent { bytes: b"cde", source, truncated: true }));
+        assert_eq!(batch.take(), Some(Lent { bytes: b"cde", source, name: None, truncated: true }));
         assert_eq!(batch.take(), None);
         assert_eq!(pool.on_loan(), 1);
         drop(batch);

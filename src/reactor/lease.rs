@@ -128,6 +128,11 @@ impl LeasePool {
         Rc::new(LeasePool { first: Cell::new(None), others, on_loan: Cell::new(0), buffer_bytes })
     }
 
+    /// The size of each buffer.
+    pub(crate) fn buffer_bytes(&self) -> usize {
+        self.buffer_bytes
+    }
+
     /// Buffers that are out now.
     pub(crate) fn on_loan(&self) -> usize {
         self.on_loan.get()

@@ -98,6 +98,8 @@ impl Error for ClientError {
 mod tests {
     use std::io;
 
+    use std::net::SocketAddr;
+
     use super::*;
 
     /// A cause with a cause.
@@ -125,8 +127,11 @@ mod tests {
         let failures: [fn() -> ClientFailure; 2] = [
             || ClientFailure::Prepare(Box::new(outer())),
             || {
-                ConnectError::Os { addr: ([127, 0, 0, 1], 80).into(), source: io::Error::other(outer()) }
-                    .into()
+                ConnectError::Os {
+                    addr: SocketAddr::from(([127, 0, 0, 1], 80)).into(),
+                    source: io::Error::other(outer()),
+                }
+                .into()
             },
         ];
         for failure in failures {
@@ -137,7 +142,7 @@ mod tests {
                 assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("the inner one"));
             }
         }
-        let addr = ([127, 0, 0, 1], 80).into();
+        let addr = SocketAddr::from(([127, 0, 0, 1], 80)).into();
         let error = ClientFailure::from(ConnectError::TimedOut { addr, after: Duration::from_secs(1) });
         assert!(error.source().is_none());
     }

@@ -105,7 +105,7 @@ impl ClientBuilder<ClientUnset> {
 impl<S> ClientBuilder<S> {
     /// How to connect.
     pub fn options(mut self, options: &ConnectOptions) -> Self {
-        self.aim.options = *options;
+        self.aim.options = options.clone();
         self
     }
 

@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -16,12 +17,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use crate::addr::{Addr, UnixAddr};
 use crate::error::{CloseReason, ConnectError, InvalidAddress, ResolveError, TlsError};
 use crate::net::connection::{Connection, EndKind};
 use crate::net::connector::{Race, Runner, interleave};
 use crate::net::host_name::HostName;
 use crate::net::target::ConnectTarget;
-use crate::net::tls::Session;
+use crate::net::tls::{Session, TlsRole};
 use crate::net::wire::Wire;
 use crate::reactor::driver::{CloseKind, ConnectSpec};
 use crate::reactor::timer_wheel::{TimerKey, deadline_after};
@@ -30,6 +32,7 @@ use crate::shard::connections::Handler;
 use crate::shard::handles::transport::Transport;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::listening::ProtocolMaker;
+use crate::shard::policies::Policies;
 use crate::shard::protocol::Incoming;
 use crate::shard::{Shard, Timer, wake_contained};
 use crate::tasks::JoinHandle;
@@ -46,8 +49,8 @@ pub(crate) struct Attempts {
 }
 
 struct Handshaking {
-    goal: ConnectTarget,
-    addr: SocketAddr,
+    goal: Goal,
+    addr: Addr,
     outcome: Rc<OutcomeCell>,
 }
 
@@ -57,7 +60,7 @@ pub(crate) struct AttemptId(u64);
 
 /// One attempt, as the shard sees it.
 struct Attempt {
-    goal: ConnectTarget,
+    goal: Goal,
     target: Target,
     announcement: Option<Arc<[u8]>>,
     /// What it begins with, if it is to speak TLS.
@@ -67,6 +70,38 @@ struct Attempt {
     timeout: Duration,
     stage: Stage,
     outcome: Rc<OutcomeCell>,
+}
+
+/// What is aimed at.
+#[derive(Clone)]
+pub(crate) enum Goal {
+    Ip(ConnectTarget),
+    Unix(UnixAddr),
+}
+
+impl Goal {
+    /// What callers wrote.
+    pub(crate) fn of_target(target: Result<ConnectTarget, InvalidAddress>) -> Result<Goal, ConnectError> {
+        Ok(Goal::Ip(target?))
+    }
+
+    /// The address, unless it has to be looked up first.
+    fn addr(&self) -> Option<Addr> {
+        match self {
+            Goal::Ip(ConnectTarget::Addr(addr)) => Some((*addr).into()),
+            Goal::Ip(ConnectTarget::Name { .. }) => None,
+            Goal::Unix(name) => Some(name.clone().into()),
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Goal::Ip(target) => write!(formatter, "{target}"),
+            Goal::Unix(name) => write!(formatter, "{name}"),
+        }
+    }
 }
 
 /// How far an attempt has come.
@@ -80,12 +115,21 @@ enum Stage {
     },
 }
 
+impl Stage {
+    fn race(addrs: Vec<Addr>) -> Stage {
+        Stage::Racing { race: Race::new(addrs), next: None }
+    }
+}
+
 /// How to connect, where the defaults do not do.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ConnectHow {
     pub(crate) bind_v4: Option<SocketAddr>,
     pub(crate) bind_v6: Option<SocketAddr>,
     pub(crate) timeout: Option<Duration>,
+    /// The connection tells of descriptors.
+    pub(crate) takes_descriptors: bool,
+    pub(crate) policies: Option<Arc<Policies>>,
 }
 
 impl ConnectHow {
@@ -104,10 +148,17 @@ impl ConnectHow {
 
 /// What an outgoing connection begins with: first the one, then the other.
 #[derive(Default)]
-pub(crate) struct Opening {
+pub(crate) struct Preamble {
     /// Bytes that go out before everything, as they are.
     pub(crate) announcement: Option<Arc<[u8]>>,
     pub(crate) session: Option<Result<Box<Session>, TlsError>>,
+}
+
+impl Preamble {
+    /// TLS alone, if it is to be spoken.
+    pub(crate) fn tls(role: Option<&TlsRole>) -> Self {
+        Preamble { announcement: None, session: role.map(TlsRole::session) }
+    }
 }
 
 /// What becomes of an established connection.
@@ -134,7 +185,7 @@ pub(crate) struct PendingAttempt {
     shard: Shard,
     cell: Rc<OutcomeCell>,
     /// What is aimed at, if it is anything.
-    goal: Option<ConnectTarget>,
+    goal: Option<Goal>,
     /// Whether dropping this gives the attempt up.
     owned: bool,
     /// Whether nobody but the asker has the connection: then it ends with this.
@@ -145,10 +196,10 @@ impl Shard {
     /// Begins an attempt. Whatever goes wrong, also right here, is the attempt's outcome.
     pub(crate) fn connect_to(
         &self,
-        goal: Result<ConnectTarget, InvalidAddress>,
+        goal: Result<Goal, ConnectError>,
         how: ConnectHow,
         target: Target,
-        opening: Opening,
+        preamble: Preamble,
     ) -> PendingAttempt {
         let inner = &self.inner;
         let cell = Rc::new(OutcomeCell::default());
@@ -164,12 +215,12 @@ impl Shard {
             Ok(goal) => goal,
             Err(error) => {
                 self.drop_contained(target);
-                self.resolve_attempt(&cell, Err(error.into()));
+                self.resolve_attempt(&cell, Err(error));
                 return pending;
             }
         };
         pending.goal = Some(goal.clone());
-        let Opening { announcement, session } = opening;
+        let Preamble { announcement, session } = preamble;
         let session = match session.transpose() {
             Ok(session) => session,
             Err(source) => {
@@ -191,8 +242,11 @@ impl Shard {
         let timer = Timer::new(move |shard: &Shard| shard.on_connect_timeout(id));
         let timer = inner.timers.borrow_mut().insert(deadline, timer);
         let stage = match &goal {
-            ConnectTarget::Addr(addr) => Stage::Racing { race: Race::new(vec![*addr]), next: None },
-            ConnectTarget::Name { host, port } => Stage::Resolving(self.look_up_for(id, host.clone(), *port)),
+            Goal::Ip(ConnectTarget::Name { host, port }) => {
+                Stage::Resolving(self.look_up_for(id, host.clone(), *port))
+            }
+            Goal::Ip(ConnectTarget::Addr(addr)) => Stage::race(vec![(*addr).into()]),
+            Goal::Unix(name) => Stage::race(vec![name.clone().into()]),
         };
         let outcome = cell;
         let attempt = Attempt { goal, target, announcement, session, how, timer, timeout, stage, outcome };
@@ -223,7 +277,7 @@ impl Shard {
             addrs.retain(|addr| attempt.how.suits(*addr));
         }
         addrs.truncate(self.inner.shared.config.connect_addresses_max);
-        attempt.stage = Stage::Racing { race: Race::new(addrs), next: None };
+        attempt.stage = Stage::race(addrs.into_iter().map(Addr::from).collect());
         drop(table);
         self.try_next_address(id);
     }
@@ -239,9 +293,20 @@ impl Shard {
             inner.timers.borrow_mut().cancel(key);
         }
         while let Some(addr) = race.next() {
-            let bind_addr = attempt.how.bind_addr(addr);
+            // It takes its place when it stands; there is no use in beginning when there is none.
+            let policies = attempt.how.policies.as_ref();
+            if policies.is_some_and(|policies| policies.admit(addr.as_ip()).is_err()) {
+                inner.stats.refused.add(1);
+                race.failed(ConnectError::LimitReached { addr });
+                continue;
+            }
+            let bind_addr = addr.as_ip().and_then(|addr| attempt.how.bind_addr(addr));
             let mut driver = inner.driver.borrow_mut();
-            match driver.connect(&ConnectSpec { addr, bind_addr }) {
+            let begun = match &addr {
+                Addr::Ip(addr) => driver.connect(&ConnectSpec { addr: *addr, bind_addr }),
+                Addr::Unix(name) => driver.connect_unix(name),
+            };
+            match begun {
                 Ok(token) => {
                     let begun = driver.read_clock();
                     race.started(Runner { token, addr, begun });
@@ -280,12 +345,18 @@ impl Shard {
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::Stopping));
             return;
         }
+        if !self.admit(token, attempt.how.policies.as_ref(), addr.as_ip()) {
+            inner.driver.borrow_mut().close(token, CloseKind::Reset);
+            self.drop_contained(attempt.target);
+            self.resolve_attempt(&attempt.outcome, Err(ConnectError::LimitReached { addr }));
+            return;
+        }
         inner.stats.connected.add(1);
         let handler = match attempt.target {
             Target::Handler(handler) => Some(handler),
             Target::Protocol(mut make) => {
-                let local_addr = inner.driver.borrow().local_addr(token).unwrap_or(addr);
-                let incoming = Incoming { peer_addr: addr, local_addr, shard: inner.id, proxy_header: None };
+                let local = inner.driver.borrow().local_addr(token).unwrap_or_else(|_| addr.clone());
+                let incoming = Incoming { peer: &addr, local: &local, shard: inner.id, proxy_header: None };
                 let made = catch_unwind(AssertUnwindSafe(|| make(&incoming)));
                 self.drop_contained(make);
                 match made {
@@ -298,11 +369,14 @@ impl Shard {
             }
         };
         let Some(handler) = handler else {
-            inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+            self.turn_away(token, CloseKind::Orderly);
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::NoProtocol));
             return;
         };
-        let mut connection = Connection::new(addr);
+        let mut connection = Connection::new(addr.clone());
+        if attempt.how.takes_descriptors {
+            inner.take_descriptors(token, &mut connection, true);
+        }
         if let Some(bytes) = &attempt.announcement {
             connection.queue_sealed(bytes);
         }
@@ -368,23 +442,23 @@ impl Shard {
             let mut table = self.inner.attempts.table.borrow_mut();
             let Some(attempt) = table.get_mut(&id) else { return };
             let after = attempt.timeout;
-            match (&mut attempt.stage, &attempt.goal) {
-                (Stage::Resolving(_), goal) => {
-                    let name = match goal {
-                        ConnectTarget::Name { host, .. } => host.to_string(),
-                        ConnectTarget::Addr(addr) => addr.to_string(),
+            match (&mut attempt.stage, attempt.goal.addr()) {
+                (Stage::Resolving(_), _) => {
+                    let name = match &attempt.goal {
+                        Goal::Ip(ConnectTarget::Name { host, .. }) => host.to_string(),
+                        goal => goal.to_string(),
                     };
                     ConnectError::Resolve(ResolveError::TimedOut { name, after })
                 }
-                (Stage::Racing { .. }, &ConnectTarget::Addr(addr)) => ConnectError::TimedOut { addr, after },
-                (Stage::Racing { race, .. }, goal) => {
+                (Stage::Racing { .. }, Some(addr)) => ConnectError::TimedOut { addr, after },
+                (Stage::Racing { race, .. }, None) => {
                     let mut causes = race.take_causes();
                     let silent = race.running().iter().map(|runner| ConnectError::TimedOut {
-                        addr: runner.addr,
+                        addr: runner.addr.clone(),
                         after: now.saturating_duration_since(runner.begun),
                     });
                     causes.extend(silent);
-                    all_failed(goal, causes)
+                    all_failed(&attempt.goal, causes)
                 }
             }
         };
@@ -457,18 +531,18 @@ impl Shard {
 }
 
 /// What an attempt comes to when no address is left. Of a single address its own failure tells all.
-fn all_failed(goal: &ConnectTarget, mut causes: Vec<ConnectError>) -> ConnectError {
-    match goal {
-        ConnectTarget::Addr(_) => causes.pop().expect("the only address has failed"),
-        ConnectTarget::Name { .. } => ConnectError::AllFailed { target: goal.to_string(), causes },
+fn all_failed(goal: &Goal, mut causes: Vec<ConnectError>) -> ConnectError {
+    match goal.addr() {
+        Some(_) => causes.pop().expect("the only address has failed"),
+        None => ConnectError::AllFailed { target: goal.to_string(), causes },
     }
 }
 
-fn connect_error(addr: SocketAddr, bind_addr: Option<SocketAddr>, source: io::Error) -> ConnectError {
+fn connect_error(addr: Addr, bind_addr: Option<SocketAddr>, source: io::Error) -> ConnectError {
     match (source.kind(), bind_addr) {
         (io::ErrorKind::ConnectionRefused, _) => ConnectError::Refused { addr, source },
         (io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable, Some(addr)) => {
-            ConnectError::Bind { addr, source }
+            ConnectError::Bind { addr: addr.into(), source }
         }
         _ => ConnectError::Os { addr, source },
     }
@@ -486,7 +560,7 @@ impl PendingAttempt {
         self.shard.fail_attempt(id, ConnectError::Cancelled);
     }
 
-    pub(crate) fn goal(&self) -> Option<&ConnectTarget> {
+    pub(crate) fn goal(&self) -> Option<&Goal> {
         self.goal.as_ref()
     }
 

@@ -3,14 +3,12 @@
 
 use std::any::Any;
 use std::cell::RefMut;
-use std::error::Error;
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::error::{CloseReason, Result, TlsError, log_contained, panic_message};
-use crate::net::connection::{Connection, EndKind, Phase, ReadHalf, WriteHalf};
+use crate::error::{CloseReason, Result, TlsError};
+use crate::net::connection::{Connection, DESCRIPTORS_LOW, EndKind, Phase, ReadHalf, WriteHalf};
 use crate::net::input::Input;
 use crate::net::kept::Kept;
 use crate::net::wire::Wire;
@@ -22,6 +20,7 @@ use crate::shard::flushing::Notice;
 use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::transport::Transport;
 use crate::shard::lifecycle::ShardPhase;
+use crate::shard::policies::{Watched, Way};
 use crate::shard::producers::{EndsAfterProducer, Producing};
 use crate::shard::protocol::Protocol;
 use crate::shard::{Shard, Timer};
@@ -56,6 +55,10 @@ pub(crate) struct Marks {
     pub(crate) draining: Draining,
     pub(crate) producing: Producing,
     pub(crate) ends_after_producer: EndsAfterProducer,
+    /// The protocol has looked at all that is kept of its input, and took nothing: it is shown again with the next bytes,
+    /// or when it asks to read on.
+    pub(crate) left_whole: bool,
+    pub(crate) watched: Watched,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -87,7 +90,7 @@ impl Shard {
         } else {
             Draining::No
         };
-        let marks = Marks { draining, ..Marks::default() };
+        let marks = Marks { draining, watched: self.begin_policing(token), ..Marks::default() };
         let mut slot = Slot { connection, handler, deadline: None, guard: None, marks };
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
         if slot.connection.wire.is_tls() {
@@ -114,19 +117,28 @@ impl Shard {
         let Ok(slot) = RefMut::filter_map(connections, |connections| connections.get_mut(token)) else {
             return;
         };
-        if slot.connection.wire.is_tls() {
+        let watched = slot.marks.watched;
+        if watched.is_any() | slot.connection.wire.is_tls() {
             drop(slot);
-            return self.on_received_sealed(token, lease);
+            return self.on_received_watched(token, watched, lease);
         }
         self.give(token, slot, lease);
     }
 
-    /// Gives bytes that TLS has opened to whoever handles the connection.
+    /// Gives bytes that TLS has opened, or whose connection is watched, to whoever handles it.
     pub(super) fn hand_over(&self, token: Token, lease: Lease) {
-        let connections = self.inner.connections.borrow_mut();
-        if let Ok(slot) = RefMut::filter_map(connections, |connections| connections.get_mut(token)) {
-            self.give(token, slot, lease);
+        let slot = || {
+            let connections = self.inner.connections.borrow_mut();
+            RefMut::filter_map(connections, |connections| connections.get_mut(token)).ok()
+        };
+        let Some(mut found) = slot() else { return };
+        if found.marks.watched.logs() {
+            drop(found);
+            self.log_traffic(token, Way::Received, &lease);
+            let Some(again) = slot() else { return };
+            found = again;
         }
+        self.give(token, found, lease);
     }
 
     /// Gives bytes, as the application is to see them, to whoever handles the connection.
@@ -139,12 +151,20 @@ impl Shard {
         }
         match std::mem::replace(&mut slot.handler, Handler::Busy) {
             Handler::Protocol(protocol) => {
-                inner.activate(token, &slot.connection);
+                inner.activate(token, &slot);
                 let kept = slot.connection.input.take();
-                drop(slot);
                 if kept.is_empty() {
+                    drop(slot);
                     self.deliver(token, protocol, &lease);
+                } else if slot.connection.has_unread_descriptors() {
+                    // Those that it was not given yet, since it had paused, come first.
+                    slot.connection.input.set(kept);
+                    slot.handler = Handler::Protocol(protocol);
+                    drop(slot);
+                    inner.deactivate();
+                    return self.received_behind_descriptors(token, lease);
                 } else {
+                    drop(slot);
                     let mut bytes = kept;
                     bytes.extend_from_slice(&lease);
                     drop(lease);
@@ -174,8 +194,19 @@ impl Shard {
         let mut connections = self.inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
         match (&mut slot.connection.phase, &slot.handler) {
-            (Phase::Open, Handler::Stream(stream)) => stream.keep(bytes),
-            (Phase::Open, _) => slot.connection.input.push(bytes),
+            (Phase::Open, Handler::Stream(stream)) => {
+                stream.keep(bytes);
+                // Whoever waits for a descriptor, and has not taken those that hold reading, is not left waiting.
+                if slot.connection.descriptors().is_some_and(|descriptors| descriptors.holds_reading) {
+                    let stream = Rc::clone(stream);
+                    drop(connections);
+                    self.with_active(token, || stream.on_resumed(self));
+                }
+            }
+            (Phase::Open, _) => {
+                slot.marks.left_whole = false;
+                slot.connection.input.push(bytes);
+            }
             (Phase::Flushing(_) | Phase::Ending(..), _) => {}
             (Phase::Lingering { discarded_bytes, reading }, _) => {
                 *discarded_bytes += bytes.len();
@@ -191,7 +222,7 @@ impl Shard {
     fn deliver(&self, token: Token, mut protocol: Box<dyn Protocol>, bytes: &[u8]) {
         let (outcome, consumed) = self.show(token, &mut *protocol, bytes);
         let rest = &bytes[consumed..];
-        self.callback_done(token, protocol, outcome, rest.len(), || rest.to_vec());
+        self.callback_done(token, protocol, outcome, rest.len(), || (rest.to_vec(), consumed > 0));
     }
 
     /// As `deliver`, for bytes that were kept before: what the protocol leaves stays where it is. Copied each time, a
@@ -204,7 +235,7 @@ impl Shard {
             if kept.capacity() > KEPT_SLACK_BYTES.max(4 * kept.len()) {
                 kept.shrink_to_fit();
             }
-            kept
+            (kept, consumed > 0)
         });
         left_all
     }
@@ -219,7 +250,7 @@ impl Shard {
     }
 
     /// Puts the protocol back, keeps what it left of its input, and settles the connection: one look at its slot for
-    /// all three.
+    /// all three. `rest` gives what it left, and whether it has used anything.
     #[inline]
     fn callback_done(
         &self,
@@ -227,7 +258,7 @@ impl Shard {
         protocol: Box<dyn Protocol>,
         outcome: Outcome,
         rest_len: usize,
-        rest: impl FnOnce() -> Vec<u8>,
+        rest: impl FnOnce() -> (Vec<u8>, bool),
     ) {
         let inner = &*self.inner;
         let mut connections = inner.connections.borrow_mut();
@@ -243,11 +274,13 @@ impl Shard {
         }
         if slot.connection.session().is_some_and(|session| session.fresh) {
             // It has begun TLS in this callback: not a byte after that is plain.
-            let handshake = rest();
+            let (handshake, _) = rest();
             self.inner.keep_handshake(token, slot, &handshake);
         } else if rest_len > 0 && slot.connection.is_open() {
             // Whatever came before was lent together with what has come now.
-            slot.connection.input.set(rest());
+            let (rest, has_used) = rest();
+            slot.connection.input.set(rest);
+            slot.marks.left_whole = !has_used && inner.dry.was_seen();
             // A paused protocol leaves what it has not been shown; only one that reads and does not take is at fault.
             let limit_bytes = inner.shared.config.input_bytes_max;
             if rest_len > limit_bytes && slot.connection.read_holds == 0 {
@@ -408,7 +441,7 @@ impl Shard {
     /// Runs `body` with `token` as the connection whose small writes are staged, then settles it.
     pub(super) fn with_active(&self, token: Token, body: impl FnOnce()) {
         match self.inner.connections.borrow().get(token) {
-            Some(slot) => self.inner.activate(token, &slot.connection),
+            Some(slot) => self.inner.activate(token, slot),
             None => return,
         }
         body();
@@ -484,43 +517,6 @@ impl Shard {
         self.begin_close(token, failure);
     }
 
-    /// Counts and logs a panic of application code, and gives its message. The payload is dropped safely.
-    pub(crate) fn panicked(&self, who: &str, payload: Box<dyn Any + Send>) -> String {
-        let message = panic_message(&*payload);
-        self.inner.stats.panics.add(1);
-        log_contained(|| tracing::error!(shard = self.inner.id.index(), message, "{who} panicked"));
-        self.drop_contained(payload);
-        message
-    }
-
-    /// Logs an application's error. A `Display` that panics is counted like any other code of the application.
-    #[cold]
-    pub(crate) fn log_failure(&self, error: &(dyn Error + Send + Sync), what: &str) {
-        let logged = log_contained(|| tracing::debug!(shard = self.inner.id.index(), %error, "{what}"));
-        if !logged {
-            self.inner.stats.panics.add(1);
-        }
-    }
-
-    /// Logs an end that was not in order. The reason may hold an application's error.
-    #[cold]
-    fn log_end(&self, reason: &CloseReason, peer: SocketAddr) {
-        let shard = self.inner.id.index();
-        if !log_contained(|| tracing::debug!(shard, %peer, %reason, "a connection ended")) {
-            self.inner.stats.panics.add(1);
-        }
-    }
-
-    /// Drops an application's value; a panic in its destructor goes no further.
-    pub(crate) fn drop_contained<T>(&self, value: T) {
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-            self.inner.stats.panics.add(1);
-            log_contained(|| tracing::error!(shard = self.inner.id.index(), "a destructor panicked"));
-            // Its payload may panic again when it is dropped; it is leaked instead.
-            std::mem::forget(payload);
-        }
-    }
-
     /// Sends what was written, and follows what that brings about.
     pub(crate) fn settle(&self, token: Token) {
         for _ in 0..NOTICES_PER_SETTLE {
@@ -569,14 +565,15 @@ impl Shard {
 
     /// Tells a stream's waiting writer how far its output has come.
     fn stream_progress(&self, token: Token) {
-        let (stream, queued_bytes) = {
+        let (stream, queued_bytes, is_crowded) = {
             let connections = self.inner.connections.borrow();
             let Some(slot) = connections.get(token) else { return };
             let Handler::Stream(stream) = &slot.handler else { return };
-            (Rc::clone(stream), slot.connection.queued_bytes())
+            let is_crowded = slot.connection.unsent_descriptors() > DESCRIPTORS_LOW;
+            (Rc::clone(stream), slot.connection.queued_bytes(), is_crowded)
         };
         let marks = &self.inner.shared.config.watermarks;
-        let has_room = queued_bytes <= marks.low_bytes && queued_bytes < marks.cap_bytes;
+        let has_room = queued_bytes <= marks.low_bytes && queued_bytes < marks.cap_bytes && !is_crowded;
         stream.on_progress(queued_bytes, has_room);
     }
 
@@ -632,6 +629,7 @@ impl Shard {
         let inner = &self.inner;
         let mut connections = inner.connections.borrow_mut();
         let Some(slot) = connections.get_mut(token) else { return };
+        slot.marks.left_whole = false;
         inner.read_on(token, slot);
         // What the callback that runs now leaves is not kept yet, and it may not have been shown all of it.
         if inner.active.get() == token {
@@ -656,6 +654,7 @@ impl Shard {
         }
         let tokens = std::mem::take(&mut *self.inner.resumed.borrow_mut());
         for token in tokens {
+            self.deliver_kept_descriptors(token);
             let (kept, stream) = {
                 let mut connections = self.inner.connections.borrow_mut();
                 let Some(slot) = connections.get_mut(token) else { continue };
@@ -666,8 +665,10 @@ impl Shard {
                     Handler::Stream(stream) => Some(Rc::clone(stream)),
                     _ => None,
                 };
-                (slot.connection.input.take(), stream)
+                let kept = if slot.marks.left_whole { Vec::new() } else { slot.connection.input.take() };
+                (kept, stream)
             };
+
             if let Some(stream) = stream {
                 self.with_active(token, || stream.on_resumed(self));
             }
@@ -675,7 +676,7 @@ impl Shard {
                 && let Some(protocol) = self.take_protocol(token)
             {
                 if let Some(slot) = self.inner.connections.borrow().get(token) {
-                    self.inner.activate(token, &slot.connection);
+                    self.inner.activate(token, slot);
                 }
                 let left_all = self.deliver_kept(token, protocol, kept);
                 self.inner.deactivate();
@@ -737,13 +738,14 @@ impl Shard {
             };
             let produced = std::mem::take(&mut slot.marks.producing) != Producing::Nobody;
             let handler = std::mem::replace(&mut slot.handler, Handler::Gone);
-            let peer = slot.connection.peer_addr();
+            let peer = slot.connection.peer();
             let mut timers = inner.timers.borrow_mut();
             let handshake = inner.handshakes.leave(&mut slot.connection);
             for key in [slot.deadline.take(), slot.guard.take(), handshake].into_iter().flatten() {
                 drop(timers.cancel(key));
             }
             slot.connection.wire = Wire::Plain;
+            drop(slot.connection.take_descriptors());
             let mut driver = inner.driver.borrow_mut();
             match kind {
                 EndKind::Linger => {
@@ -764,8 +766,9 @@ impl Shard {
             (handler, *reason, peer, produced)
         };
         self.handshake_ended(token, &reason);
+        self.end_policing(token, &reason);
         if !reason.is_clean() {
-            self.log_end(&reason, peer);
+            self.log_end(&reason, &peer);
         }
         if produced {
             self.stop_producer(token);

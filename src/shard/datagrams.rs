@@ -8,9 +8,10 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use crate::addr::{Addr, UnixAddr};
 use crate::error::{CloseReason, ListenError, Result, SendError, log_contained};
 use crate::net::udp::family_fits;
 use crate::reactor::datagrams::{Batch, Lent};
@@ -21,11 +22,13 @@ use crate::reactor::token::Token;
 use crate::shard::groups::{Group, Net};
 use crate::shard::handles::udp_transport::UdpTransport;
 use crate::shard::interfaces::udp::{Datagram, DatagramProtocol, UdpOptions};
+use crate::shard::interfaces::unix_datagram::UnixDatagramOptions;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::listening::listen_error;
 use crate::shard::{Shard, wake_contained};
-use crate::sys::datagram::SendFailure;
-use crate::sys::socket::Reuse;
+use crate::sys::datagram::{DATAGRAM_BYTES_MAX, SendFailure};
+use crate::sys::socket::{Reuse, Socket};
+use crate::sys::unix::NO_IP;
 
 /// The datagram sockets of one shard.
 #[derive(Default)]
@@ -44,6 +47,8 @@ pub(crate) struct UdpCore {
     /// One of its own when it shares its address with no other shard.
     pub(crate) group: Arc<Group>,
     pub(crate) is_ipv6: bool,
+    /// Whom a UNIX socket is connected to.
+    pub(crate) unix_peer: RefCell<Option<UnixAddr>>,
     /// It serves whoever comes, and ends when the shard drains.
     listens: bool,
     style: Style,
@@ -76,7 +81,15 @@ enum Style {
 struct Kept {
     bytes: Box<[u8]>,
     source: SocketAddr,
+    name: Option<UnixAddr>,
     truncated: bool,
+}
+
+/// Why a UNIX datagram socket was not made.
+pub(crate) enum NotBound {
+    Stopping,
+    Bind(io::Error),
+    Connect(io::Error),
 }
 
 /// How a socket is bound.
@@ -130,17 +143,34 @@ impl Shard {
                 _ => Reuse::No,
             };
             let bound = inner.driver.borrow_mut().bind_datagram(&spec(addr, reuse));
-            let (token, bound) = bound.map_err(|source| listen_error(addr, source))?;
-            (token, Arc::new(Group::of_one(bound, inner.id)))
+            let (token, bound) = bound.map_err(|source| listen_error(addr.into(), source))?;
+            (token, Arc::new(Group::of_one(bound.into(), inner.id)))
         };
+        Ok(self.open_datagram(token, group, listens, protocol, None))
+    }
+
+    /// Gives a socket to its protocol, or to tasks.
+    fn open_datagram(
+        &self,
+        token: Token,
+        group: Arc<Group>,
+        listens: bool,
+        protocol: Option<Box<dyn DatagramProtocol>>,
+        peer: Option<Addr>,
+    ) -> UdpTransport {
+        let inner = &self.inner;
+        let ip_peer = peer.as_ref().and_then(Addr::as_ip);
+        let unix_peer = peer.and_then(|peer| peer.as_unix().cloned());
+        let phase = inner.phase.get();
         let core = Rc::new(UdpCore {
             token,
-            is_ipv6: group.addr.is_ipv6(),
+            unix_peer: RefCell::new(unix_peer),
+            is_ipv6: group.addr.as_ip().is_some_and(|addr| addr.is_ipv6()),
             group,
             listens,
             style: if protocol.is_some() { Style::Protocol } else { Style::Tasks },
             open: Cell::new(true),
-            peer: Cell::new(None),
+            peer: Cell::new(ip_peer),
             receiving: Cell::new(false),
             protocol: RefCell::new(protocol),
             lent: RefCell::default(),
@@ -165,7 +195,78 @@ impl Shard {
                 self.receive_datagrams(&core, true);
             }
         }
-        Ok(UdpTransport::new(self.clone(), core))
+        UdpTransport::new(self.clone(), core)
+    }
+
+    /// Binds a datagram socket to a name, or to none, for this shard alone; connects it to `peer`.
+    pub(crate) fn bind_unix_datagram(
+        &self,
+        name: &UnixAddr,
+        peer: Option<&UnixAddr>,
+        options: &UnixDatagramOptions,
+        protocol: Option<Box<dyn DatagramProtocol>>,
+    ) -> std::result::Result<UdpTransport, NotBound> {
+        let listens = peer.is_none() && protocol.is_some();
+        let too_late = if listens { ShardPhase::Draining } else { ShardPhase::Drained };
+        if self.inner.phase.get() as u8 >= too_late as u8 {
+            return Err(NotBound::Stopping);
+        }
+        let spec = self.plain_spec(NO_IP, options.datagram_bytes_max);
+        let mut driver = self.inner.driver.borrow_mut();
+        let token = driver.bind_unix_datagram(name, options.how, &spec).map_err(NotBound::Bind)?;
+        if let Some(peer) = peer
+            && let Err(source) = driver.connect_unix_datagram(token, peer)
+        {
+            driver.close(token, CloseKind::Orderly);
+            return Err(NotBound::Connect(source));
+        }
+        drop(driver);
+        let group = Arc::new(Group::of_one(Addr::from(name.clone()), self.inner.id));
+        Ok(self.open_datagram(token, group, listens, protocol, peer.cloned().map(Addr::from)))
+    }
+
+    fn plain_spec(&self, addr: SocketAddr, datagram_bytes_max: usize) -> DatagramSpec {
+        let config = &self.inner.shared.config;
+        DatagramSpec {
+            addr,
+            reuse: Reuse::No,
+            datagram_bytes_max,
+            joined: false,
+            receive_buffer_bytes: None,
+            send_buffer_bytes: None,
+            datagrams_per_turn: config.datagrams_per_turn,
+            bytes_per_turn: config.datagram_bytes_per_turn,
+        }
+    }
+
+    /// A UNIX receiver's queue was full. The kernel says nothing when it has room, unless the two are connected.
+    pub(crate) fn retry_later(&self, core: &Rc<UdpCore>) {
+        if !core.retrying.replace(true) {
+            let core = Rc::clone(core);
+            self.call_later(NO_BUFFERS_RETRY, move |shard| {
+                core.retrying.set(false);
+                shard.on_room(&core);
+            });
+        }
+    }
+
+    /// Takes over a datagram socket that is bound, and perhaps connected, already.
+    pub(crate) fn adopt_datagram(
+        &self,
+        socket: Socket,
+        protocol: Box<dyn DatagramProtocol>,
+    ) -> io::Result<UdpTransport> {
+        let peer = socket.peer().ok();
+        let local = socket.local()?;
+        let spec = self.plain_spec(local.as_ip().unwrap_or(NO_IP), DATAGRAM_BYTES_MAX);
+        let mut driver = self.inner.driver.borrow_mut();
+        let token = match local {
+            Addr::Ip(_) => driver.adopt_datagram(socket, &spec)?.0,
+            Addr::Unix(_) => driver.adopt_unix_datagram(socket, &spec)?,
+        };
+        drop(driver);
+        let group = Arc::new(Group::of_one(local, self.inner.id));
+        Ok(self.open_datagram(token, group, true, Some(protocol), peer))
     }
 
     /// The start barrier is open.
@@ -196,7 +297,7 @@ impl Shard {
             DatagramEvent::Room => self.on_room(&core),
             DatagramEvent::Complaint(error) => self.on_complaint(&core, error),
             DatagramEvent::Broken(source) => {
-                let (shard, addr) = (self.inner.id.index(), core.group.addr);
+                let (shard, addr) = (self.inner.id.index(), &core.group.addr);
                 log_contained(
                     || tracing::error!(shard, %addr, error = %source, "a datagram socket broke; nothing is received here any more"),
                 );
@@ -223,8 +324,8 @@ impl Shard {
         let Some(mut protocol) = core.protocol.take() else { return };
         let transport = UdpTransport::new(self.clone(), Rc::clone(core));
         while core.open.get() {
-            let Some(Lent { bytes, source, truncated }) = batch.take() else { break };
-            let datagram = Datagram::new(bytes, source, truncated);
+            let Some(Lent { bytes, source, name, truncated }) = batch.take() else { break };
+            let datagram = Datagram::new(bytes, source, name, truncated);
             let outcome = catch_unwind(AssertUnwindSafe(|| protocol.datagram_received(&transport, datagram)));
             if !matches!(outcome, Ok(Ok(()))) {
                 // One datagram is not worth a socket: whoever sent it could take it from all others.
@@ -248,8 +349,8 @@ impl Shard {
         }
         self.receive_datagrams(core, false);
         let mut kept = core.kept.borrow_mut();
-        while let Some(Lent { bytes, source, truncated }) = rest.take() {
-            kept.push_back(Kept { bytes: bytes.into(), source, truncated });
+        while let Some(Lent { bytes, source, name, truncated }) = rest.take() {
+            kept.push_back(Kept { bytes: bytes.into(), source, name: name.cloned(), truncated });
         }
     }
 
@@ -266,7 +367,7 @@ impl Shard {
         let refused = error.kind() == io::ErrorKind::ConnectionRefused;
         match core.style {
             // A socket without a peer cannot know whom it is about, and does not care.
-            _ if core.peer.get().is_none() => {
+            _ if core.peer.get().is_none() && core.unix_peer.borrow().is_none() => {
                 log_contained(
                     || tracing::debug!(shard = self.inner.id.index(), %error, "about a datagram sent earlier"),
                 );
@@ -428,13 +529,7 @@ impl Shard {
         match SendFailure::of(&error) {
             SendFailure::TooLong => SendError::TooLong { bytes },
             SendFailure::NoBuffers => {
-                if !core.retrying.replace(true) {
-                    let core = Rc::clone(core);
-                    self.call_later(NO_BUFFERS_RETRY, move |shard| {
-                        core.retrying.set(false);
-                        shard.on_room(&core);
-                    });
-                }
+                self.retry_later(core);
                 SendError::NoRoom
             }
             SendFailure::NoRoom => SendError::NoRoom,
@@ -453,6 +548,13 @@ impl UdpCore {
         if !self.open.get() {
             return Err(SendError::Closed);
         }
+        if let Some(peer) = &*self.unix_peer.borrow() {
+            return if to.is_none() {
+                Ok(None)
+            } else {
+                Err(SendError::ConnectedUnix { peer: peer.clone() })
+            };
+        }
         match (self.peer.get(), to) {
             (None, None) => Err(SendError::NotConnected),
             (None, Some(to)) if family_fits(self.is_ipv6, to) => Ok(Some(to)),
@@ -463,30 +565,41 @@ impl UdpCore {
     }
 
     /// Gives the next datagram to `take`, if there is one.
-    pub(crate) fn next_datagram<T>(
-        &self,
-        shard: &Shard,
-        take: impl FnOnce(&[u8], SocketAddr, bool) -> T,
-    ) -> Option<T> {
+    fn next_datagram<T>(&self, shard: &Shard, take: impl FnOnce(Lent<'_>) -> T) -> Option<T> {
         let kept = self.kept.borrow_mut().pop_front();
-        if let Some(Kept { bytes, source, truncated }) = kept {
+        if let Some(Kept { bytes, source, name, truncated }) = kept {
             if self.kept.borrow().is_empty() {
                 self.kept.take();
                 shard.receive_datagrams(self, !self.readers.borrow().is_empty());
             }
-            return Some(take(&bytes, source, truncated));
+            return Some(take(Lent { bytes: &bytes, source, name: name.as_ref(), truncated }));
         }
         let mut lent = self.lent.borrow_mut();
-        let Lent { bytes, source, truncated } = lent.as_mut()?.take()?;
-        Some(take(bytes, source, truncated))
+        lent.as_mut()?.take().map(take)
     }
 
-    pub(crate) fn take_complaint(&self) -> Option<io::Error> {
-        self.complaint.take()
+    /// As [`UdpCore::next_datagram`], and waits for one.
+    pub(crate) fn poll_datagram<T>(
+        &self,
+        shard: &Shard,
+        context: &Context<'_>,
+        take: impl FnOnce(Lent<'_>) -> T,
+    ) -> Poll<io::Result<T>> {
+        if let Some(received) = self.next_datagram(shard, take) {
+            return Poll::Ready(Ok(received));
+        }
+        if let Some(error) = self.complaint.take() {
+            return Poll::Ready(Err(error));
+        }
+        if !self.open.get() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::NotConnected, "the socket is closed")));
+        }
+        self.wait_to_receive(shard, context);
+        Poll::Pending
     }
 
     /// Waits for something to receive. Receiving goes on from now on.
-    pub(crate) fn wait_to_receive(&self, shard: &Shard, context: &Context<'_>) {
+    fn wait_to_receive(&self, shard: &Shard, context: &Context<'_>) {
         keep(&self.readers, context);
         shard.receive_datagrams(self, true);
     }

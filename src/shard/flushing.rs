@@ -1,7 +1,9 @@
 //! Staged and queued output on its way to the driver, and the steps of a connection's end that wait for it.
 
-use crate::error::CloseReason;
-use crate::net::connection::{Connection, Crossing, EndKind, Flushed, Phase, ReadHalf, WriteHalf};
+use std::time::Duration;
+
+use crate::error::{CloseReason, log_contained};
+use crate::net::connection::{Crossing, EndKind, Flushed, Phase, ReadHalf, WriteHalf};
 use crate::net::tls::Session;
 use crate::reactor::driver::CloseKind;
 use crate::reactor::timer_wheel::deadline_after;
@@ -12,6 +14,9 @@ use crate::shard::{Inner, Shard, Timer};
 
 /// A staging buffer that had to grow beyond this gives its memory back.
 const STAGED_KEEP_BYTES: usize = 128 * 1024;
+
+/// How often a connection looks whether fewer descriptors are under way: nothing tells.
+const FLIGHTS_RETRY: Duration = Duration::from_millis(10);
 
 /// What a handler, or its producer, has to be told after a flush.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,11 +31,12 @@ pub(super) enum Notice {
 impl Inner {
     /// Makes `token` the connection whose callback runs: its small writes are staged.
     #[inline]
-    pub(super) fn activate(&self, token: Token, connection: &Connection) {
+    pub(super) fn activate(&self, token: Token, slot: &Slot) {
         debug_assert!(self.active.get() == Token::NOBODY, "callbacks do not nest");
         self.active.set(token);
-        self.dry.set(false);
-        let straight = connection.may_write() && !connection.has_output();
+        self.dry.begin();
+        let connection = &slot.connection;
+        let straight = connection.may_write() && !connection.has_output() && !slot.marks.watched.logs();
         self.staged_room.set(if straight { self.shared.config.watermarks.cap_bytes } else { 0 });
     }
 
@@ -96,9 +102,11 @@ impl Inner {
         if !staged.is_empty() {
             slot.note_written();
         }
-        let mut driver = self.driver.borrow_mut();
-        let flushed = slot.connection.flush(&mut **driver, token, &staged);
-        drop(driver);
+        let flushed = if slot.marks.watched.is_any() {
+            self.flush_policed(token, slot, &staged)
+        } else {
+            slot.connection.flush(&mut **self.driver.borrow_mut(), token, &staged)
+        };
         staged.clear();
         if staged.capacity() > STAGED_KEEP_BYTES {
             staged.shrink_to(STAGED_KEEP_BYTES);
@@ -121,7 +129,17 @@ impl Inner {
                     self.output_is_out(token, slot)
                 }
             }
+            Ok(Flushed::Waits) => {
+                if let Some(key) = slot.guard.take() {
+                    self.timers.borrow_mut().cancel(key);
+                }
+                self.staged_room.set(0);
+                self.crossing(token, slot)
+            }
             Ok(progress) => {
+                if progress == Flushed::Later {
+                    self.flush_later(token, slot);
+                }
                 // Whoever writes next queues behind what is left.
                 self.staged_room.set(0);
                 let now = self.driver.borrow_mut().read_clock();
@@ -163,6 +181,29 @@ impl Inner {
         }
     }
 
+    /// Descriptors wait until fewer are under way.
+    #[cold]
+    fn flush_later(&self, token: Token, slot: &mut Slot) {
+        let Some(descriptors) = slot.connection.descriptors_mut() else { return };
+        if std::mem::replace(&mut descriptors.retrying, true) {
+            return;
+        }
+        let shard = self.id.index();
+        log_contained(|| {
+            tracing::debug!(shard, "too many descriptors are under way; sending is tried again")
+        });
+        let again_at = deadline_after(self.now.get(), FLIGHTS_RETRY);
+        let again = move |shard: &Shard| {
+            if let Some(slot) = shard.inner.connections.borrow_mut().get_mut(token)
+                && let Some(descriptors) = slot.connection.descriptors_mut()
+            {
+                descriptors.retrying = false;
+                shard.inner.mark_slot_unsettled(token, slot);
+            }
+        };
+        self.timers.borrow_mut().insert(again_at, Timer::new(again));
+    }
+
     #[inline]
     fn crossing(&self, token: Token, slot: &mut Slot) -> Option<Notice> {
         let Some(crossing) = slot.connection.crossing(&self.shared.config.watermarks) else {
@@ -194,7 +235,10 @@ impl Inner {
         slot.connection.update_receiving(&mut **self.driver.borrow_mut(), token);
         let kept = match &slot.handler {
             Handler::Stream(stream) => stream.owes_reader(),
-            _ => !slot.connection.input.is_empty(),
+            _ => {
+                let bytes = !slot.connection.input.is_empty() && !slot.marks.left_whole;
+                bytes || slot.connection.has_unread_descriptors()
+            }
         };
         let unopened = slot.connection.session().is_some_and(Session::has_unopened);
         if kept || unopened || slot.connection.read == ReadHalf::FinishPending {

@@ -1,11 +1,12 @@
 //! Listener groups: one address, several shards. A group is made, shared and closed as one object.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use crate::ShardId;
+use crate::addr::Addr;
 use crate::reactor::driver::datagrams::MulticastInterface;
 use crate::shard::wake_contained;
 
@@ -15,34 +16,41 @@ pub(crate) struct Groups {
     table: Mutex<HashMap<GroupKey, Arc<Group>>>,
 }
 
-/// Whose ports: TCP and UDP number theirs independently.
+/// Whose addresses: each of them has its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Net {
     Tcp,
     Udp,
+    Unix,
 }
 
 /// What makes two listen calls mean the same listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum GroupKey {
-    Addr(Net, SocketAddr),
+    Addr(Net, Addr),
     /// The n-th call with port 0 of each shard.
     PortZero {
         net: Net,
         ip: IpAddr,
         call: usize,
     },
+    /// A socket made elsewhere, by the number of its inode: all its descriptors have the same.
+    Adopted(u64, u64),
 }
 
 /// The listeners, or datagram sockets, of several shards on one address.
 pub(crate) struct Group {
-    pub(crate) addr: SocketAddr,
+    pub(crate) addr: Addr,
+    /// The one member that has a socket, if it accepts for all of them.
+    pub(crate) acceptor: Option<ShardId>,
     state: Mutex<GroupState>,
 }
 
 #[derive(Default)]
 struct GroupState {
     members: Vec<ShardId>,
+    /// How many connections have been handed out.
+    handed: usize,
     closing: bool,
     /// Members that still take new handshakes.
     unfenced: usize,
@@ -74,13 +82,26 @@ pub(crate) struct FirstMember<'a> {
 
 impl FirstMember<'_> {
     /// The address is bound: others may join.
-    pub(crate) fn bound(mut self, addr: SocketAddr) -> Arc<Group> {
+    pub(crate) fn bound(self, addr: Addr) -> Arc<Group> {
+        self.found(addr, None)
+    }
+
+    /// The only socket there will be is open: it accepts for those who join.
+    pub(crate) fn accepts_for_all(self, addr: Addr) -> Arc<Group> {
+        let acceptor = Some(self.member);
+        self.found(addr, acceptor)
+    }
+
+    fn found(mut self, addr: Addr, acceptor: Option<ShardId>) -> Arc<Group> {
         let state = GroupState { members: vec![self.member], ..GroupState::default() };
-        let group = Arc::new(Group { addr, state: Mutex::new(state) });
-        self.table.insert(self.key, Arc::clone(&group));
         // A listener that got its number from the kernel is found under that number too.
-        if let GroupKey::PortZero { net, .. } = self.key {
-            self.table.insert(GroupKey::Addr(net, addr), Arc::clone(&group));
+        let number = match self.key {
+            GroupKey::PortZero { net, .. } => Some(GroupKey::Addr(net, addr.clone())),
+            _ => None,
+        };
+        let group = Arc::new(Group { addr, acceptor, state: Mutex::new(state) });
+        for key in [Some(self.key), number].into_iter().flatten() {
+            self.table.insert(key, Arc::clone(&group));
         }
         group
     }
@@ -113,9 +134,22 @@ impl Groups {
 
 impl Group {
     /// A group that nobody joins.
-    pub(crate) fn of_one(addr: SocketAddr, member: ShardId) -> Group {
+    pub(crate) fn of_one(addr: Addr, member: ShardId) -> Group {
         let state = GroupState { members: vec![member], ..GroupState::default() };
-        Group { addr, state: Mutex::new(state) }
+        Group { addr, acceptor: None, state: Mutex::new(state) }
+    }
+
+    /// Whose turn it is to get a connection that the acceptor has.
+    pub(crate) fn next_member(&self) -> Option<ShardId> {
+        let mut state = self.lock();
+        state.handed = state.handed.wrapping_add(1);
+        let count = state.members.len();
+        (count > 0).then(|| state.members[state.handed % count])
+    }
+
+    /// Those that are members now.
+    pub(crate) fn members(&self) -> Vec<ShardId> {
+        self.lock().members.clone()
     }
 
     /// Whether nobody is left: the last member broke, before the group was closed.
@@ -163,8 +197,9 @@ impl Group {
             return None;
         }
         state.closing = true;
-        state.unfenced = state.members.len();
-        Some(state.members.clone())
+        let members = self.with_sockets(&state);
+        state.unfenced = members.len();
+        Some(members)
     }
 
     /// One member takes no new handshakes any more. When it was the last one, gives the members: only now may any of
@@ -172,7 +207,14 @@ impl Group {
     pub(crate) fn fenced(&self) -> Option<Vec<ShardId>> {
         let mut state = self.lock();
         state.unfenced = state.unfenced.saturating_sub(1);
-        (state.unfenced == 0).then(|| state.members.clone())
+        (state.unfenced == 0).then(|| self.with_sockets(&state))
+    }
+
+    fn with_sockets(&self, state: &GroupState) -> Vec<ShardId> {
+        match self.acceptor {
+            Some(acceptor) => vec![acceptor],
+            None => state.members.clone(),
+        }
     }
 
     /// All members have closed. Wakes who waits for it.
@@ -201,6 +243,10 @@ impl Group {
 mod tests {
     use super::*;
 
+    fn at(port: u16) -> Addr {
+        std::net::SocketAddr::from(([127, 0, 0, 1], port)).into()
+    }
+
     fn shard(number: u16) -> ShardId {
         ShardId::new(number)
     }
@@ -209,15 +255,17 @@ mod tests {
     fn the_first_founds_the_group_and_the_others_join_it() {
         let groups = Groups::default();
         let key = GroupKey::PortZero { net: Net::Tcp, ip: [127, 0, 0, 1].into(), call: 0 };
-        let addr: SocketAddr = ([127, 0, 0, 1], 4000).into();
-        let Role::First(first) = groups.enter(key, shard(0)) else { panic!("nobody was there before") };
-        let group = first.bound(addr);
-        assert!(matches!(groups.enter(key, shard(1)), Role::Joins(joined) if joined.addr == addr));
-        assert!(matches!(groups.enter(key, shard(1)), Role::Twice(_)));
-        let udp = GroupKey::Addr(Net::Udp, addr);
+        let addr = at(4000);
+        let Role::First(first) = groups.enter(key.clone(), shard(0)) else {
+            panic!("nobody was there before")
+        };
+        let group = first.bound(addr.clone());
+        assert!(matches!(groups.enter(key.clone(), shard(1)), Role::Joins(joined) if joined.addr == addr));
+        assert!(matches!(groups.enter(key.clone(), shard(1)), Role::Twice(_)));
+        let udp = GroupKey::Addr(Net::Udp, addr.clone());
         assert!(matches!(groups.enter(udp, shard(2)), Role::First(_)), "the ports of UDP are others");
         assert!(
-            matches!(groups.enter(GroupKey::Addr(Net::Tcp, addr), shard(2)), Role::Joins(_)),
+            matches!(groups.enter(GroupKey::Addr(Net::Tcp, addr.clone()), shard(2)), Role::Joins(_)),
             "by its number too"
         );
         groups.forget(&group);
@@ -227,10 +275,12 @@ mod tests {
     #[test]
     fn nobody_closes_before_all_members_are_fenced() {
         let groups = Groups::default();
-        let key = GroupKey::Addr(Net::Tcp, ([127, 0, 0, 1], 4001).into());
-        let Role::First(first) = groups.enter(key, shard(0)) else { panic!("nobody was there before") };
-        let group = first.bound(([127, 0, 0, 1], 4001).into());
-        assert!(matches!(groups.enter(key, shard(1)), Role::Joins(_)));
+        let key = GroupKey::Addr(Net::Tcp, at(4001));
+        let Role::First(first) = groups.enter(key.clone(), shard(0)) else {
+            panic!("nobody was there before")
+        };
+        let group = first.bound(at(4001));
+        assert!(matches!(groups.enter(key.clone(), shard(1)), Role::Joins(_)));
         assert_eq!(group.begin_close().unwrap().len(), 2);
         assert!(group.begin_close().is_none(), "closing begins once");
         assert!(group.fenced().is_none());
@@ -242,7 +292,7 @@ mod tests {
     #[test]
     fn a_multicast_group_has_one_owner_until_it_leaves() {
         let multicast = ("239.1.2.3".parse().unwrap(), MulticastInterface::Any);
-        let group = Group::of_one(([127, 0, 0, 1], 4002).into(), shard(0));
+        let group = Group::of_one(at(4002), shard(0));
         assert!(group.own_multicast(multicast, shard(0)));
         assert!(group.own_multicast(multicast, shard(0)), "again is no harm");
         assert!(!group.own_multicast(multicast, shard(1)));
@@ -251,5 +301,23 @@ mod tests {
         assert!(group.own_multicast(multicast, shard(1)));
         group.leave(shard(1));
         assert!(group.own_multicast(multicast, shard(0)), "whoever leaves owns nothing");
+    }
+
+    #[test]
+    fn an_acceptor_closes_alone_and_hands_out_in_turn() {
+        let groups = Groups::default();
+        let key = GroupKey::Adopted(1, 2);
+        let Role::First(first) = groups.enter(key.clone(), shard(1)) else {
+            panic!("nobody was there before")
+        };
+        let group = first.accepts_for_all(at(4003));
+        assert!(matches!(groups.enter(key, shard(0)), Role::Joins(_)));
+        let turns: Vec<_> = (0..4).filter_map(|_| group.next_member()).collect();
+        assert_eq!(turns, [shard(0), shard(1), shard(0), shard(1)]);
+        assert_eq!(group.begin_close(), Some(vec![shard(1)]));
+        assert_eq!(group.fenced(), Some(vec![shard(1)]));
+        assert!(!group.leave(shard(1)));
+        assert_eq!(group.members(), [shard(0)]);
+        assert!(group.leave(shard(0)));
     }
 }

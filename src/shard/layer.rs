@@ -1,5 +1,7 @@
 //! Wrappers around protocols: they override what they care about and forward the rest, also what is added later.
 
+use std::os::fd::OwnedFd;
+
 use crate::error::{CloseReason, Result};
 use crate::net::input::Input;
 use crate::shard::handles::transport::Transport;
@@ -22,10 +24,10 @@ use crate::shard::protocol::Protocol;
 ///         &mut self.inner
 ///     }
 ///     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
-///         let before = input.len();
-///         self.inner.data_received(transport, input)?;
-///         self.received_bytes += before - input.len();
-///         Ok(())
+///         let before = input.consumed();
+///         let outcome = self.inner.data_received(transport, input);
+///         self.received_bytes += input.consumed() - before;
+///         outcome
 ///     }
 /// }
 /// ```
@@ -46,6 +48,11 @@ pub trait Layer: 'static {
     /// See [`Protocol::data_received`].
     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
         self.inner().data_received(transport, input)
+    }
+
+    /// See [`Protocol::descriptor_received`].
+    fn descriptor_received(&mut self, transport: &Transport, descriptor: OwnedFd) -> Result<()> {
+        self.inner().descriptor_received(transport, descriptor)
     }
 
     /// See [`Protocol::read_finished`].
@@ -95,6 +102,10 @@ impl<L: Layer> Protocol for L {
 
     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()> {
         Layer::data_received(self, transport, input)
+    }
+
+    fn descriptor_received(&mut self, transport: &Transport, descriptor: OwnedFd) -> Result<()> {
+        Layer::descriptor_received(self, transport, descriptor)
     }
 
     fn read_finished(&mut self, transport: &Transport) -> Result<()> {

@@ -487,7 +487,8 @@ impl Shard {
         let inner = &self.inner;
         let census = inner.driver.borrow().census();
         let leaks = Leaks {
-            connections: inner.connections.borrow().len() + census.connections,
+            // What connections are held to ends with them, or their places are lost.
+            connections: inner.connections.borrow().len() + census.connections + inner.policing.len(),
             listeners: census.listeners,
             leases: census.leases + inner.plain.on_loan(),
             timers: inner.timers.borrow().len(),

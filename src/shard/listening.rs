@@ -8,10 +8,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::addr::Addr;
 use crate::error::{ListenError, TlsError, log_contained};
 use crate::net::connection::Connection;
-use crate::net::tls::loading::{self, SessionMaker};
-use crate::net::tls::{Session, TlsServerConfig};
+use crate::net::tls::{Session, TlsRole};
 use crate::net::wire::Wire;
 use crate::reactor::driver::{CloseKind, Driver, Emptied, ListenSpec};
 use crate::reactor::timer_wheel::deadline_after;
@@ -21,6 +21,7 @@ use crate::shard::connections::Handler;
 use crate::shard::groups::{Group, GroupKey, Net, Role};
 use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::lifecycle::ShardPhase;
+use crate::shard::policies::Policies;
 use crate::shard::protocol::{Incoming, Protocol};
 use crate::shard::proxied::HeaderGate;
 
@@ -34,8 +35,13 @@ pub(crate) struct Listeners {
 pub(crate) struct Listening {
     pub(crate) token: Token,
     pub(crate) group: Arc<Group>,
+    /// Its connections tell of descriptors.
+    takes_descriptors: bool,
     opener: RefCell<Option<Opener>>,
-    pub(super) prelude: Prelude,
+    pub(super) header: Option<HeaderGate>,
+    /// Makes the TLS of each connection, if they begin with it.
+    secure: Option<Box<SessionMaker>>,
+    pub(super) policies: Option<Arc<Policies>>,
     /// Accepted by the last look and not yet dispatched.
     undispatched: Cell<usize>,
     /// Connections of which a proxy has still to say whose they are.
@@ -53,19 +59,7 @@ pub(crate) type ProtocolMaker = dyn FnMut(&Incoming<'_>) -> Option<Box<dyn Proto
 /// Runs the handler of a stream, once its connection is open.
 pub(crate) type StreamServer = dyn Fn(&Shard, Token, Rc<StreamCore>);
 
-/// What connections begin with, before the application's bytes: first the one, then the other.
-#[derive(Default)]
-pub(crate) struct Prelude {
-    pub(crate) header: Option<HeaderGate>,
-    /// Makes the TLS of each connection.
-    pub(crate) secure: Option<Box<SessionMaker>>,
-}
-
-impl Prelude {
-    pub(crate) fn tls(tls: &TlsServerConfig) -> Self {
-        Prelude { header: None, secure: Some(loading::server_sessions(tls)) }
-    }
-}
+pub(crate) type SessionMaker = dyn Fn() -> Result<Box<Session>, TlsError>;
 
 /// What the application makes of a connection.
 pub(crate) enum Answer {
@@ -73,32 +67,57 @@ pub(crate) enum Answer {
     Stream(Rc<StreamServer>),
 }
 
+/// How the connections of a listener begin.
+pub(crate) struct Opening {
+    pub(crate) opener: Opener,
+    /// Who has to say first whose they are, if a proxy hands them on.
+    pub(crate) header: Option<HeaderGate>,
+    /// Makes the TLS of each connection, if they begin with it.
+    pub(crate) secure: Option<Box<SessionMaker>>,
+    /// They tell of descriptors.
+    pub(crate) takes_descriptors: bool,
+    /// What they are held to.
+    pub(crate) policies: Option<Arc<Policies>>,
+}
+
+impl From<Opener> for Opening {
+    fn from(opener: Opener) -> Self {
+        Opening { opener, header: None, secure: None, takes_descriptors: false, policies: None }
+    }
+}
+
+pub(crate) fn session_maker(role: TlsRole) -> Box<SessionMaker> {
+    Box::new(move || role.session())
+}
+
 /// How a listener is opened.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ListenHow {
     pub(crate) backlog: Option<u32>,
     pub(crate) share_port: bool,
+    pub(crate) policies: Option<Arc<Policies>>,
 }
 
 /// Handshakes on loopback are done within the client's own system call, but that may be running right now.
 const LOOPBACK_GRACE: Duration = Duration::from_millis(2);
 
+/// How often a closing listener asks for descriptors: well below the rate at which futile calls would cost anything.
+const SHORTAGE_RETRY: Duration = Duration::from_millis(50);
+
 /// Why an address could not be bound.
-pub(crate) fn listen_error(addr: SocketAddr, source: io::Error) -> ListenError {
+pub(crate) fn listen_error(addr: Addr, source: io::Error) -> ListenError {
     match source.kind() {
         io::ErrorKind::AddrInUse => ListenError::AddressInUse { addr },
         _ => ListenError::Os { addr, source },
     }
 }
-/// How often a closing listener asks for descriptors: well below the rate at which futile calls would cost anything.
-const SHORTAGE_RETRY: Duration = Duration::from_millis(50);
 
 impl Listeners {
     fn find(&self, token: Token) -> Option<Rc<Listening>> {
         self.open.borrow().iter().find(|listening| listening.token == token).cloned()
     }
 
-    fn find_group(&self, group: &Arc<Group>) -> Option<Rc<Listening>> {
+    pub(super) fn find_group(&self, group: &Arc<Group>) -> Option<Rc<Listening>> {
         self.open.borrow().iter().find(|listening| Arc::ptr_eq(&listening.group, group)).cloned()
     }
 
@@ -117,8 +136,7 @@ impl Shard {
         &self,
         addr: SocketAddr,
         how: ListenHow,
-        opener: Opener,
-        prelude: Prelude,
+        opening: Opening,
     ) -> Result<Arc<Group>, ListenError> {
         let inner = &self.inner;
         if !matches!(inner.phase.get(), ShardPhase::Starting | ShardPhase::Running) {
@@ -133,20 +151,30 @@ impl Shard {
                 accepts_per_turn: config.accepts_per_turn,
             })
         })?;
+        let opening = Opening { policies: how.policies, ..opening };
+        self.begin_listening(token, Arc::clone(&group), opening);
+        Ok(group)
+    }
+
+    /// Serves what comes in at `token`, or is handed over by the group's acceptor.
+    pub(super) fn begin_listening(&self, token: Token, group: Arc<Group>, opening: Opening) {
+        let Opening { opener, header, secure, takes_descriptors, policies } = opening;
         let listening = Listening {
             token,
-            group: Arc::clone(&group),
+            group,
+            takes_descriptors,
             opener: RefCell::new(Some(opener)),
-            prelude,
+            header,
+            secure,
+            policies,
             undispatched: Cell::new(0),
             awaited_headers: Cell::new(0),
             closed: Cell::new(false),
         };
-        inner.listeners.open.borrow_mut().push(Rc::new(listening));
-        if inner.phase.get() == ShardPhase::Running {
-            inner.driver.borrow_mut().accept(token, true);
+        self.inner.listeners.open.borrow_mut().push(Rc::new(listening));
+        if self.inner.phase.get() == ShardPhase::Running {
+            self.inner.driver.borrow_mut().accept(token, true);
         }
-        Ok(group)
     }
 
     /// Binds `addr` by `bind`, or joins whoever of this runtime is bound there already: then `bind` is told to share
@@ -164,27 +192,30 @@ impl Shard {
             calls.set(call + 1);
             GroupKey::PortZero { net, ip: addr.ip(), call }
         } else {
-            GroupKey::Addr(net, addr)
+            GroupKey::Addr(net, addr.into())
         };
         match inner.shared.groups.enter(key, inner.id) {
-            Role::Twice(group) => Err(ListenError::AddressInUse { addr: group.addr }),
+            Role::Twice(group) => Err(ListenError::AddressInUse { addr: group.addr.clone() }),
             Role::First(first) => {
                 let mut driver = inner.driver.borrow_mut();
                 let (token, bound) =
-                    bind(&mut **driver, addr, false).map_err(|source| listen_error(addr, source))?;
+                    bind(&mut **driver, addr, false).map_err(|source| listen_error(addr.into(), source))?;
                 if let Err(source) = driver.share_port(token) {
                     driver.close(token, CloseKind::Orderly);
-                    return Err(listen_error(addr, source));
+                    return Err(listen_error(addr.into(), source));
                 }
-                Ok((token, first.bound(bound)))
+                Ok((token, first.bound(bound.into())))
             }
-            Role::Joins(group) => match bind(&mut **inner.driver.borrow_mut(), group.addr, true) {
-                Ok((token, _)) => Ok((token, group)),
-                Err(source) => {
-                    group.leave(inner.id);
-                    Err(listen_error(group.addr, source))
+            Role::Joins(group) => {
+                let shared = group.addr.as_ip().expect("found by an IP address");
+                match bind(&mut **inner.driver.borrow_mut(), shared, true) {
+                    Ok((token, _)) => Ok((token, group)),
+                    Err(source) => {
+                        group.leave(inner.id);
+                        Err(listen_error(group.addr.clone(), source))
+                    }
                 }
-            },
+            }
         }
     }
 
@@ -196,28 +227,44 @@ impl Shard {
     }
 
     /// A connection came in.
-    pub(crate) fn on_accepted(&self, listener: Token, token: Token, peer_addr: SocketAddr) {
-        let inner = &self.inner;
-        inner.stats.accepted.add(1);
-        let Some(listening) = inner.listeners.find(listener) else {
-            inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+    pub(crate) fn on_accepted(&self, listener: Token, token: Token, peer: Addr) {
+        let Some(listening) = self.inner.listeners.find(listener) else {
+            self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
             return;
         };
         listening.undispatched.set(listening.undispatched.get().saturating_sub(1));
-        if listening.prelude.header.is_some() {
-            return self.await_header(&listening, token, peer_addr);
+        if listening.group.acceptor.is_some() {
+            self.hand_out(&listening, token, peer);
+        } else {
+            self.open_accepted(&listening, token, peer);
         }
-        let mut connection = Connection::new(peer_addr);
-        let Ok(session) = self.make_session(&listening) else {
-            inner.driver.borrow_mut().close(token, CloseKind::Orderly);
+    }
+
+    /// Gives an accepted connection to the factory.
+    pub(super) fn open_accepted(&self, listening: &Rc<Listening>, token: Token, peer: Addr) {
+        let inner = &self.inner;
+        if listening.header.is_some() {
+            return self.await_header(listening, token, peer);
+        }
+        if !self.admit(token, listening.policies.as_ref(), peer.as_ip()) {
+            // Before anything is done for it, and so that nothing of it is left: see `ConnectionLimit`.
+            inner.driver.borrow_mut().close(token, CloseKind::Reset);
             return;
+        }
+        let mut connection = Connection::new(peer.clone());
+        let Ok(session) = self.make_session(listening) else {
+            return self.turn_away(token, CloseKind::Orderly);
         };
         if let Some(session) = session {
             connection.wire = Wire::Tls(session);
         }
-        let local_addr = listening.group.addr;
-        let incoming = Incoming { peer_addr, local_addr, shard: inner.id, proxy_header: None };
-        match self.ask_application(&listening, &incoming) {
+        inner.stats.accepted.add(1);
+        if listening.takes_descriptors {
+            inner.take_descriptors(token, &mut connection, true);
+        }
+        let local = &listening.group.addr;
+        let incoming = Incoming { peer: &peer, local, shard: inner.id, proxy_header: None };
+        match self.ask_application(listening, &incoming) {
             Some(Answer::Protocol(protocol)) => {
                 // Whoever answers is not asked more while the peer does not take what there is.
                 connection.set_reads_above_high(false);
@@ -228,13 +275,13 @@ impl Shard {
                 self.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
                 serve(self, token, core);
             }
-            None => inner.driver.borrow_mut().close(token, CloseKind::Orderly),
+            None => self.turn_away(token, CloseKind::Orderly),
         }
     }
 
     /// The TLS of a connection that is to begin with it. An error was logged.
     pub(super) fn make_session(&self, listening: &Listening) -> Result<Option<Box<Session>>, TlsError> {
-        let session = listening.prelude.secure.as_ref().map(|secure| secure()).transpose();
+        let session = listening.secure.as_ref().map(|secure| secure()).transpose();
         if let Err(error) = &session {
             tracing::error!(shard = self.inner.id.index(), %error, "a TLS session cannot be made");
         }
@@ -262,16 +309,16 @@ impl Shard {
     /// Accepting failed for now; the driver tries again by itself.
     pub(crate) fn on_accept_failed(&self, listener: Token, error: io::Error) {
         self.inner.stats.accept_failures.add(1);
-        let addr = self.inner.listeners.find(listener).map(|listening| listening.group.addr);
+        let addr = self.inner.listeners.find(listener).map(|listening| listening.group.addr.to_string());
         let shard = self.inner.id.index();
-        log_contained(|| tracing::warn!(shard, ?addr, %error, "accepting failed; it is tried again"));
+        log_contained(|| tracing::warn!(shard, addr, %error, "accepting failed; it is tried again"));
     }
 
     /// Whether the failure was a listener's; if so it is told. The other shards of its group go on accepting.
     pub(crate) fn listener_failed(&self, token: Token, error: io::Error) -> Option<io::Error> {
         let Some(listening) = self.inner.listeners.find(token) else { return Some(error) };
         self.inner.stats.accept_failures.add(1);
-        let addr = listening.group.addr;
+        let addr = &listening.group.addr;
         let shard = self.inner.id.index();
         log_contained(
             || tracing::error!(shard, %addr, %error, "a listener broke; nothing is accepted here any more"),
@@ -289,6 +336,7 @@ impl Shard {
             if sent.is_err() {
                 self.member_fenced(group);
                 self.member_left(group, member);
+                self.release_members(group, member);
             }
         }
     }
@@ -310,6 +358,7 @@ impl Shard {
             let sent = self.inner.endpoint.post(member, move |shard: &Shard| shard.empty_listener(&posted));
             if sent.is_err() {
                 self.member_left(group, member);
+                self.release_members(group, member);
             }
         }
     }
@@ -317,23 +366,24 @@ impl Shard {
     /// Accepts what is queued, and once more after handshakes under way had time to finish.
     fn empty_listener(&self, group: &Arc<Group>) {
         let Some(listening) = self.inner.listeners.find_group(group) else {
-            self.member_left(group, self.inner.id);
+            self.member_closed(group);
             return;
         };
         if self.inner.phase.get() == ShardPhase::Starting {
             // Nobody is accepted before the start barrier: who waits is turned away.
             self.remove_listener(&listening);
-            self.member_left(group, self.inner.id);
+            self.member_closed(group);
             return;
         }
         // From here on only what is asked for is accepted, so that it can be counted.
         self.inner.driver.borrow_mut().accept(listening.token, false);
         self.accept_queue(&listening);
         let give_up_at = deadline_after(self.read_clock(), self.inner.shared.config.drain_timeout);
-        let grace = if group.addr.ip().is_loopback() {
-            LOOPBACK_GRACE
-        } else {
-            self.inner.shared.config.handshake_grace
+        let grace = match group.addr.as_ip() {
+            // Nobody is half connected.
+            None => Duration::ZERO,
+            Some(addr) if addr.ip().is_loopback() => LOOPBACK_GRACE,
+            Some(_) => self.inner.shared.config.handshake_grace,
         };
         self.call_later(grace, move |shard| shard.close_listener_when_empty(listening, give_up_at));
     }
@@ -363,18 +413,24 @@ impl Shard {
             return;
         }
         if emptied.more {
-            let addr = listening.group.addr;
+            let addr = &listening.group.addr;
             let shard = self.inner.id.index();
             log_contained(
                 || tracing::warn!(shard, %addr, "no descriptors for who waits at a closing listener"),
             );
         }
         self.remove_listener(&listening);
-        self.member_left(&listening.group, self.inner.id);
+        self.member_closed(&listening.group);
+    }
+
+    /// This shard has nothing of the group any more.
+    fn member_closed(&self, group: &Arc<Group>) {
+        self.member_left(group, self.inner.id);
+        self.release_members(group, self.inner.id);
     }
 
     /// Closes the socket and drops the factory.
-    fn remove_listener(&self, listening: &Rc<Listening>) {
+    pub(super) fn remove_listener(&self, listening: &Rc<Listening>) {
         self.inner.driver.borrow_mut().close(listening.token, CloseKind::Orderly);
         self.inner.listeners.open.borrow_mut().retain(|kept| !Rc::ptr_eq(kept, listening));
         listening.closed.set(true);

@@ -3,20 +3,26 @@
 pub(crate) mod blocking_resolver;
 pub(crate) mod connecting;
 pub(crate) mod connections;
+pub(crate) mod containment;
 pub(crate) mod datagrams;
+pub(crate) mod descriptors;
 pub(crate) mod draining;
 pub(crate) mod flushing;
 pub(crate) mod groups;
+pub(crate) mod handing_out;
 pub(crate) mod handles;
 pub(crate) mod interfaces;
 pub(crate) mod layer;
 pub(crate) mod lifecycle;
 pub(crate) mod listening;
 pub(crate) mod placement;
+pub mod policies;
+pub(crate) mod policing;
 pub(crate) mod producers;
 pub(crate) mod protocol;
 pub(crate) mod proxied;
 pub(crate) mod secured;
+pub(crate) mod serving;
 pub(crate) mod shared;
 pub(crate) mod stats;
 pub(crate) mod turn;
@@ -34,6 +40,7 @@ use crate::ShardId;
 use crate::cross_shard::Endpoint;
 use crate::error::{log_contained, panic_message};
 use crate::inline::InlineCall;
+use crate::net::input::Dry;
 use crate::net::wire::PIECE_BYTES;
 use crate::reactor::driver::Driver;
 use crate::reactor::lease::{Lease, LeasePool};
@@ -48,6 +55,7 @@ use draining::DrainCalls;
 use handles::delayed_call::DelayedCall;
 use lifecycle::ShardPhase;
 use listening::Listeners;
+use policing::Policing;
 use producers::Producers;
 use secured::Handshakes;
 use shared::Shared;
@@ -87,6 +95,7 @@ pub(crate) struct Inner {
     pub(crate) datagrams: Datagrams,
     pub(crate) watches: Watches,
     pub(crate) producers: Producers,
+    pub(crate) policing: Policing,
     /// Output of the connection whose callback runs now.
     pub(crate) staged: RefCell<Vec<u8>>,
     /// Memory for their ciphertext. Empty between uses.
@@ -102,7 +111,7 @@ pub(crate) struct Inner {
     /// That connection, or nobody.
     pub(crate) active: Cell<Token>,
     /// Whether its input has run dry: it was closed or paused in its own callback.
-    pub(crate) dry: Cell<bool>,
+    pub(crate) dry: Dry,
     /// Connections written to, or closed, outside their own event.
     pub(crate) unsettled: RefCell<Vec<Token>>,
     /// Connections whose kept input, or FIN, may be delivered again.
@@ -204,6 +213,7 @@ impl Shard {
             datagrams: Datagrams::default(),
             watches: Watches::default(),
             producers: Producers::default(),
+            policing: Policing::new(),
             staged: RefCell::default(),
             spare: RefCell::default(),
             plain: LeasePool::new(2 * PIECE_BYTES),
@@ -211,7 +221,7 @@ impl Shard {
             lent: Cell::new(None),
             staged_room: Cell::new(0),
             active: Cell::new(Token::NOBODY),
-            dry: Cell::new(false),
+            dry: Dry::default(),
             unsettled: RefCell::default(),
             resumed: RefCell::default(),
             ending: RefCell::default(),

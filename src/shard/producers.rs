@@ -111,6 +111,8 @@ struct Registered {
     /// None while it is being called.
     producer: Option<Box<dyn Producer>>,
     name: &'static str,
+    /// The connection was lost meanwhile: it is still to be stopped.
+    is_lost: bool,
 }
 
 impl Slot {
@@ -158,7 +160,7 @@ impl Shard {
                     return Err(ProducerError { kept, refused });
                 }
                 Some(slot) if slot.connection.may_write() => {
-                    let registered = Registered { producer: None, name: refused };
+                    let registered = Registered { producer: None, name: refused, is_lost: false };
                     table.insert(token, registered);
                     slot.marks.producing = match kind {
                         ProducerKind::Push => Producing::Push,
@@ -276,13 +278,18 @@ impl Shard {
         self.inner.producers.table.borrow_mut().get_mut(&token)?.producer.take()
     }
 
-    /// Unless it has unregistered itself meanwhile, and perhaps registered another one.
+    /// Unless it has unregistered itself meanwhile, and perhaps registered another one; or has detached its connection.
     fn put_producer_back(&self, token: Token, producer: Box<dyn Producer>) {
         let mut unregistered = Some(producer);
+        let mut is_lost = false;
         if let Some(registered) = self.inner.producers.table.borrow_mut().get_mut(&token)
             && registered.producer.is_none()
         {
             registered.producer = unregistered.take();
+            is_lost = registered.is_lost;
+        }
+        if is_lost {
+            self.stop_producer(token);
         }
         self.drop_contained(unregistered);
     }
@@ -290,7 +297,17 @@ impl Shard {
     /// The connection is lost.
     #[cold]
     pub(super) fn stop_producer(&self, token: Token) {
-        let registered = self.inner.producers.table.borrow_mut().remove(&token);
+        let registered = {
+            let mut table = self.inner.producers.table.borrow_mut();
+            match table.get_mut(&token) {
+                // It runs right now, and is stopped when it returns.
+                Some(running) if running.producer.is_none() => {
+                    running.is_lost = true;
+                    None
+                }
+                _ => table.remove(&token),
+            }
+        };
         if let Some(Registered { producer: Some(mut producer), .. }) = registered {
             self.contain_producer(|| producer.stop_producing());
             self.drop_contained(producer);

@@ -1,8 +1,10 @@
 //! What an application writes per connection, event style, and how it is made for each one.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 
 use crate::ShardId;
+use crate::addr::Addr;
 use crate::error::{CloseReason, Result};
 use crate::net::input::Input;
 use crate::net::proxy_protocol::ProxyHeader;
@@ -53,6 +55,14 @@ pub trait Protocol: 'static {
     /// dry: see [`Transport::set_reads_above_high`].
     fn data_received(&mut self, transport: &Transport, input: &mut Input<'_>) -> Result<()>;
 
+    /// The peer of a UNIX connection has passed a descriptor; it is ours now, and closed on exec. Comes before the bytes it
+    /// travelled with, and several in the order they were passed. Only where they are taken: see
+    /// [`Transport::set_takes_descriptors`]; elsewhere they are closed unseen.
+    fn descriptor_received(&mut self, transport: &Transport, descriptor: OwnedFd) -> Result<()> {
+        let _ = (transport, descriptor);
+        Ok(())
+    }
+
     /// The peer has finished (FIN): no more bytes will come. Unless overridden, what is queued is sent and the
     /// connection closed. To go on writing, override it and close later.
     fn read_finished(&mut self, transport: &Transport) -> Result<()> {
@@ -102,22 +112,32 @@ pub trait Protocol: 'static {
 /// A connection about to be given a protocol.
 #[derive(Debug)]
 pub struct Incoming<'a> {
-    pub(crate) peer_addr: SocketAddr,
-    pub(crate) local_addr: SocketAddr,
+    pub(crate) peer: &'a Addr,
+    pub(crate) local: &'a Addr,
     pub(crate) shard: ShardId,
     pub(crate) proxy_header: Option<&'a ProxyHeader>,
 }
 
 impl Incoming<'_> {
-    /// The other end; behind a proxy that has said whose connection it is, the client.
-    pub fn peer_addr(&self) -> SocketAddr {
-        self.peer_addr
+    /// The other end, unless it is a UNIX socket; behind a proxy that has said whose connection it is, the client.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.peer.as_ip()
     }
 
-    /// Our end: for a listener, the address it listens on; behind a proxy that has said it, the address that the client
-    /// connected to.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+    /// The other end, whatever it is. Clients of UNIX sockets seldom have a name.
+    pub fn peer(&self) -> &Addr {
+        self.peer
+    }
+
+    /// Our end, unless it is a UNIX socket: for a listener, the address it listens on; behind a proxy that has said it, the
+    /// address that the client connected to.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.local.as_ip()
+    }
+
+    /// Our end, whatever it is.
+    pub fn local(&self) -> &Addr {
+        self.local
     }
 
     /// What a proxy has said about the connection, and which proxy: see [`Transport::proxy_header`].

@@ -2,11 +2,11 @@
 //! header's bytes are `net`'s business.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::addr::Addr;
 use crate::error::{CloseReason, Result, log_contained};
 use crate::net::connection::{Connection, EndKind};
 use crate::net::endpoint::HeaderRule;
@@ -35,9 +35,10 @@ impl HeaderGate {
         HeaderGate { trusted: rule.trusted.clone(), timeout: rule.timeout.unwrap_or(default_timeout) }
     }
 
-    fn trusts(&self, peer: SocketAddr) -> bool {
-        let trusted = self.trusted.as_ref();
-        trusted.is_none_or(|networks| networks.iter().any(|network| network.contains(peer.ip())))
+    /// A UNIX socket's peer is in no network.
+    fn trusts(&self, peer: &Addr) -> bool {
+        let is_in = |network: &IpNetwork| peer.as_ip().is_some_and(|peer| network.contains(peer.ip()));
+        self.trusted.as_ref().is_none_or(|networks| networks.iter().any(is_in))
     }
 }
 
@@ -68,21 +69,25 @@ impl std::error::Error for Refusal {}
 
 impl Shard {
     /// A connection came in, and its header has to come first.
-    pub(super) fn await_header(&self, listening: &Rc<Listening>, token: Token, peer_addr: SocketAddr) {
-        let Some(gate) = &listening.prelude.header else { return };
-        if !gate.trusts(peer_addr) {
+    pub(super) fn await_header(&self, listening: &Rc<Listening>, token: Token, peer: Addr) {
+        let Some(gate) = &listening.header else { return };
+        if !gate.trusts(&peer) {
             self.inner.stats.proxy_headers_refused.add(1);
             self.inner.driver.borrow_mut().close(token, CloseKind::Orderly);
             let shard = self.inner.id.index();
             log_contained(|| {
-                tracing::debug!(shard, peer = %peer_addr, reason = "it is no trusted proxy", "a connection ended");
+                tracing::debug!(shard, %peer, reason = "it is no trusted proxy", "a connection ended");
             });
             return;
         }
+        if !self.admit_proxied(token, listening.policies.as_ref(), peer.as_ip()) {
+            return self.inner.driver.borrow_mut().close(token, CloseKind::Reset);
+        }
+        self.inner.stats.accepted.add(1);
         listening.awaited_headers.set(listening.awaited_headers.get() + 1);
         let awaiting = Awaiting { shard: self.clone(), listening: Rc::clone(listening) };
         let header = AwaitedHeader { timeout: gate.timeout, received_bytes: 0, awaiting: Some(awaiting) };
-        self.open_connection(token, Connection::new(peer_addr), Handler::Protocol(Box::new(header)));
+        self.open_connection(token, Connection::new(peer), Handler::Protocol(Box::new(header)));
     }
 
     /// The header has come: from here on the connection is as any other. What followed the header waits in it.
@@ -101,12 +106,12 @@ impl Shard {
             self.drop_contained(gone);
             header.expect("it has come")
         };
-        let incoming = Incoming {
-            peer_addr: header.peer_addr(),
-            local_addr: header.local_addr().unwrap_or(listening.group.addr),
-            shard: inner.id,
-            proxy_header: Some(&header),
-        };
+        let peer = header.peer();
+        if !self.admit_peer(token, listening.policies.as_ref(), peer.as_ip()) {
+            return self.end(token, CloseReason::Closed, EndKind::Close(CloseKind::Reset));
+        }
+        let local = header.local_addr().map_or_else(|| listening.group.addr.clone(), Addr::from);
+        let incoming = Incoming { peer: &peer, local: &local, shard: inner.id, proxy_header: Some(&header) };
         let answer = self.make_session(listening).ok().and_then(|session| {
             let answer = self.ask_application(listening, &incoming)?;
             Some((session, answer))

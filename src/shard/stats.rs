@@ -19,6 +19,7 @@ pub(crate) struct ShardStats {
     pub(crate) panics: Count,
     pub(crate) aborted: Count,
     pub(crate) accept_failures: Count,
+    pub(crate) refused: Count,
     pub(crate) proxy_headers_refused: Count,
     pub(crate) unsent_bytes_dropped: Count,
     pub(crate) datagrams_received: Count,

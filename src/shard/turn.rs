@@ -234,6 +234,7 @@ impl Shard {
                 Event::Sent { token } => self.on_sent(token),
                 Event::Accepted { listener, token, peer } => self.on_accepted(listener, token, peer),
                 Event::PeerFinished { token } => self.on_peer_finished(token),
+                Event::Descriptors { token, descriptors } => self.on_descriptors(token, descriptors),
                 Event::Connected { token } => self.on_connected(token),
                 Event::Failed { token, error } => {
                     let error = self.attempt_failed(token, error);

@@ -20,6 +20,34 @@ pub(crate) fn set_udp_gro(socket: BorrowedFd<'_>) -> io::Result<()> {
     switch_on(socket, libc::SOL_UDP, libc::UDP_GRO)
 }
 
+/// A descriptor of the process that connected a UNIX socket, or made the pair (Linux 6.5, `SO_PEERPIDFD`).
+///
+/// # Errors
+/// `ENOPROTOOPT` from an older kernel.
+pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut pidfd: libc::c_int = -1;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the descriptor is open for as long as it is borrowed; the kernel writes at most `len` bytes to `pidfd`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut pidfd).cast(),
+            &raw mut len,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    assert!(pidfd >= 0, "the kernel has made a descriptor");
+    // SAFETY: the kernel has just made this descriptor for us, close-on-exec; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
+}
+
+/// `asm-generic/socket.h`; libc has no name for it on every target.
+const SO_PEERPIDFD: libc::c_int = 77;
+
 fn switch_on(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the descriptor is open for as long as it is borrowed, and the kernel only reads

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, SocketAddrAny, SocketFlags};
+use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketAddrAny, SocketFlags};
 use socket2::{Domain, Protocol, SockFilter, SockRef, TcpKeepalive, Type};
 
-use super::{linux, return_stack};
+use super::{linux, return_stack, unix};
+use crate::addr::{Addr, UnixAddr};
 
 /// An open socket: a descriptor and nothing else. Dropping it closes it.
 ///
@@ -96,11 +97,23 @@ impl Socket {
     /// Accepts one connection. It inherits the listener's TCP_NODELAY, keepalive and user timeout.
     #[inline]
     pub(crate) fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (fd, peer) = retry(|| rustix::net::acceptfrom_with(&self.fd, flags))?;
+        let (socket, peer) = self.accept_any()?;
         // A peer that has gone meanwhile may have no address left.
         let peer = peer.ok_or(Errno::CONNABORTED)?;
-        Ok((Socket { fd }, internet_addr(peer)?))
+        Ok((socket, internet_addr(peer)?))
+    }
+
+    /// Accepts one connection at a UNIX socket.
+    pub(crate) fn accept_unix(&self) -> io::Result<(Socket, UnixAddr)> {
+        let (socket, peer) = self.accept_any()?;
+        Ok((socket, unix::name_of(peer)))
+    }
+
+    #[inline]
+    fn accept_any(&self) -> io::Result<(Socket, Option<SocketAddrAny>)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (fd, peer) = retry(|| rustix::net::acceptfrom_with(&self.fd, flags))?;
+        Ok((Socket { fd }, peer))
     }
 
     /// Begins to connect to `addr`, from `bind_addr` if given. The socket becomes writable when the outcome
@@ -313,6 +326,67 @@ impl Socket {
             None => Err(io::ErrorKind::NotConnected.into()),
         }
     }
+
+    /// Our end's address, whatever the socket is.
+    pub(crate) fn local(&self) -> io::Result<Addr> {
+        let addr = rustix::net::getsockname(&self.fd)?;
+        any_addr(Some(addr), self.family()?)
+    }
+
+    pub(crate) fn is_unix(&self) -> io::Result<bool> {
+        Ok(self.family()? == AddressFamily::UNIX)
+    }
+
+    /// The other end's address, whatever the socket is.
+    ///
+    /// # Errors
+    /// `NotConnected` when there is none.
+    pub(crate) fn peer(&self) -> io::Result<Addr> {
+        let addr = rustix::net::getpeername(&self.fd)?;
+        any_addr(addr, self.family()?)
+    }
+
+    fn family(&self) -> io::Result<AddressFamily> {
+        Ok(rustix::net::sockopt::socket_domain(&self.fd)?)
+    }
+
+    /// Who connected a UNIX socket, or listened, or made the pair: the process as it was then (`unix(7)`, SO_PEERCRED).
+    pub(crate) fn peer_credentials(&self) -> io::Result<PeerCredentials> {
+        if self.family()? != AddressFamily::UNIX {
+            return Err(Errno::OPNOTSUPP.into());
+        }
+        let found = rustix::net::sockopt::socket_peercred(&self.fd)?;
+        let pid = u32::try_from(found.pid.as_raw_nonzero().get()).unwrap_or(0);
+        Ok(PeerCredentials { pid, uid: found.uid.as_raw(), gid: found.gid.as_raw() })
+    }
+
+    /// The same process as a descriptor, which no other process can come to mean.
+    pub(crate) fn peer_pidfd(&self) -> io::Result<OwnedFd> {
+        linux::peer_pidfd(self.fd.as_fd())
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl PeerCredentials {
+    /// Those of this process.
+    pub(crate) fn own() -> Self {
+        let [uid, gid] = [rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()];
+        PeerCredentials { pid: std::process::id(), uid, gid }
+    }
+}
+
+/// Who is at the other end of a UNIX socket: the process that connected, or listened, or made the pair, as it was when it
+/// did. Whoever it has passed the socket on to is not told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeerCredentials {
+    /// The process. It may have ended, and another one may have its number by now; see
+    /// [`Transport::peer_pidfd`](crate::Transport::peer_pidfd).
+    pub pid: u32,
+    /// Its effective user.
+    pub uid: u32,
+    /// Its effective group.
+    pub gid: u32,
 }
 
 impl AsFd for Socket {
@@ -335,6 +409,14 @@ impl From<Socket> for OwnedFd {
 
 fn stream_type() -> Type {
     Type::STREAM.nonblocking().cloexec()
+}
+
+fn any_addr(addr: Option<SocketAddrAny>, family: AddressFamily) -> io::Result<Addr> {
+    match addr {
+        addr if family == AddressFamily::UNIX => Ok(unix::name_of(addr).into()),
+        Some(addr) => Ok(internet_addr(addr)?.into()),
+        None => Err(io::ErrorKind::NotConnected.into()),
+    }
 }
 
 fn internet_addr(addr: SocketAddrAny) -> io::Result<SocketAddr> {

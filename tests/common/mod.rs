@@ -7,10 +7,16 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::{LazyLock, Once};
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
+use shardwise::policies::{ConnectionLimit, Policies, Rate, Throttle, TrafficLog};
 use shardwise::testing::Env;
-use shardwise::{CloseReason, Input, Listener, Protocol, Result, TcpStream, Transport};
+use shardwise::{
+    CloseReason, Input, ListenOptions, Listener, Protocol, Result, Runtime, Shard, ShardId, TcpStream,
+    Transport,
+};
 
 /// What happened to a [`Probe`], in order. Clones are one log.
 #[derive(Clone, Default)]
@@ -281,7 +287,39 @@ where
     H: FnMut(&mut Call<'_, '_>, &Transport) -> Option<Result<()>> + Clone + 'static,
 {
     let log = log.clone();
-    Ok(env.shard().listen_tcp("127.0.0.1:0", move || Probe::new(&log, hook.clone()))?)
+    let options = listen_options();
+    Ok(env.shard().listen_tcp_with("127.0.0.1:0", &options, move || Probe::new(&log, hook.clone()))?)
+}
+
+/// The defaults; in the suite that shows that policies are not felt, all of them at once.
+pub(crate) fn listen_options() -> ListenOptions {
+    if module_path!().starts_with("conformance_policed") {
+        return ListenOptions::new().policies(&every_policy());
+    }
+    ListenOptions::new()
+}
+
+/// Counts the connections that all policies are for.
+pub(crate) static EVERY_CONNECTION: LazyLock<ConnectionLimit> =
+    LazyLock::new(|| ConnectionLimit::new().total(100_000).per_peer(100_000));
+
+/// Every policy, none of which is ever in the way.
+fn every_policy() -> Policies {
+    static LISTENS: Once = Once::new();
+    LISTENS.call_once(|| {
+        // Traffic is logged where somebody listens only. Another copy of this module may have been quicker.
+        let log = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE);
+        let _ = log.with_writer(std::io::sink).try_init();
+    });
+    let fast = Rate::bytes_per_second(1 << 40).burst(1 << 40);
+    Policies::new()
+        .idle_timeout(Duration::from_secs(3600))
+        .limit_connections(&EVERY_CONNECTION)
+        .read_rate(fast)
+        .write_rate(fast)
+        .throttle_reads(&Throttle::new(fast))
+        .throttle_writes(&Throttle::new(fast))
+        .log_traffic(TrafficLog::new("every").show_hex(16))
 }
 
 /// A probe as server, and a stream as client, connected.
@@ -308,7 +346,7 @@ impl Protocol for Echo {
 
 /// An echo server on shard 0.
 pub(crate) fn echo_server(env: &Env) -> Result<SocketAddr> {
-    Ok(env.shard().listen_tcp("127.0.0.1:0", || Echo)?.local_addr())
+    Ok(env.shard().listen_tcp_with("127.0.0.1:0", &listen_options(), || Echo)?.local_addr())
 }
 
 /// Sends `bytes` to an echo server and waits for them.
@@ -367,4 +405,27 @@ pub(crate) fn assert_same_bytes(left: &[u8], right: &[u8]) {
 /// So many on a real kernel. The simulated one buffers less, and is run several times: a tenth, but a million at least.
 pub(crate) fn megabytes(env: &Env, count: usize) -> usize {
     if env.is_simulated() { (count * 100_000).max(1_000_000) } else { count * 1_000_000 }
+}
+
+/// Runs `body` on shard 0 of a running runtime of so many shards, over the kernel's own driver, then stops it: for what a
+/// simulation does not have.
+pub(crate) fn on_the_kernel<F>(shards: usize, body: F)
+where
+    F: AsyncFn(&Shard) -> Result<()> + Send + Sync + 'static,
+{
+    let running = Runtime::new().shards(shards).pin(false).start(async |_: Shard| Ok(())).unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let begin = move |shard: &Shard| {
+        let shard = shard.clone();
+        drop(shard.clone().spawn(async move {
+            let outcome = body(&shard).await;
+            let _ = tell.send(outcome.map_err(|error| error.to_string()));
+        }));
+    };
+    assert!(running.handle().call_from_thread(ShardId::new(0), begin).is_ok(), "it runs");
+    // A body that panics sends nothing.
+    let outcome = told.recv_timeout(std::time::Duration::from_secs(60));
+    running.stop().unwrap();
+    outcome.expect("the body ended in time, and without a panic").unwrap();
+    running.join().unwrap();
 }

@@ -3,9 +3,12 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use shardwise::policies::{ConnectionLimit, Policies};
 use shardwise::proxy_protocol::{Addresses, Version, tlv_kind};
 use shardwise::testing::{Env, on_every_driver};
-use shardwise::{DetachedTcpStream, Incoming, Listener, LoadedServer, Result, ShardId, TcpStream, Transport};
+use shardwise::{
+    DetachedTcpStream, Incoming, ListenOptions, Listener, LoadedServer, Result, ShardId, TcpStream, Transport,
+};
 
 use crate::common::{Call, Echo, Log, Probe, let_others_go_on, pattern, read_to_end, round_trip};
 use crate::headers::{DESTINATION, SOURCE, headers};
@@ -25,8 +28,8 @@ where
     let (log, told) = (log.clone(), Rc::new(RefCell::new(Vec::new())));
     let note = told.clone();
     let listener = env.shard().listen(server, move |incoming: &Incoming<'_>| {
-        let proxy = incoming.proxy_header().map(|header| header.proxy.ip());
-        note.borrow_mut().push(format!("{} {} {proxy:?}", incoming.peer_addr(), incoming.local_addr()));
+        let proxy = incoming.proxy_header().map(|header| header.proxy.as_ip().unwrap().ip());
+        note.borrow_mut().push(format!("{} {} {proxy:?}", incoming.peer(), incoming.local()));
         Probe::new(&log, hook.clone())
     })?;
     Ok((listener, told))
@@ -46,8 +49,8 @@ fn a_header_is_found_in_whatever_pieces_it_comes() {
                 let transport = log.transport().await;
                 assert_eq!(transport.peer_addr(), Some(SOURCE.parse()?));
                 assert_eq!(transport.local_addr()?, DESTINATION.parse()?);
-                assert_eq!(transport.socket_peer_addr(), Some(stream.local_addr()?));
-                assert_eq!(transport.socket_local_addr()?, listener.local_addr());
+                assert_eq!(transport.socket_peer(), Some(stream.local_addr()?.into()));
+                assert_eq!(transport.socket_local()?, shardwise::Addr::from(listener.local_addr()));
                 assert_eq!(*told.borrow(), [format!("{SOURCE} {DESTINATION} Some(127.0.0.1)")]);
                 stream.shutdown_write();
                 assert_eq!(log.ended().await, "PeerFinished");
@@ -206,7 +209,7 @@ fn a_factory_refuses_by_the_address_that_the_header_reports() {
         let probe = log.clone();
         let listener =
             env.shard().listen(&server("haproxy:127.0.0.1:0")?, move |incoming: &Incoming<'_>| {
-                let refused = incoming.peer_addr().ip().to_string() == "192.0.2.7";
+                let refused = incoming.peer_addr().unwrap().ip().to_string() == "192.0.2.7";
                 (!refused).then(|| Probe::new(&probe, |_, _| None))
             })?;
         let mut refused = TcpStream::connect(listener.local_addr()).await?;
@@ -227,11 +230,16 @@ fn a_stream_that_moves_to_another_shard_takes_its_header_along() {
         let listener = env.shard().serve(&server("haproxy:127.0.0.1:0")?, async |stream: TcpStream| {
             let home = stream.transport().shard().clone();
             let moved: DetachedTcpStream = stream.detach().await?;
-            assert_eq!(moved.peer_addr(), SOURCE.parse()?);
+            assert_eq!(moved.peer().as_ip(), Some(SOURCE.parse()?));
             home.call_async(ShardId::new(1), async move |shard| {
                 let mut stream = moved.attach(&shard).unwrap();
                 let header = stream.transport().proxy_header().expect("it came along");
-                let addrs = format!("{} {} {}", stream.peer_addr()?, stream.local_addr()?, header.proxy.ip());
+                let addrs = format!(
+                    "{} {} {}",
+                    stream.peer_addr()?,
+                    stream.local_addr()?,
+                    header.proxy.as_ip().unwrap().ip()
+                );
                 stream.write_all(addrs.as_bytes()).await
             })
             .await??;
@@ -295,6 +303,48 @@ fn an_echo_of_megabytes_goes_through_behind_a_header() {
         stream.write_all(&headers()[1]).await?;
         for _ in 0..4 {
             round_trip(&mut stream, &pattern(60_000)).await?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_limit_by_peer_counts_whom_the_header_names() {
+    on_every_driver(async |env| {
+        let limit = ConnectionLimit::new().total(3).per_peer(1);
+        let options = ListenOptions::new().policies(&Policies::new().limit_connections(&limit));
+        let listener = env.shard().listen_with(&server("haproxy:127.0.0.1:0")?, &options, || Echo)?;
+        let of = |source: &str| {
+            let mut header = Vec::new();
+            Addresses::tcp(source.parse().unwrap(), DESTINATION.parse().unwrap()).encode_v1(&mut header);
+            header
+        };
+        let connect = async |header: &[u8]| -> Result<TcpStream> {
+            let mut stream = TcpStream::connect(listener.local_addr()).await?;
+            stream.write_all(header).await?;
+            Ok(stream)
+        };
+        let mut first = connect(&of("192.0.2.7:1")).await?;
+        round_trip(&mut first, b"the first of its peer").await?;
+        let mut second = connect(&of("192.0.2.8:1")).await?;
+        round_trip(&mut second, b"another peer, by the same proxy").await?;
+        assert_eq!(limit.connections_of("192.0.2.7".parse()?), 1);
+        assert_eq!(limit.connections_of("127.0.0.1".parse()?), 0, "the proxy is nobody's peer");
+        // Reset early or late.
+        let is_refused = async |header: &[u8]| match connect(header).await {
+            Ok(mut stream) => stream.read_chunk().await.is_err(),
+            Err(_) => true,
+        };
+        assert!(is_refused(&of("192.0.2.7:2")).await, "a second one of its peer");
+        let _waits = connect(b"PROXY ").await?;
+        while limit.connections() != 3 {
+            let_others_go_on(&env).await?;
+        }
+        assert!(is_refused(&of("192.0.2.9:1")).await, "who has said nothing yet counts in all");
+        assert_eq!(limit.refused(), 2);
+        drop(first);
+        while limit.connections_of("192.0.2.7".parse()?) != 0 {
+            let_others_go_on(&env).await?;
         }
         Ok(())
     });

@@ -289,7 +289,7 @@ mod tests {
     fn raw_bytes_taken_out_of_half_a_line_do_not_hide_the_delimiter_that_follows() {
         let mut codec = Lines::default();
         assert_eq!(codec.decode(b"abcdefgh"), Ok(None));
-        let dry = std::cell::Cell::new(false);
+        let dry = crate::net::input::Dry::default();
         let mut input = crate::Input::new(b"abcdefgh\r\n", &dry);
         assert_eq!(codec.take_raw(&mut input, 8), b"abcdefgh");
         assert_eq!(codec.next(&mut input), Ok(Some(&b""[..])));
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn an_input_that_runs_dry_gives_no_line_until_it_is_resumed() {
-        let dry = std::cell::Cell::new(false);
+        let dry = crate::net::input::Dry::default();
         let mut codec = Lines::default();
         let mut input = crate::Input::new(b"one\r\ntwo\r\nthr", &dry);
         assert_eq!(codec.next(&mut input), Ok(Some(&b"one"[..])));

@@ -1,12 +1,11 @@
 //! Feeds decoders in pieces of any size, as a connection does.
 
-use std::cell::Cell;
 use std::fmt::Debug;
 
 use proptest::prelude::*;
 
 use super::{Decoder, EncodeError, Encoder};
-use crate::net::input::Input;
+use crate::net::input::{Dry, Input};
 
 /// What a decoder made of its bytes.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +23,7 @@ pub(super) fn pieces() -> impl Strategy<Value = Vec<usize>> {
 
 /// Shows `take` growing input until all of `bytes` has come; what it leaves comes again.
 pub(super) fn feed(bytes: &[u8], pieces: &[usize], mut take: impl FnMut(&mut Input<'_>)) -> usize {
-    let dry = Cell::new(false);
+    let dry = Dry::default();
     let (mut used, mut come) = (0, 0);
     for piece in pieces.iter().cycle() {
         if come == bytes.len() {

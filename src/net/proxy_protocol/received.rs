@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{Addresses, Header, Version};
+use crate::addr::Addr;
 
 /// What a proxy has said about a connection, and which proxy it was.
 ///
@@ -16,13 +17,13 @@ pub struct ProxyHeader {
     /// before a UNIX socket: then the real addresses of the connection count.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
     /// The other end of the socket: the proxy.
-    pub proxy: SocketAddr,
+    pub proxy: Addr,
     /// What else the proxy says: kinds ([`tlv_kind`](super::tlv_kind)) and values, in their order.
     pub tlvs: Vec<(u8, Vec<u8>)>,
 }
 
 impl ProxyHeader {
-    pub(crate) fn new(header: &Header<'_>, proxy: SocketAddr) -> Self {
+    pub(crate) fn new(header: &Header<'_>, proxy: Addr) -> Self {
         let addresses: &Addresses<'_> = &header.addresses;
         ProxyHeader {
             version: header.version,
@@ -38,8 +39,8 @@ impl ProxyHeader {
     }
 
     /// Whose connection it is: the client as reported, or else the proxy.
-    pub(crate) fn peer_addr(&self) -> SocketAddr {
-        self.addresses.map_or(self.proxy, |(source, _)| source)
+    pub(crate) fn peer(&self) -> Addr {
+        self.addresses.map_or_else(|| self.proxy.clone(), |(source, _)| source.into())
     }
 
     /// Whom the client connected to, as reported.

@@ -2,11 +2,8 @@
 
 use std::path::Path;
 
-use super::{Session, TlsCertificate, TlsClientConfig, TlsConfigError, TlsRole, TlsServerConfig};
-use crate::error::TlsError;
+use super::{TlsCertificate, TlsClientConfig, TlsConfigError, TlsServerConfig};
 use crate::net::endpoint::{LoadedClient, LoadedServer, TlsIdentity};
-
-pub(crate) type SessionMaker = dyn Fn() -> Result<Box<Session>, TlsError>;
 
 pub(crate) fn server(
     identity: &TlsIdentity,
@@ -32,16 +29,6 @@ pub(crate) fn client(
         builder = builder.certificate(TlsCertificate::from_files(certificate, private_key)?);
     }
     builder.build()
-}
-
-/// Makes the session of each connection.
-pub(crate) fn server_sessions(tls: &TlsServerConfig) -> Box<SessionMaker> {
-    let role = TlsRole::from(tls);
-    Box::new(move || role.session())
-}
-
-pub(crate) fn client_session(tls: &TlsClientConfig, name: &str) -> Result<Box<Session>, TlsError> {
-    TlsRole::from((tls, name)).session()
 }
 
 impl LoadedServer {

@@ -5,13 +5,17 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::reactor::datagrams::Batch;
 use crate::reactor::token::Token;
-use crate::sys::socket::Reuse;
+use crate::sys::socket::{Reuse, Socket};
 
 /// The verbs for datagram sockets. `receive`, `share_port`, `local_addr` and `close` of [`Driver`](super::Driver) are
 /// theirs, too.
 pub(crate) trait DatagramDriver {
     /// Binds a socket. Receiving is off until asked for.
     fn bind_datagram(&mut self, spec: &DatagramSpec) -> io::Result<(Token, SocketAddr)>;
+
+    /// Takes over a socket that is bound already; of `spec` only what it may take of a turn counts. Receiving is off until
+    /// asked for.
+    fn adopt_datagram(&mut self, socket: Socket, spec: &DatagramSpec) -> io::Result<(Token, SocketAddr)>;
 
     /// Sends to and receives from `peer` alone, from now on.
     fn connect_datagram(&mut self, token: Token, peer: SocketAddr) -> io::Result<()>;

@@ -25,6 +25,7 @@ mod connection;
 mod datagram;
 mod listener;
 mod turn;
+mod unix;
 mod watched;
 
 use std::collections::VecDeque;
@@ -40,13 +41,15 @@ use mio::{Events, Interest, Poll};
 
 use self::connection::{Connection, Phase, connection_interest, send_again};
 use self::datagram::Datagram;
-use self::listener::{Accept, Listener, Shortage};
+use self::listener::{Accept, Listener, ListenerKind, Shortage};
 use self::turn::{News, Readiness, Turn};
+use self::unix::Knocking;
 use self::watched::WatchedFd;
 use super::{
     Census, CloseKind, ConnectSpec, DetachedSocket, Driver, DriverConfig, Emptied, Event, ListenSpec,
     SocketOption, Submitted,
 };
+use crate::addr::Addr;
 use crate::reactor::buffer::Output;
 use crate::reactor::datagrams::BatchPool;
 use crate::reactor::lease::LeasePool;
@@ -66,8 +69,8 @@ pub(crate) struct MioDriver {
     sources: Registry<Source>,
     listener_count: usize,
     turn: Turn,
-    /// What `accept_queue` took, and `next` has not told yet.
-    accepted: VecDeque<Event>,
+    /// Clients of UNIX listeners whose queue is full.
+    knocking: Knocking,
     shortage: Shortage,
     pool: Rc<LeasePool>,
     batches: Rc<BatchPool>,
@@ -98,8 +101,9 @@ impl MioDriver {
                 head: 0,
                 served: 0,
                 carried: Vec::new(),
+                happened: VecDeque::new(),
             },
-            accepted: VecDeque::new(),
+            knocking: Knocking::default(),
             shortage: Shortage::none(),
             pool: LeasePool::new(config.read_buffer_bytes),
             batches: BatchPool::new(),
@@ -126,6 +130,12 @@ impl MioDriver {
         }
     }
 
+    fn add_listener(&mut self, listener: Listener) -> io::Result<Token> {
+        let token = self.add(Source::Listener(Box::new(listener)))?;
+        self.listener_count += 1;
+        Ok(token)
+    }
+
     fn source(&self, token: Token) -> io::Result<&Source> {
         self.sources.get(token).ok_or_else(not_connected)
     }
@@ -133,7 +143,7 @@ impl MioDriver {
     #[inline]
     fn connected_mut(&mut self, token: Token) -> io::Result<&mut Connection> {
         match self.sources.get_mut(token) {
-            Some(Source::Connection(connection)) if connection.phase != Phase::Connecting => Ok(connection),
+            Some(Source::Connection(connection)) if connection.phase.stands() => Ok(connection),
             _ => Err(not_connected()),
         }
     }
@@ -168,9 +178,7 @@ impl Driver for MioDriver {
         socket.set_nodelay(true)?;
         socket.set_keepalive(true)?;
         let addr = socket.local_addr()?;
-        let listener = Listener::new(socket, spec.accepts_per_turn.max(1));
-        let token = self.add(Source::Listener(Box::new(listener)))?;
-        self.listener_count += 1;
+        let token = self.add_listener(Listener::new(socket, ListenerKind::Tcp, spec.accepts_per_turn))?;
         Ok((token, addr))
     }
 
@@ -188,7 +196,7 @@ impl Driver for MioDriver {
     }
 
     fn refuse_handshakes(&mut self, listener: Token) -> io::Result<()> {
-        self.listener_mut(listener)?.socket.refuse_handshakes()
+        self.listener_mut(listener)?.refuse_handshakes()
     }
 
     /// Stops early, with an [`Event::AcceptFailed`], when descriptors run out. What it took is told by `next`
@@ -199,18 +207,18 @@ impl Driver for MioDriver {
         while bad_in_a_row < BAD_CONNECTIONS_IN_A_ROW_MAX {
             match self.accept_one(listener) {
                 Accept::One(event) => {
-                    self.accepted.push_back(event);
+                    self.turn.happened.push_back(event);
                     accepted += 1;
                     bad_in_a_row = 0;
                 }
                 Accept::Again => bad_in_a_row += 1,
                 Accept::Nothing => return Emptied { accepted, more: false },
                 Accept::Ended(event) => {
-                    self.accepted.push_back(event);
+                    self.turn.happened.push_back(event);
                     return Emptied { accepted, more: false };
                 }
                 Accept::Paused(report) => {
-                    self.accepted.extend(report);
+                    self.turn.happened.extend(report);
                     break;
                 }
             }
@@ -234,12 +242,16 @@ impl Driver for MioDriver {
     fn adopt(&mut self, socket: DetachedSocket) -> io::Result<Token> {
         let socket = socket.into_os()?;
         socket.make_nonblocking()?;
-        self.add(Source::Connection(Connection::new(socket, Phase::Open)))
+        let connection = match socket.is_unix()? {
+            true => Connection::unix(socket, Phase::Open),
+            false => Connection::new(socket, Phase::Open),
+        };
+        self.add(Source::Connection(connection))
     }
 
     fn release(&mut self, token: Token) -> Option<DetachedSocket> {
         match self.sources.get(token)? {
-            Source::Connection(connection) if connection.phase != Phase::Connecting => {
+            Source::Connection(connection) if connection.phase.stands() => {
                 // Only a descriptor that is not watched may be given away; if the kernel does not know it,
                 // all is well.
                 let _ =
@@ -334,8 +346,8 @@ impl Driver for MioDriver {
         self.shortage.descriptor_closed();
     }
 
-    fn local_addr(&self, token: Token) -> io::Result<SocketAddr> {
-        self.source(token)?.socket()?.local_addr()
+    fn local_addr(&self, token: Token) -> io::Result<Addr> {
+        self.source(token)?.socket()?.local()
     }
 
     fn set_option(&mut self, token: Token, option: SocketOption) -> io::Result<()> {
@@ -365,8 +377,9 @@ impl Driver for MioDriver {
             }
             self.turn.ready.push(News { token, readiness: Readiness::NONE });
         }
-        let has_work = !self.turn.ready.is_empty() || !self.accepted.is_empty();
-        let timeout = if has_work { Some(Duration::ZERO) } else { self.shortage.clamp(timeout) };
+        let has_work = !self.turn.ready.is_empty() || !self.turn.happened.is_empty();
+        let timeout =
+            if has_work { Some(Duration::ZERO) } else { self.knocking.clamp(self.shortage.clamp(timeout)) };
         let polled = if may_poll {
             self.poll.poll(&mut self.events, timeout)
         } else {
@@ -381,6 +394,7 @@ impl Driver for MioDriver {
         }
         self.now = Instant::now();
         self.end_shortage();
+        self.knock_again();
         match polled {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
             _ => Ok(()),
@@ -389,12 +403,12 @@ impl Driver for MioDriver {
 
     #[inline]
     fn has_ready(&self) -> bool {
-        self.turn.head < self.turn.ready.len() || !self.accepted.is_empty()
+        self.turn.head < self.turn.ready.len() || !self.turn.happened.is_empty()
     }
 
     fn next(&mut self) -> Option<Event> {
-        if !self.accepted.is_empty() {
-            return self.accepted.pop_front();
+        if !self.turn.happened.is_empty() {
+            return self.turn.happened.pop_front();
         }
         while let Some(news) = self.turn.ready.get_mut(self.turn.head) {
             let token = news.token;

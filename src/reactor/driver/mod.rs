@@ -5,6 +5,7 @@ pub(crate) mod datagrams;
 pub(crate) mod mio;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) mod sim;
+pub(crate) mod unix;
 pub(crate) mod watching;
 
 use std::io;
@@ -13,18 +14,20 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use self::datagrams::{DatagramDriver, DatagramEvent};
+use self::unix::UnixDriver;
 use self::watching::{Ready, WatchDriver};
 use super::buffer::Output;
 use super::lease::Lease;
 use super::token::Token;
 use super::waker::DriverWaker;
+use crate::addr::Addr;
 use crate::sys::socket::Socket;
 
 /// What a shard asks of its kernel.
 ///
 /// The driver makes the tokens. A token whose source is gone is ignored by verbs without a result and answered
 /// with `NotConnected` by the others. No verb calls back: what happens is an [`Event`], fetched by `next`.
-pub(crate) trait Driver: DatagramDriver + WatchDriver {
+pub(crate) trait Driver: DatagramDriver + UnixDriver + WatchDriver {
     /// Wakes this driver out of `wait`, from any thread, also after the driver is gone.
     fn waker(&self) -> DriverWaker;
 
@@ -77,7 +80,7 @@ pub(crate) trait Driver: DatagramDriver + WatchDriver {
     /// Retires a source of any kind. With [`CloseKind::Reset`] a peer sees RST. No event for `token` follows.
     fn close(&mut self, token: Token, kind: CloseKind);
 
-    fn local_addr(&self, token: Token) -> io::Result<SocketAddr>;
+    fn local_addr(&self, token: Token) -> io::Result<Addr>;
     fn set_option(&mut self, token: Token, option: SocketOption) -> io::Result<()>;
 
     /// Random bits: from a seed of the kernel's, or of the simulation's, whose runs they repeat with. Not for secrets.
@@ -119,11 +122,13 @@ impl Default for DriverConfig {
 /// What happened. Bytes are owned by the event, on loan from the driver.
 pub(crate) enum Event {
     /// A connection came in at `listener`. Receiving is off until asked for.
-    Accepted { listener: Token, token: Token, peer: SocketAddr },
+    Accepted { listener: Token, token: Token, peer: Addr },
     /// An outgoing connection stands. Receiving is off until asked for.
     Connected { token: Token },
     /// Bytes came; never empty.
     Received { token: Token, bytes: Lease },
+    /// Descriptors came, of this connection's next bytes or of bytes before them; never none.
+    Descriptors { token: Token, descriptors: Vec<OwnedFd> },
     /// The peer has sent FIN; every byte before it has been delivered. At most once.
     PeerFinished { token: Token },
     /// There is room for output again, after a short `try_send` or a `Blocked` `submit`.

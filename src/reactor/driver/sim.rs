@@ -29,14 +29,18 @@ use self::network::EndId;
 pub(crate) use self::options::SimOptions;
 pub(crate) use self::world::World;
 use super::datagrams::{DatagramDriver, DatagramOption, DatagramSpec};
+use super::unix::{UnixDriver, UnixListenSpec};
 use super::watching::{Wanted, WatchDriver, Watched};
 use super::{
     Census, CloseKind, ConnectSpec, DetachedSocket, Driver, Emptied, Event, ListenSpec, SocketOption,
     Submitted,
 };
+use crate::addr::{Addr, UnixAddr};
 use crate::reactor::buffer::Output;
 use crate::reactor::token::Token;
 use crate::reactor::waker::DriverWaker;
+use crate::sys::socket::{PeerCredentials, Socket};
+use crate::sys::unix::BindHow;
 
 /// One shard's view of a [`World`]. Dropping it closes all its sources, as the end of a process does.
 pub(crate) struct SimDriver {
@@ -139,17 +143,17 @@ impl Driver for SimDriver {
         self.world.with(|network| network.close(self.shard, token, kind));
     }
 
-    fn local_addr(&self, token: Token) -> io::Result<SocketAddr> {
+    fn local_addr(&self, token: Token) -> io::Result<Addr> {
         self.world.with(|network| {
             let side = &network.shards[self.shard];
             if let Some(listener) = side.listener(token) {
-                return Ok(listener.addr);
+                return Ok(network.name_of(listener.addr));
             }
             if let Ok(addr) = network.datagram_addr(self.shard, token) {
-                return Ok(addr);
+                return Ok(addr.into());
             }
             let stream = side.stream(token).ok_or(Errno::NOTCONN)?;
-            Ok(network.ends[&stream.end].local)
+            Ok(network.name_of(network.ends[&stream.end].local))
         })
     }
 
@@ -207,6 +211,10 @@ impl DatagramDriver for SimDriver {
         self.world.with(|network| network.bind_datagram(self.shard, spec))
     }
 
+    fn adopt_datagram(&mut self, _socket: Socket, _spec: &DatagramSpec) -> io::Result<(Token, SocketAddr)> {
+        Err(real_world("adopt sockets"))
+    }
+
     fn connect_datagram(&mut self, token: Token, peer: SocketAddr) -> io::Result<()> {
         self.world.with(|network| network.connect_datagram(self.shard, token, peer))
     }
@@ -240,6 +248,72 @@ impl DatagramDriver for SimDriver {
     fn datagram_option(&self, token: Token, which: DatagramOption) -> io::Result<DatagramOption> {
         self.world.with(|network| network.datagram_option(self.shard, token, which))
     }
+}
+
+impl UnixDriver for SimDriver {
+    fn listen_unix(&mut self, spec: &UnixListenSpec) -> io::Result<Token> {
+        self.world.with(|network| network.listen_unix(self.shard, spec))
+    }
+
+    fn connect_unix(&mut self, name: &UnixAddr) -> io::Result<Token> {
+        self.world.with(|network| network.connect_unix(self.shard, name))
+    }
+
+    fn send_descriptors(&mut self, token: Token, bytes: &[u8], descriptors: &[OwnedFd]) -> io::Result<usize> {
+        self.world.with(|network| network.send_descriptors(self.shard, token, bytes, descriptors))
+    }
+
+    fn receive_descriptors(&mut self, token: Token, on: bool) {
+        self.world.with(|network| {
+            if let Some(stream) = network.shards[self.shard].stream_mut(token) {
+                stream.takes_descriptors = on;
+            }
+        });
+    }
+
+    fn bind_unix_datagram(
+        &mut self,
+        _name: &UnixAddr,
+        _how: BindHow,
+        _spec: &DatagramSpec,
+    ) -> io::Result<Token> {
+        Err(real_world("bind UNIX datagram sockets"))
+    }
+
+    fn connect_unix_datagram(&mut self, _token: Token, _peer: &UnixAddr) -> io::Result<()> {
+        Err(Errno::NOTCONN.into())
+    }
+
+    fn send_datagram_to_name(&mut self, _token: Token, _bytes: &[u8], _to: &UnixAddr) -> io::Result<()> {
+        Err(Errno::NOTCONN.into())
+    }
+
+    /// All ends of a world live in one process: this one.
+    fn peer_credentials(&self, token: Token) -> io::Result<PeerCredentials> {
+        match self.local_addr(token)? {
+            Addr::Unix(_) => Ok(PeerCredentials::own()),
+            Addr::Ip(_) => Err(Errno::OPNOTSUPP.into()),
+        }
+    }
+
+    fn peer_pidfd(&self, _token: Token) -> io::Result<OwnedFd> {
+        Err(real_world("have a process at its other end"))
+    }
+
+    fn adopt_unix_datagram(&mut self, _socket: Socket, _spec: &DatagramSpec) -> io::Result<Token> {
+        Err(real_world("adopt sockets"))
+    }
+
+    fn adopt_listener(&mut self, _socket: Socket, _accepts_per_turn: usize) -> io::Result<(Token, Addr)> {
+        Err(real_world("adopt sockets"))
+    }
+}
+
+fn real_world(verb: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        format!("a simulation cannot {verb}: that is of the real world"),
+    )
 }
 
 impl WatchDriver for SimDriver {

@@ -253,6 +253,8 @@ pub struct ShardReport {
     pub panics: u64,
     /// Times accepting failed, for want of descriptors or memory.
     pub accept_failures: u64,
+    /// Connections refused since a [`ConnectionLimit`](crate::policies::ConnectionLimit) was reached, in either direction.
+    pub refused: u64,
     /// Connections that ended since their PROXY protocol header was malformed, late, or not from a trusted proxy.
     pub proxy_headers_refused: u64,
     /// Datagrams received.
@@ -299,6 +301,7 @@ impl ShardReport {
             parks: stats.parks.get(),
             panics: stats.panics.get() + inbox.panics,
             accept_failures: stats.accept_failures.get(),
+            refused: stats.refused.get(),
             proxy_headers_refused: stats.proxy_headers_refused.get(),
             datagrams_received: stats.datagrams_received.get(),
             datagrams_sent: stats.datagrams_sent.get(),

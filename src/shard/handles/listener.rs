@@ -7,26 +7,53 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use crate::addr::{Addr, UnixAddr};
 use crate::shard::Shard;
 use crate::shard::groups::Group;
 
 /// A listening address of the runtime. All shards that listen there are one group: closing it on one closes it on all.
 ///
-/// Dropping it changes nothing; it goes on listening.
+/// Dropping it changes nothing; it goes on listening. Its address is a [`SocketAddr`] for TCP, a [`UnixAddr`] for UNIX
+/// sockets, and an [`Addr`] where it may be either.
 #[derive(Clone)]
-pub struct Listener {
+pub struct Listener<A = SocketAddr> {
     shard: Shard,
     group: Arc<Group>,
+    addr: A,
 }
 
 impl Listener {
-    pub(crate) fn new(shard: Shard, group: Arc<Group>) -> Self {
-        Listener { shard, group }
+    pub(crate) fn tcp(shard: Shard, group: Arc<Group>) -> Self {
+        let addr = group.addr.as_ip().expect("a TCP listener has an IP address");
+        Listener { shard, group, addr }
     }
+}
 
+impl Listener<UnixAddr> {
+    pub(crate) fn unix(shard: Shard, group: Arc<Group>) -> Self {
+        let addr = group.addr.as_unix().expect("a UNIX listener has a name").clone();
+        Listener { shard, group, addr }
+    }
+}
+
+impl Listener<Addr> {
+    pub(crate) fn any(shard: Shard, group: Arc<Group>) -> Self {
+        let addr = group.addr.clone();
+        Listener { shard, group, addr }
+    }
+}
+
+impl<A: Clone> Listener<A> {
     /// The address really bound: for port 0, with the number the kernel chose.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.group.addr
+    pub fn local_addr(&self) -> A {
+        self.addr.clone()
+    }
+}
+
+impl<A> Listener<A> {
+    /// The same listener, for code that serves any kind.
+    pub fn into_any(self) -> Listener<Addr> {
+        Listener::any(self.shard, self.group)
     }
 
     /// Stops listening on every shard. Connections whose handshake has finished are still accepted and served, also
@@ -45,7 +72,7 @@ impl Listener {
     }
 }
 
-impl fmt::Debug for Listener {
+impl<A> fmt::Debug for Listener<A> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "Listener({})", self.group.addr)
     }

@@ -17,3 +17,5 @@ pub(crate) mod tls;
 pub(crate) mod transport;
 pub(crate) mod udp_socket;
 pub(crate) mod udp_transport;
+pub(crate) mod unix;
+pub(crate) mod unix_datagram;

@@ -166,6 +166,14 @@ impl StreamCore {
         }
     }
 
+    /// Wakes the reader, to run with the other tasks.
+    pub(crate) fn wake_reader_later(&self) {
+        let reader = self.state.borrow_mut().reader.take();
+        if let Some(reader) = reader {
+            wake_contained(reader);
+        }
+    }
+
     pub(crate) fn on_draining(&self, shard: &Shard) {
         let ends = {
             let mut state = self.state.borrow_mut();
@@ -204,9 +212,9 @@ impl StreamCore {
             let kind = match &reason {
                 CloseReason::Os { source, .. } => Some(source.kind()),
                 CloseReason::Closed | CloseReason::PeerFinished | CloseReason::HandedOff => None,
-                CloseReason::WriteStalled { .. } | CloseReason::DeadlineReached => {
-                    Some(io::ErrorKind::TimedOut)
-                }
+                CloseReason::WriteStalled { .. }
+                | CloseReason::DeadlineReached
+                | CloseReason::Idle { .. } => Some(io::ErrorKind::TimedOut),
                 CloseReason::Tls(TlsError::Truncated) => Some(io::ErrorKind::UnexpectedEof),
                 CloseReason::Tls(TlsError::HandshakeTimedOut { .. }) => Some(io::ErrorKind::TimedOut),
                 CloseReason::Tls(_) => Some(io::ErrorKind::InvalidData),

@@ -11,21 +11,24 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use crate::error::{ConnectError, InvalidAddress};
+use crate::addr::Addr;
+use crate::error::ConnectError;
 use crate::net::connection::{Connection, ReadHalf};
+use crate::net::descriptors::Descriptors;
 use crate::net::framing::{ReadChunks, WriteBytes};
 use crate::net::proxy_protocol::ProxyHeader;
-use crate::net::target::{ConnectTarget, ToTarget};
+use crate::net::target::ToTarget;
 use crate::net::wire::Wire;
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
-use crate::shard::connecting::{ConnectHow, Opening, Target};
+use crate::shard::connecting::{ConnectHow, Goal, Preamble, Target};
 use crate::shard::connections::Handler;
 use crate::shard::handles::stream_core::{Found, StreamCore, WritesAfter};
 use crate::shard::handles::transport::Transport;
 use crate::shard::interfaces::tcp::ConnectOptions;
+use crate::shard::policies::Policed;
 use crate::shard::producers::{EndsAfterProducer, Producing};
 use crate::shard::shared::InTransit;
 
@@ -60,6 +63,22 @@ impl TcpStream {
         &self.core
     }
 
+    /// Waits until the TLS handshake is complete, if there is one.
+    pub(crate) async fn secured(&mut self) -> io::Result<()> {
+        poll_fn(|context| {
+            self.core().check_broken()?;
+            match self.transport().look(|slot| slot.connection.is_handshaking()) {
+                Some(true) => {
+                    self.core().wait_secured(context);
+                    Poll::Pending
+                }
+                Some(false) => Poll::Ready(Ok(())),
+                None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            }
+        })
+        .await
+    }
+
     /// Connects to `target`, from the shard this is called on; see [`Shard::connect_tcp`].
     ///
     /// # Errors
@@ -84,18 +103,18 @@ impl TcpStream {
         target: impl ToTarget,
         options: &ConnectOptions,
     ) -> Result<TcpStream, ConnectError> {
-        TcpStream::established(target.to_target(), options.how(), Opening::default()).await
+        TcpStream::established(Goal::of_target(target.to_target()), options.how(), Preamble::default()).await
     }
 
     /// Connects from the current shard.
     pub(in crate::shard) async fn established(
-        target: Result<ConnectTarget, InvalidAddress>,
+        goal: Result<Goal, ConnectError>,
         how: ConnectHow,
-        opening: Opening,
+        preamble: Preamble,
     ) -> Result<TcpStream, ConnectError> {
         let core = StreamCore::new();
         let becomes = Target::Handler(Handler::Stream(Rc::clone(&core)));
-        let transport = Shard::current().connect_to(target, how, becomes, opening).await?;
+        let transport = Shard::current().connect_to(goal, how, becomes, preamble).await?;
         Ok(TcpStream { core, transport })
     }
 
@@ -243,7 +262,8 @@ impl TcpStream {
     /// Sends what was written, then closes. The same as dropping the stream.
     pub fn close(self) {}
 
-    /// Ends the connection now: unsent output is lost, the peer sees a reset.
+    /// Ends the connection now: unsent output is lost, the peer sees a reset; see [`Transport::abort`], also for what a
+    /// UNIX socket tells.
     pub fn abort(self) {
         self.transport.abort();
     }
@@ -257,9 +277,14 @@ impl TcpStream {
     /// The other end's address.
     ///
     /// # Errors
-    /// `NotConnected` after the connection has ended.
+    /// `NotConnected` after the connection has ended; `Unsupported` for a UNIX connection, whose address
+    /// [`Transport::peer`] gives.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.transport.peer_addr().ok_or_else(|| io::ErrorKind::NotConnected.into())
+        match self.transport.peer() {
+            Some(Addr::Ip(addr)) => Ok(addr),
+            Some(Addr::Unix(_)) => Err(io::ErrorKind::Unsupported.into()),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     /// Our end's address.
@@ -289,7 +314,7 @@ impl TcpStream {
     }
 
     /// Takes the connection off its shard: unread and unsent bytes, the deadline and [`TcpStream::set_ends_on_drain`]
-    /// travel along. Pauses and holds of its transport do not.
+    /// travel along, and so do its [policies](crate::policies). Pauses and holds of its transport do not.
     ///
     /// # Errors
     /// The connection is closed, closing or broken.
@@ -303,22 +328,6 @@ impl TcpStream {
             crate::tasks::yield_now().await;
         }
         self.detach_now()
-    }
-
-    /// Waits until the handshake is complete.
-    pub(crate) async fn secured(&mut self) -> io::Result<()> {
-        poll_fn(|context| {
-            self.core.check_broken()?;
-            match self.transport.look(|slot| slot.connection.is_handshaking()) {
-                Some(true) => {
-                    self.core.wait_secured(context);
-                    Poll::Pending
-                }
-                Some(false) => Poll::Ready(Ok(())),
-                None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-            }
-        })
-        .await
     }
 
     fn detach_now(&self) -> io::Result<DetachedTcpStream> {
@@ -349,6 +358,7 @@ impl TcpStream {
         if slot.marks.producing != Producing::Nobody {
             shard.stop_producer(token);
         }
+        let policed = inner.take_policed(token);
         let unsent = slot.connection.unsent();
         // An end that was not announced is found again by whoever goes on.
         let truncated = slot.connection.session_mut().is_some_and(|tls| std::mem::take(&mut tls.truncated));
@@ -359,19 +369,22 @@ impl TcpStream {
             Found::Queued | Found::Nothing => self.core.take_queued(shard, token),
         };
         unread.append(&mut slot.connection.input.take());
-        let peer_addr = slot.connection.socket_peer_addr();
+        let peer = slot.connection.socket_peer();
         let proxy_header = slot.connection.proxy_header().cloned();
+        let descriptors = slot.connection.take_descriptors();
         let ends_on_drain = self.core.ends_on_drain();
         Ok(DetachedTcpStream {
             socket,
-            peer_addr,
+            peer,
             proxy_header,
             unread,
             unsent,
+            descriptors,
             wire,
             finished,
             ends_on_drain,
             deadline,
+            policed,
             in_transit,
         })
     }
@@ -405,7 +418,7 @@ impl Drop for TcpStream {
 
 impl fmt::Debug for TcpStream {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("TcpStream").field("peer", &self.transport.peer_addr()).finish()
+        formatter.debug_struct("TcpStream").field("peer", &self.transport.peer()).finish()
     }
 }
 
@@ -466,24 +479,28 @@ impl Future for WriteAll<'_> {
 /// counts it among the aborted ones.
 pub struct DetachedTcpStream {
     socket: DetachedSocket,
-    peer_addr: SocketAddr,
+    /// The socket's other end.
+    peer: Addr,
     proxy_header: Option<Arc<ProxyHeader>>,
     unread: Vec<u8>,
     /// As it goes out: sealed, where there is TLS.
     unsent: Vec<u8>,
     wire: Wire,
+    /// Those of a UNIX connection that are unread or unsent.
+    descriptors: Option<Descriptors>,
     /// The peer's FIN was seen already.
     finished: bool,
     ends_on_drain: bool,
     deadline: Option<Instant>,
+    policed: Option<Box<Policed>>,
     /// Last: told when all else has gone.
     in_transit: InTransit,
 }
 
 impl DetachedTcpStream {
-    /// The other end's address.
-    pub fn peer_addr(&self) -> SocketAddr {
-        self.proxy_header.as_ref().map_or(self.peer_addr, |header| header.peer_addr())
+    /// The other end, as a proxy has reported it if one has.
+    pub fn peer(&self) -> Addr {
+        self.proxy_header.as_ref().map_or_else(|| self.peer.clone(), |header| header.peer())
     }
 
     /// Makes it a connection of `shard`: unread bytes are read first, unsent ones are sent first. A deadline that was set
@@ -499,14 +516,18 @@ impl DetachedTcpStream {
         let token = shard.inner.driver.borrow_mut().adopt(self.socket)?;
         let core = StreamCore::new();
         core.begin_with(self.unread, self.finished, self.ends_on_drain);
-        let mut connection = Connection::new(self.peer_addr);
+        let mut connection = Connection::new(self.peer);
         if let Some(header) = self.proxy_header {
             connection.set_proxy_header(header);
         }
         connection.queue_sealed(&self.unsent);
         connection.wire = self.wire;
+        shard.inner.bring_descriptors(token, &mut connection, self.descriptors);
         if self.finished {
             connection.read = ReadHalf::Finished;
+        }
+        if let Some(policed) = self.policed {
+            shard.inner.policing.prepare(token, policed);
         }
         shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
         shard.inner.mark_unsettled(token);
@@ -521,7 +542,7 @@ impl DetachedTcpStream {
 
 impl fmt::Debug for DetachedTcpStream {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("DetachedTcpStream").field("peer", &self.peer_addr()).finish()
+        formatter.debug_struct("DetachedTcpStream").field("peer", &self.peer()).finish()
     }
 }
 

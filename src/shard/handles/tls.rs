@@ -5,10 +5,11 @@ use std::io;
 use crate::error::{ConnectError, TlsError};
 use crate::net::connection::{ReadHalf, WriteHalf};
 use crate::net::target::ToTarget;
-use crate::net::tls::{TlsClientConfig, TlsInfo, TlsRole, loading};
-use crate::shard::connecting::{ConnectHow, Opening};
+use crate::net::tls::{TlsClientConfig, TlsInfo, TlsRole};
+use crate::shard::connecting::{Goal, Preamble};
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::handles::transport::Transport;
+use crate::shard::interfaces::tcp::ConnectOptions;
 
 impl Transport {
     /// Speaks TLS from here on (STARTTLS), as the server with a `&TlsServerConfig`, as the client with
@@ -69,8 +70,25 @@ impl TcpStream {
         tls: &TlsClientConfig,
         name: &str,
     ) -> Result<TcpStream, ConnectError> {
-        let opening = Opening { announcement: None, session: Some(loading::client_session(tls, name)) };
-        TcpStream::established(target.to_target(), ConnectHow::default(), opening).await
+        TcpStream::connect_tls_with(target, tls, name, &ConnectOptions::default()).await
+    }
+
+    /// As [`TcpStream::connect_tls`], with options.
+    ///
+    /// # Errors
+    /// As [`TcpStream::connect_tls`].
+    /// # Cancel safety
+    /// As [`TcpStream::connect_tls`].
+    /// # Panics
+    /// As [`TcpStream::connect_tls`].
+    pub async fn connect_tls_with(
+        target: impl ToTarget,
+        tls: &TlsClientConfig,
+        name: &str,
+        options: &ConnectOptions,
+    ) -> Result<TcpStream, ConnectError> {
+        let preamble = Preamble::tls(Some(&TlsRole::from((tls, name))));
+        TcpStream::established(Goal::of_target(target.to_target()), options.how(), preamble).await
     }
 
     /// As [`Transport::start_tls`], and waits until the handshake is complete. Received bytes that were not read belong to

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::addr::Addr;
 use crate::error::{CloseReason, ProducerError, WriteError};
 use crate::net::connection::{EndKind, STRAIGHT_BYTES};
 use crate::net::proxy_protocol::{Header, ProxyHeader};
@@ -13,6 +14,7 @@ use crate::reactor::driver::{CloseKind, SocketOption};
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
 use crate::shard::connections::Slot;
+use crate::shard::policies::Way;
 use crate::shard::producers::{Producer, ProducerKind, Producing};
 use crate::shard::{Shard, Timer};
 
@@ -85,13 +87,22 @@ impl Transport {
 
     /// A writer is told now that it is above the high watermark; that may hold reading.
     #[cold]
-    fn above_high(&self) -> Flow {
+    pub(super) fn above_high(&self) -> Flow {
         self.change(|slot| slot.connection.tell_above_high());
         self.reading_held();
         Flow::AboveHigh
     }
 
     fn write_checked(&self, bytes: &[u8]) -> Result<Flow, WriteError> {
+        let flow = self.write_unstaged(bytes)?;
+        let is_policed = !self.shard.inner.policing.is_empty();
+        if is_policed && self.look(|slot| slot.marks.watched.logs()) == Some(true) {
+            self.shard.log_traffic(self.token, Way::Written, bytes);
+        }
+        Ok(flow)
+    }
+
+    fn write_unstaged(&self, bytes: &[u8]) -> Result<Flow, WriteError> {
         let inner = &self.shard.inner;
         let marks = &inner.shared.config.watermarks;
         let mut connections = inner.connections.borrow_mut();
@@ -101,12 +112,17 @@ impl Transport {
         let staged_len = if active { staged.len() } else { 0 };
         slot.connection.check_write(staged_len, bytes.len(), marks)?;
         let mut rest = bytes;
-        if staged_len == 0 {
+        if staged_len == 0 && !slot.marks.watched.meters_writes() {
             let (mut driver, mut spare) = (inner.driver.borrow_mut(), inner.spare.borrow_mut());
             let sent = slot.connection.send_straight(&mut **driver, self.token, bytes, &mut spare);
             drop((driver, spare));
             match sent {
-                Ok(sent) => rest = &bytes[sent..],
+                Ok(sent) => {
+                    rest = &bytes[sent..];
+                    if sent > 0 && slot.marks.watched.is_any() {
+                        self.shard.note_sent(self.token);
+                    }
+                }
                 Err(source) => {
                     drop(staged);
                     drop(connections);
@@ -177,6 +193,10 @@ impl Transport {
 
     /// Ends the connection now: unsent output is lost, the peer sees a reset. Idempotent; never reported back before
     /// it returns.
+    ///
+    /// A UNIX socket has no reset of its own: the kernel tells the peer `ECONNRESET` when bytes that it had sent were not
+    /// read here, and an end of input like that of an orderly close when there are none (`unix(7)`). A peer that has to tell
+    /// the two apart needs a protocol that says where a message ends.
     pub fn abort(&self) {
         self.shard.end(self.token, CloseReason::Aborted, EndKind::Close(CloseKind::Reset));
     }
@@ -279,35 +299,48 @@ impl Transport {
         }
     }
 
-    /// The other end's address; `None` after the connection has ended. Behind a proxy that has said whose connection it
-    /// is, the client's.
+    /// The other end's address; `None` for a UNIX connection, and after the end. Behind a proxy that has said whose
+    /// connection it is, the client's.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.look(|slot| slot.connection.peer_addr())
+        self.look(|slot| slot.connection.peer_addr())?
+    }
+
+    /// The other end, whatever it is; `None` after the end.
+    pub fn peer(&self) -> Option<Addr> {
+        self.look(|slot| slot.connection.peer())
     }
 
     /// Our end's address. Behind a proxy that has said it, the address that the client connected to.
     ///
     /// # Errors
-    /// `NotConnected` after the connection has ended.
+    /// `NotConnected` after the connection has ended; `Unsupported` for a UNIX connection.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        let reported =
-            self.look(|slot| slot.connection.proxy_header().and_then(|header| header.local_addr()));
-        match reported.flatten() {
-            Some(addr) => Ok(addr),
-            None => self.socket_local_addr(),
-        }
+        self.local()?.as_ip().ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
-    /// The address of the socket's other end: a proxy's, where there is one. `None` after the connection has ended.
-    pub fn socket_peer_addr(&self) -> Option<SocketAddr> {
-        self.look(|slot| slot.connection.socket_peer_addr())
-    }
-
-    /// The address of the socket's own end, whatever a proxy says.
+    /// Our end, whatever it is. Behind a proxy that has said it, the address that the client connected to.
     ///
     /// # Errors
     /// `NotConnected` after the connection has ended.
-    pub fn socket_local_addr(&self) -> io::Result<SocketAddr> {
+    pub fn local(&self) -> io::Result<Addr> {
+        let reported =
+            self.look(|slot| slot.connection.proxy_header().and_then(|header| header.local_addr()));
+        match reported.flatten() {
+            Some(addr) => Ok(addr.into()),
+            None => self.socket_local(),
+        }
+    }
+
+    /// The socket's other end: a proxy, where there is one. `None` after the connection has ended.
+    pub fn socket_peer(&self) -> Option<Addr> {
+        self.look(|slot| slot.connection.socket_peer())
+    }
+
+    /// The socket's own end, whatever a proxy says.
+    ///
+    /// # Errors
+    /// `NotConnected` after the connection has ended.
+    pub fn socket_local(&self) -> io::Result<Addr> {
         self.shard.inner.driver.borrow().local_addr(self.token)
     }
 
@@ -319,7 +352,7 @@ impl Transport {
 
     pub(crate) fn found_proxy_header(&self, header: &Header<'_>) {
         self.change(|slot| {
-            let proxy = slot.connection.socket_peer_addr();
+            let proxy = slot.connection.socket_peer();
             slot.connection.set_proxy_header(Arc::new(ProxyHeader::new(header, proxy)));
         });
     }
@@ -396,6 +429,13 @@ impl Transport {
         self.shard.inner.timers.borrow().deadline(key)
     }
 
+    /// Ends the connection when no byte has gone either way for `after`, counted from now; replaces the timeout it has, and
+    /// `None` removes it. See [`Policies::idle_timeout`](crate::policies::Policies::idle_timeout), which gives one to every
+    /// connection. Without effect on a connection that is closing.
+    pub fn set_idle_timeout(&self, after: Option<Duration>) {
+        self.shard.set_idle_timeout(self.token, after);
+    }
+
     pub(super) fn look<T>(&self, look: impl FnOnce(&Slot) -> T) -> Option<T> {
         self.shard.inner.connections.borrow().get(self.token).map(look)
     }
@@ -409,7 +449,7 @@ impl fmt::Debug for Transport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = formatter.debug_struct("Transport");
         debug.field("shard", &self.shard.inner.id.index());
-        debug.field("peer", &self.peer_addr()).field("open", &self.is_open()).finish()
+        debug.field("peer", &self.peer()).field("open", &self.is_open()).finish()
     }
 }
 

@@ -143,24 +143,10 @@ impl Future for ReceiveDatagram<'_> {
     type Output = io::Result<Received>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let transport = self.transport;
-        let (shard, core) = (transport.shard(), transport.core());
-        let buffer = &mut *self.buffer;
-        let received = core.next_datagram(shard, |bytes, source, truncated| {
-            let len = bytes.len().min(buffer.len());
-            buffer[..len].copy_from_slice(&bytes[..len]);
-            Received { len, source, truncated: truncated || len < bytes.len() }
-        });
-        if let Some(received) = received {
-            return Poll::Ready(Ok(received));
-        }
-        if let Some(error) = core.take_complaint() {
-            return Poll::Ready(Err(error));
-        }
-        if !core.open.get() {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::NotConnected, "the socket is closed")));
-        }
-        core.wait_to_receive(shard, context);
-        Poll::Pending
+        let (transport, buffer) = (self.transport, &mut *self.buffer);
+        transport.core().poll_datagram(transport.shard(), context, |lent| {
+            let (len, truncated) = lent.copy_to(buffer);
+            Received { len, source: lent.source, truncated }
+        })
     }
 }

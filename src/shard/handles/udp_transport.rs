@@ -54,7 +54,8 @@ impl UdpTransport {
     /// # Errors
     /// `NotConnected` after the end.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.shard.inner.driver.borrow().local_addr(self.core.token)
+        let addr = self.shard.inner.driver.borrow().local_addr(self.core.token)?;
+        addr.as_ip().ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
     /// Whom it is connected to.

@@ -4,15 +4,14 @@ use std::net::SocketAddr;
 
 use crate::error::{ConnectError, ListenError, Result};
 use crate::net::endpoint::{ClientPlace, LoadedClient, LoadedServer, ServerPlace};
-use crate::net::target::ConnectTarget;
-use crate::net::tls::loading;
+use crate::net::tls::TlsRole;
 use crate::shard::Shard;
-use crate::shard::connecting::{ConnectHow, Opening, Target};
+use crate::shard::connecting::{ConnectHow, Goal, Preamble, Target};
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::interfaces::tcp::{ConnectOptions, ListenOptions};
-use crate::shard::listening::{Opener, Prelude};
+use crate::shard::listening::{Opener, Opening, session_maker};
 use crate::shard::protocol::Factory;
 use crate::shard::proxied::HeaderGate;
 
@@ -109,17 +108,20 @@ impl Shard {
         options: &ListenOptions,
         opener: Opener,
     ) -> std::result::Result<Listener, ListenError> {
-        let mut prelude = server.tls.as_ref().map(Prelude::tls).unwrap_or_default();
         let default_timeout = self.inner.shared.config.proxy_header_timeout;
-        prelude.header = server.header.as_ref().map(|rule| HeaderGate::new(rule, default_timeout));
+        let opening = Opening {
+            header: server.header.as_ref().map(|rule| HeaderGate::new(rule, default_timeout)),
+            secure: server.tls.as_ref().map(|tls| session_maker(TlsRole::from(tls))),
+            ..opener.into()
+        };
         let group = match server.place {
             ServerPlace::Tcp { addr, backlog } => {
                 let mut how = options.how();
                 how.backlog = backlog.or(how.backlog);
-                self.open_listener(addr, how, opener, prelude)?
+                self.open_listener(addr, how, opening)?
             }
         };
-        Ok(Listener::new(self.clone(), group))
+        Ok(Listener::tcp(self.clone(), group))
     }
 
     /// Connects where an endpoint says, and makes the connection's protocol when it stands: as [`Shard::connect_tcp`] or
@@ -139,8 +141,8 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        let (target, how, opening) = attempt_at(client, options);
-        Connecting::new(self.connect_to(Ok(target), how, becomes, opening))
+        let (goal, how, preamble) = attempt_at(client, options);
+        Connecting::new(self.connect_to(Ok(goal), how, becomes, preamble))
     }
 }
 
@@ -171,12 +173,12 @@ impl TcpStream {
         client: &LoadedClient,
         options: &ConnectOptions,
     ) -> std::result::Result<TcpStream, ConnectError> {
-        let (target, how, opening) = attempt_at(client, options);
-        TcpStream::established(Ok(target), how, opening).await
+        let (goal, how, preamble) = attempt_at(client, options);
+        TcpStream::established(Ok(goal), how, preamble).await
     }
 }
 
-fn attempt_at(client: &LoadedClient, options: &ConnectOptions) -> (ConnectTarget, ConnectHow, Opening) {
+fn attempt_at(client: &LoadedClient, options: &ConnectOptions) -> (Goal, ConnectHow, Preamble) {
     let ClientPlace::Tcp { target, timeout, bind } = &client.place;
     let mut how = options.how();
     how.timeout = timeout.or(how.timeout);
@@ -185,6 +187,7 @@ fn attempt_at(client: &LoadedClient, options: &ConnectOptions) -> (ConnectTarget
         let bind = Some(SocketAddr::new(*ip, 0));
         (how.bind_v4, how.bind_v6) = if ip.is_ipv4() { (bind, None) } else { (None, bind) };
     }
-    let session = client.tls.as_ref().map(|(tls, name)| loading::client_session(tls, name));
-    (target.clone(), how, Opening { announcement: client.announcement.clone(), session })
+    let role = client.tls.as_ref().map(|(tls, name)| TlsRole::from((tls, &**name)));
+    let preamble = Preamble { announcement: client.announcement.clone(), ..Preamble::tls(role.as_ref()) };
+    (Goal::Ip(target.clone()), how, preamble)
 }

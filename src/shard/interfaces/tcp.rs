@@ -1,24 +1,23 @@
 //! IReactorTCP: listening and connecting.
 
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{ListenError, Result};
 use crate::net::addr::ToAddr;
 use crate::net::target::ToTarget;
-use crate::reactor::token::Token;
 use crate::shard::Shard;
-use crate::shard::connecting::{ConnectHow, Opening, Target};
+use crate::shard::connecting::{ConnectHow, Goal, Preamble, Target};
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
-use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::tcp_stream::TcpStream;
-use crate::shard::listening::{ListenHow, Opener, Prelude};
+use crate::shard::listening::{ListenHow, Opener};
+use crate::shard::policies::Policies;
 use crate::shard::protocol::Factory;
 
 /// How to listen, where the defaults do not do.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ListenOptions {
     how: ListenHow,
 }
@@ -30,7 +29,13 @@ impl ListenOptions {
     }
 
     pub(crate) fn how(&self) -> ListenHow {
-        self.how
+        self.how.clone()
+    }
+
+    /// What the connections that come in are held to.
+    pub fn policies(mut self, policies: &Policies) -> Self {
+        self.how.policies = Some(Arc::new(policies.clone()));
+        self
     }
 
     /// Finished handshakes that may wait, per shard. The kernel cuts it down to `net.core.somaxconn`.
@@ -48,7 +53,7 @@ impl ListenOptions {
 }
 
 /// How to connect, where the defaults do not do.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ConnectOptions {
     how: ConnectHow,
 }
@@ -78,8 +83,14 @@ impl ConnectOptions {
         self
     }
 
+    /// What the connection is held to.
+    pub fn policies(mut self, policies: &Policies) -> Self {
+        self.how.policies = Some(Arc::new(policies.clone()));
+        self
+    }
+
     pub(crate) fn how(&self) -> ConnectHow {
-        self.how
+        self.how.clone()
     }
 }
 
@@ -113,8 +124,8 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> std::result::Result<Listener, ListenError> {
         let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
-        let group = self.open_listener(addr.to_addr()?, options.how, opener, Prelude::default())?;
-        Ok(Listener::new(self.clone(), group))
+        let group = self.open_listener(addr.to_addr()?, options.how(), opener.into())?;
+        Ok(Listener::tcp(self.clone(), group))
     }
 
     /// Listens on `addr`, and runs `handler` as a task for each connection that comes in here. A handler that returns an
@@ -144,9 +155,8 @@ impl Shard {
     where
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
-        let opener = Opener::serving(handler);
-        let group = self.open_listener(addr.to_addr()?, options.how, opener, Prelude::default())?;
-        Ok(Listener::new(self.clone(), group))
+        let group = self.open_listener(addr.to_addr()?, options.how(), Opener::serving(handler).into())?;
+        Ok(Listener::tcp(self.clone(), group))
     }
 
     /// Connects to `target`, and makes the connection's protocol when it stands.
@@ -170,71 +180,7 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        Connecting::new(self.connect_to(target.to_target(), options.how, becomes, Opening::default()))
-    }
-}
-
-impl Opener {
-    /// Runs `handler` as a task for each connection.
-    pub(super) fn serving<H>(handler: H) -> Opener
-    where
-        H: AsyncFn(TcpStream) -> Result<()> + 'static,
-    {
-        let handler = Rc::new(handler);
-        Opener::Streams(Rc::new(move |shard: &Shard, token: Token, core: Rc<StreamCore>| {
-            let handler = Rc::clone(&handler);
-            let serving = Serving::begin(shard);
-            drop(shard.spawn(async move {
-                // Made here: what a task captures stays in it beside what becomes of it.
-                let outcome = handler(TcpStream::new(serving.shard.clone(), token, core)).await;
-                serving.end(outcome);
-            }));
-        }))
-    }
-
-    /// The same, once the connection's TLS handshake is complete, or not at all.
-    pub(super) fn serving_secured<H>(handler: H) -> Opener
-    where
-        H: AsyncFn(TcpStream) -> Result<()> + 'static,
-    {
-        let handler = Rc::new(handler);
-        Opener::Streams(Rc::new(move |shard: &Shard, token: Token, core: Rc<StreamCore>| {
-            let handler = Rc::clone(&handler);
-            let serving = Serving::begin(shard);
-            drop(shard.spawn(async move {
-                let mut stream = TcpStream::new(serving.shard.clone(), token, core);
-                let outcome = match stream.secured().await {
-                    Ok(()) => handler(stream).await,
-                    Err(error) => Err(error.into()),
-                };
-                serving.end(outcome);
-            }));
-        }))
-    }
-}
-
-/// Counts a handler's task for as long as it runs, so that a drain waits for it.
-pub(crate) struct Serving {
-    shard: Shard,
-}
-
-impl Serving {
-    pub(crate) fn begin(shard: &Shard) -> Self {
-        shard.inner.serving.set(shard.inner.serving.get() + 1);
-        Serving { shard: shard.clone() }
-    }
-
-    pub(crate) fn end(self, outcome: Result<()>) {
-        if let Err(error) = outcome {
-            self.shard.log_failure(&*error, "a connection's handler failed");
-            self.shard.drop_contained(error);
-        }
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let serving = &self.shard.inner.serving;
-        serving.set(serving.get().saturating_sub(1));
+        let goal = Goal::of_target(target.to_target());
+        Connecting::new(self.connect_to(goal, options.how(), becomes, Preamble::default()))
     }
 }

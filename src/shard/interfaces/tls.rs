@@ -3,14 +3,15 @@
 use crate::error::{ListenError, Result};
 use crate::net::addr::ToAddr;
 use crate::net::target::ToTarget;
-use crate::net::tls::{TlsClientConfig, TlsServerConfig, loading};
+use crate::net::tls::{TlsClientConfig, TlsRole, TlsServerConfig};
 use crate::shard::Shard;
-use crate::shard::connecting::{Opening, Target};
+use crate::shard::connecting::{Goal, Preamble, Target};
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::interfaces::tcp::{ConnectOptions, ListenOptions};
-use crate::shard::listening::{Opener, Prelude};
+use crate::shard::interfaces::unix::{UnixConnectOptions, UnixListenOptions};
+use crate::shard::listening::{Opener, Opening, session_maker};
 use crate::shard::protocol::Factory;
 
 impl Shard {
@@ -68,8 +69,8 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> std::result::Result<Listener, ListenError> {
         let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
-        let group = self.open_listener(addr.to_addr()?, options.how(), opener, Prelude::tls(tls))?;
-        Ok(Listener::new(self.clone(), group))
+        let group = self.open_listener(addr.to_addr()?, options.how(), tls_opening(opener, tls))?;
+        Ok(Listener::tcp(self.clone(), group))
     }
 
     /// As [`Shard::serve_tcp`], for peers that speak TLS. The handler's task is there from the connection on, and the
@@ -103,9 +104,9 @@ impl Shard {
     where
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
-        let opener = Opener::serving_secured(handler);
-        let group = self.open_listener(addr.to_addr()?, options.how(), opener, Prelude::tls(tls))?;
-        Ok(Listener::new(self.clone(), group))
+        let opening = tls_opening(Opener::serving_secured(handler), tls);
+        let group = self.open_listener(addr.to_addr()?, options.how(), opening)?;
+        Ok(Listener::tcp(self.clone(), group))
     }
 
     /// As [`Shard::connect_tcp`], then TLS with a server that has to be `name`: a DNS name, or an IP address. The attempt
@@ -134,7 +135,33 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        let opening = Opening { announcement: None, session: Some(loading::client_session(tls, name)) };
-        Connecting::new(self.connect_to(target.to_target(), options.how(), becomes, opening))
+        let preamble = Preamble::tls(Some(&TlsRole::from((tls, name))));
+        Connecting::new(self.connect_to(
+            Goal::of_target(target.to_target()),
+            options.how(),
+            becomes,
+            preamble,
+        ))
+    }
+}
+
+fn tls_opening(opener: Opener, tls: &TlsServerConfig) -> Opening {
+    Opening { secure: Some(session_maker(TlsRole::from(tls))), ..opener.into() }
+}
+
+impl UnixListenOptions {
+    /// The connections speak TLS, as those of [`Shard::listen_tls`] do. They pass no descriptors then.
+    pub fn tls(mut self, tls: &TlsServerConfig) -> Self {
+        self.secure = Some(TlsRole::from(tls));
+        self
+    }
+}
+
+impl UnixConnectOptions {
+    /// The connection speaks TLS with a server that has to be `name`, as with [`Shard::connect_tls`]: a name of the
+    /// certificate, not of the socket. It passes no descriptors then.
+    pub fn tls(mut self, tls: &TlsClientConfig, name: &str) -> Self {
+        self.secure = Some(TlsRole::from((tls, name)));
+        self
     }
 }

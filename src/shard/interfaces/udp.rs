@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::addr::UnixAddr;
 use crate::error::{CloseReason, ConnectError, ListenError, Result, SendError};
 use crate::net::addr::ToAddr;
 use crate::shard::Shard;
@@ -47,13 +48,19 @@ pub trait DatagramProtocol: 'static {
 pub struct Datagram<'a> {
     bytes: &'a [u8],
     source: SocketAddr,
+    name: Option<&'a UnixAddr>,
     truncated: bool,
 }
 
 impl<'a> Datagram<'a> {
     #[inline]
-    pub(crate) fn new(bytes: &'a [u8], source: SocketAddr, truncated: bool) -> Self {
-        Datagram { bytes, source, truncated }
+    pub(crate) fn new(
+        bytes: &'a [u8],
+        source: SocketAddr,
+        name: Option<&'a UnixAddr>,
+        truncated: bool,
+    ) -> Self {
+        Datagram { bytes, source, name, truncated }
     }
 
     /// What it carries; may be empty.
@@ -62,10 +69,16 @@ impl<'a> Datagram<'a> {
         self.bytes
     }
 
-    /// Who says to have sent it: easily forged, see [`AmplificationLimit`](crate::AmplificationLimit).
+    /// Who says to have sent it: easily forged, see [`AmplificationLimit`](crate::AmplificationLimit). `0.0.0.0:0` at a UNIX
+    /// socket: see [`Datagram::unix_source`].
     #[inline]
     pub fn source(&self) -> SocketAddr {
         self.source
+    }
+
+    /// The name of the UNIX socket that sent it; unnamed, it cannot be answered. `None` at other sockets.
+    pub fn unix_source(&self) -> Option<&'a UnixAddr> {
+        self.name
     }
 
     /// Whether it was longer than [`UdpOptions::datagram_bytes_max`], and its end is lost.
@@ -228,7 +241,7 @@ impl Shard {
                     SendError::Os(source) => source,
                     other => std::io::Error::other(other),
                 };
-                Err(ConnectError::Os { addr, source })
+                Err(ConnectError::Os { addr: addr.into(), source })
             }
         }
     }
@@ -246,10 +259,11 @@ pub(crate) fn any_port(peer: SocketAddr) -> SocketAddr {
 fn not_bound(addr: SocketAddr, error: ListenError) -> ConnectError {
     match error {
         ListenError::InvalidAddress(error) => ConnectError::InvalidAddress(error),
+        ListenError::InvalidPath(error) => ConnectError::InvalidPath(error),
         ListenError::Stopping => ConnectError::Stopping,
         ListenError::AddressInUse { addr } => {
             ConnectError::Bind { addr, source: std::io::ErrorKind::AddrInUse.into() }
         }
-        ListenError::Os { source, .. } => ConnectError::Bind { addr, source },
+        ListenError::Os { source, .. } => ConnectError::Bind { addr: addr.into(), source },
     }
 }

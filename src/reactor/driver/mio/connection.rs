@@ -1,6 +1,7 @@
 //! One watched connection: what its edges told, what a turn reads from it, what its sends came to.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use mio::Interest;
@@ -10,6 +11,7 @@ use crate::reactor::driver::Event;
 use crate::reactor::lease::{Lease, LeasePool};
 use crate::reactor::token::Token;
 use crate::sys::socket::Socket;
+use crate::sys::unix;
 
 pub(super) struct Connection {
     pub(super) socket: Socket,
@@ -25,17 +27,40 @@ pub(super) struct Connection {
     pub(super) blocked: bool,
     /// It is on the driver's carry list.
     pub(super) carried: bool,
+    pub(super) rights: Rights,
+}
+
+/// What becomes of descriptors that come with the bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rights {
+    /// None can come: it is no UNIX socket.
+    Never,
+    /// The kernel closes them.
+    Closed,
+    Told,
 }
 
 /// How far a connection has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     Connecting,
+    /// To a UNIX listener whose queue is full: tried again by time.
+    Knocking,
+    /// It stands, and that is still to be told.
+    Connected,
     Open,
     /// FIN was told: no more reads.
     PeerFinished,
     /// The error was told: no more events.
     Failed,
+}
+
+impl Phase {
+    /// Whether there is a connection, as far as the shard knows.
+    #[inline]
+    pub(super) fn stands(self) -> bool {
+        !matches!(self, Phase::Connecting | Phase::Knocking | Phase::Connected)
+    }
 }
 
 /// Why a read brought no bytes.
@@ -47,6 +72,7 @@ pub(super) enum ReadEnd {
 }
 
 impl Connection {
+    /// One over IP.
     pub(super) fn new(socket: Socket, phase: Phase) -> Self {
         Connection {
             socket,
@@ -57,7 +83,12 @@ impl Connection {
             errored: false,
             blocked: false,
             carried: false,
+            rights: Rights::Never,
         }
+    }
+
+    pub(super) fn unix(socket: Socket, phase: Phase) -> Self {
+        Connection { rights: Rights::Closed, ..Connection::new(socket, phase) }
     }
 
     /// Remembers what an edge told.
@@ -83,7 +114,8 @@ impl Connection {
     #[inline]
     pub(super) fn only_reads(&self, readiness: Readiness) -> bool {
         let has_bytes = self.unread || readiness.has(Readiness::READABLE);
-        has_bytes && self.reads() && !self.blocked && !self.carried && !readiness.is_unusual()
+        let is_unusual = self.blocked | self.carried | (self.rights != Rights::Never);
+        has_bytes && self.reads() && !is_unusual && !readiness.is_unusual()
     }
 
     /// Serves this connection, which is at the head of the turn, once. It stays there while it may have more
@@ -96,7 +128,7 @@ impl Connection {
         pool: &Rc<LeasePool>,
     ) -> Option<Event> {
         self.note(readiness);
-        if self.phase == Phase::Connecting {
+        if !self.phase.stands() {
             return self.finish_connecting(token, turn);
         }
         if self.blocked && readiness.has(Readiness::WRITABLE) && self.phase != Phase::Failed {
@@ -114,6 +146,9 @@ impl Connection {
         }
         // What is carried already has had its share of this turn.
         if self.reads() && self.unread && !self.carried {
+            if self.rights != Rights::Never {
+                return self.read_unix(token, turn, pool);
+            }
             return match self.read(turn, pool) {
                 Ok(bytes) => Some(Event::Received { token, bytes }),
                 Err(end) => self.after_read(token, end, turn),
@@ -127,6 +162,16 @@ impl Connection {
     /// [`Connection::after_read`] to interpret.
     #[inline]
     pub(super) fn read(&mut self, turn: &mut Turn, pool: &Rc<LeasePool>) -> Result<Lease, ReadEnd> {
+        self.read_by(turn, pool, Socket::recv)
+    }
+
+    #[inline]
+    fn read_by(
+        &mut self,
+        turn: &mut Turn,
+        pool: &Rc<LeasePool>,
+        receive: impl FnOnce(&Socket, &mut [u8]) -> io::Result<usize>,
+    ) -> Result<Lease, ReadEnd> {
         // Until this read has disproved it.
         self.unread = true;
         // Bounded: a fast sender would otherwise keep the loop for itself.
@@ -135,7 +180,7 @@ impl Connection {
         }
         turn.served += 1;
         let mut buffer = pool.take();
-        match self.socket.recv(&mut buffer) {
+        match receive(&self.socket, &mut buffer) {
             Ok(received_bytes) if received_bytes > 0 => {
                 if received_bytes < buffer.len() && !self.to_the_end {
                     self.unread = false;
@@ -191,8 +236,51 @@ impl Connection {
         None
     }
 
+    /// As `read` and `after_read`, for a UNIX socket. The kernel ends a read behind the bytes that carried descriptors, also
+    /// where nobody wants those: after one of these a short read proves nothing.
+    #[inline(never)]
+    fn read_unix(&mut self, token: Token, turn: &mut Turn, pool: &Rc<LeasePool>) -> Option<Event> {
+        let mut descriptors: Vec<OwnedFd> = Vec::new();
+        let mut stopped_early = false;
+        let told = self.rights == Rights::Told;
+        let to_the_end = std::mem::replace(&mut self.to_the_end, true);
+        let outcome = self.read_by(turn, pool, |socket, buffer| {
+            let wanted = told.then_some(&mut descriptors);
+            let received = unix::receive(socket, buffer, wanted)?;
+            stopped_early = received.with_control;
+            Ok(received.bytes)
+        });
+        self.to_the_end = to_the_end;
+        let read = match outcome {
+            Ok(bytes) => {
+                if !stopped_early && bytes.len() < pool.buffer_bytes() && !to_the_end {
+                    self.unread = false;
+                    turn.pass_head();
+                }
+                Some(Event::Received { token, bytes })
+            }
+            Err(end) => self.after_read(token, end, turn),
+        };
+        if descriptors.is_empty() {
+            return read;
+        }
+        turn.happened.extend(read);
+        Some(Event::Descriptors { token, descriptors })
+    }
+
     /// Looks whether the attempt to connect has ended.
     pub(super) fn finish_connecting(&mut self, token: Token, turn: &mut Turn) -> Option<Event> {
+        match self.phase {
+            Phase::Connected => {
+                self.phase = Phase::Open;
+                return Some(Event::Connected { token });
+            }
+            Phase::Knocking => {
+                turn.pass_head();
+                return None;
+            }
+            _ => {}
+        }
         match connect_outcome(&self.socket) {
             None => {
                 turn.pass_head();

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::turn::{Readiness, Turn};
 use super::{MioDriver, Source, not_connected};
-use crate::reactor::datagrams::BatchPool;
+use crate::reactor::datagrams::{BatchPool, BatchStore};
 use crate::reactor::driver::Event;
 use crate::reactor::driver::datagrams::{
     DatagramDriver, DatagramEvent, DatagramOption, DatagramSpec, MulticastInterface, wrong_interface,
@@ -22,10 +22,13 @@ use crate::reactor::driver::datagrams::{
 use crate::reactor::token::Token;
 use crate::sys::datagram::{self, MESSAGES_MAX, SEGMENTED_BYTES_MAX, SEGMENTS_MAX, Slots};
 use crate::sys::socket::Socket;
+use crate::sys::unix::{self, Bound};
 
 pub(super) struct Datagram {
     pub(super) socket: Socket,
     is_ipv6: bool,
+    /// For one of a UNIX socket: the file it is bound to, if it is.
+    unix: Option<Option<Bound>>,
     pub(super) receiving: bool,
     /// The kernel has datagrams for us, or may have.
     pub(super) unread: bool,
@@ -97,8 +100,12 @@ impl Datagram {
         }
         let wanted = self.wanted.min(self.datagrams_per_turn - turn.served);
         let mut store = pool.take();
-        let received =
-            datagram::receive(self.socket.as_fd(), &mut store.buffer, self.slots, wanted, &mut store.arrived);
+        let received = if self.unix.is_some() {
+            self.receive_unix(&mut store, wanted)
+        } else {
+            let buffer = &mut store.buffer;
+            datagram::receive(self.socket.as_fd(), buffer, self.slots, wanted, &mut store.arrived)
+        };
         match received {
             Ok(received) => {
                 if let Some(dropped) = received.dropped {
@@ -123,6 +130,12 @@ impl Datagram {
                 self.after_failed_receive(token, error, turn)
             }
         }
+    }
+
+    fn receive_unix(&self, store: &mut BatchStore, wanted: usize) -> io::Result<datagram::Received> {
+        let BatchStore { buffer, arrived, names, .. } = store;
+        let messages = unix::receive_datagrams(&self.socket, buffer, self.slots, wanted, arrived, names)?;
+        Ok(datagram::Received { messages, dropped: None })
     }
 
     #[cold]
@@ -180,30 +193,12 @@ impl DatagramDriver for MioDriver {
         if let Some(bytes) = spec.send_buffer_bytes {
             socket.set_send_buffer(bytes)?;
         }
-        let addr = socket.local_addr()?;
-        // A joined message is as long as the longest datagram, whatever its parts are.
-        let joined_bytes = if spec.joined { datagram::DATAGRAM_BYTES_MAX } else { 0 };
-        let slot_bytes = spec.datagram_bytes_max.max(joined_bytes).clamp(1, datagram::DATAGRAM_BYTES_MAX);
-        let source = Datagram {
-            socket,
-            is_ipv6: addr.is_ipv6(),
-            receiving: false,
-            unread: false,
-            to_the_end: false,
-            blocked: false,
-            carried: false,
-            broken: false,
-            cannot_segment: false,
-            complaint: None,
-            slots: Slots::new(slot_bytes),
-            wanted: 2,
-            dropped: 0,
-            datagrams_per_turn: spec.datagrams_per_turn.max(1),
-            bytes_per_turn: spec.bytes_per_turn.max(1),
-            served_bytes: 0,
-        };
-        let token = self.add(Source::Datagram(Box::new(source)))?;
-        Ok((token, addr))
+        self.add_datagram(socket, spec)
+    }
+
+    fn adopt_datagram(&mut self, socket: Socket, spec: &DatagramSpec) -> io::Result<(Token, SocketAddr)> {
+        socket.make_nonblocking()?;
+        self.add_datagram(socket, spec)
     }
 
     fn connect_datagram(&mut self, token: Token, peer: SocketAddr) -> io::Result<()> {
@@ -306,6 +301,55 @@ impl DatagramDriver for MioDriver {
 }
 
 impl MioDriver {
+    fn add_datagram(&mut self, socket: Socket, spec: &DatagramSpec) -> io::Result<(Token, SocketAddr)> {
+        let addr = socket.local_addr()?;
+        let token = self.add_datagram_source(socket, addr.is_ipv6(), None, spec)?;
+        Ok((token, addr))
+    }
+
+    pub(super) fn add_unix_datagram(
+        &mut self,
+        socket: Socket,
+        bound: Option<Bound>,
+        spec: &DatagramSpec,
+    ) -> io::Result<Token> {
+        self.add_datagram_source(socket, false, Some(bound), spec)
+    }
+
+    fn add_datagram_source(
+        &mut self,
+        socket: Socket,
+        is_ipv6: bool,
+        unix: Option<Option<Bound>>,
+        spec: &DatagramSpec,
+    ) -> io::Result<Token> {
+        // A joined message is as long as the longest datagram, whatever its parts are.
+        let joined_bytes = if spec.joined { datagram::DATAGRAM_BYTES_MAX } else { 0 };
+        let slot_bytes = spec.datagram_bytes_max.max(joined_bytes).clamp(1, datagram::DATAGRAM_BYTES_MAX);
+        let is_unix = unix.is_some();
+        let source = Datagram {
+            socket,
+            is_ipv6,
+            unix,
+            receiving: false,
+            unread: false,
+            to_the_end: false,
+            blocked: false,
+            carried: false,
+            broken: false,
+            // The kernel would send it in one piece: UNIX sockets heed no UDP_SEGMENT.
+            cannot_segment: is_unix,
+            complaint: None,
+            slots: Slots::new(slot_bytes),
+            wanted: 2,
+            dropped: 0,
+            datagrams_per_turn: spec.datagrams_per_turn.max(1),
+            bytes_per_turn: spec.bytes_per_turn.max(1),
+            served_bytes: 0,
+        };
+        self.add(Source::Datagram(Box::new(source)))
+    }
+
     fn datagram(&self, token: Token) -> io::Result<&Datagram> {
         match self.sources.get(token) {
             Some(Source::Datagram(source)) => Ok(source),

@@ -1,5 +1,6 @@
 //! One watched listener: accepting within a budget, and waiting while the process is out of descriptors.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -7,12 +8,15 @@ use rustix::io::Errno;
 use super::connection::{Connection, Phase};
 use super::turn::{News, Readiness};
 use super::{MioDriver, Source};
+use crate::addr::Addr;
 use crate::reactor::driver::Event;
 use crate::reactor::token::Token;
 use crate::sys::socket::Socket;
+use crate::sys::unix::{self, Bound};
 
 pub(super) struct Listener {
     pub(super) socket: Socket,
+    kind: ListenerKind,
     pub(super) accepts_per_turn: usize,
     pub(super) accepting: bool,
     /// Peers wait in the queue, or may.
@@ -21,21 +25,70 @@ pub(super) struct Listener {
     pub(super) carried: bool,
     /// It is on the list of those that wait for descriptors.
     pub(super) paused: bool,
+    /// Shut, and that has not been told.
+    pub(super) hung_up: bool,
     /// When [`Event::AcceptFailed`] was last told.
     pub(super) reported_at: Option<Instant>,
 }
 
+/// Where a listening socket comes from.
+pub(super) enum ListenerKind {
+    Tcp,
+    /// With the file it is bound to, unless its name is an abstract one. Shut is a socket that takes nobody any more.
+    Unix {
+        bound: Option<Bound>,
+        shut: bool,
+    },
+    /// Made elsewhere, where others may still have it.
+    Adopted {
+        is_unix: bool,
+    },
+}
+
 impl Listener {
-    pub(super) fn new(socket: Socket, accepts_per_turn: usize) -> Self {
+    pub(super) fn new(socket: Socket, kind: ListenerKind, accepts_per_turn: usize) -> Self {
         Listener {
             socket,
-            accepts_per_turn,
+            kind,
+            accepts_per_turn: accepts_per_turn.max(1),
             accepting: false,
             unread: false,
             carried: false,
             paused: false,
+            hung_up: false,
             reported_at: None,
         }
+    }
+}
+
+impl Listener {
+    /// Takes nobody any more, if that is ours to say. Who waits can still be accepted.
+    pub(super) fn refuse_handshakes(&mut self) -> io::Result<()> {
+        match &mut self.kind {
+            ListenerKind::Tcp => self.socket.refuse_handshakes(),
+            ListenerKind::Unix { bound, shut } => {
+                // The file first: who comes now finds whoever is bound there next, or nothing.
+                drop(bound.take());
+                *shut = true;
+                unix::refuse_connections(&self.socket)
+            }
+            ListenerKind::Adopted { .. } => Ok(()),
+        }
+    }
+
+    #[inline]
+    fn accept(&self) -> io::Result<(Socket, Addr)> {
+        match self.kind {
+            ListenerKind::Tcp | ListenerKind::Adopted { is_unix: false } => {
+                self.socket.accept().map(|(socket, peer)| (socket, peer.into()))
+            }
+            _ => self.socket.accept_unix().map(|(socket, peer)| (socket, peer.into())),
+        }
+    }
+
+    /// Whether we have shut the socket ourselves: then there is nothing to tell.
+    fn is_shut(&self) -> bool {
+        matches!(self.kind, ListenerKind::Unix { shut: true, .. })
     }
 }
 
@@ -45,9 +98,11 @@ impl MioDriver {
     pub(super) fn serve_listener(&mut self, token: Token, readiness: Readiness) -> Option<Event> {
         let short_of_descriptors = self.shortage.lasts_at(self.now);
         let Ok(listener) = self.listener_mut(token) else { return None };
-        if readiness.has(Readiness::READABLE) {
+        // One that is shut may say that alone: only accepting tells the rest.
+        if readiness.has(Readiness::READABLE) || readiness.is_unusual() {
             listener.unread = true;
         }
+        listener.hung_up |= readiness.has(Readiness::TO_THE_END) && !listener.is_shut();
         if !listener.accepting || !listener.unread || listener.carried || listener.paused {
             self.turn.pass_head();
             return None;
@@ -89,14 +144,32 @@ impl MioDriver {
     pub(super) fn accept_one(&mut self, listener_token: Token) -> Accept {
         let now = self.now;
         let Ok(listener) = self.listener_mut(listener_token) else { return Accept::Nothing };
-        let (error, hung_up) = match listener.socket.accept() {
-            Ok((socket, peer)) => match self.add(Source::Connection(Connection::new(socket, Phase::Open))) {
-                Ok(token) => return Accept::One(Event::Accepted { listener: listener_token, token, peer }),
-                // Too many are watched: the same shortage, only that this peer has been hung up on.
-                Err(error) => (error, true),
-            },
+        let (error, hung_up) = match listener.accept() {
+            Ok((socket, peer)) => {
+                let connection = match peer {
+                    Addr::Ip(_) => Connection::new(socket, Phase::Open),
+                    Addr::Unix(_) => Connection::unix(socket, Phase::Open),
+                };
+                match self.add(Source::Connection(connection)) {
+                    Ok(token) => {
+                        return Accept::One(Event::Accepted { listener: listener_token, token, peer });
+                    }
+                    // Too many are watched: the same shortage, only that this peer has been hung up on.
+                    Err(error) => (error, true),
+                }
+            }
             Err(error) => match Errno::from_io_error(&error) {
+                // Somebody else has shut it, and nobody is left in the queue. A UNIX socket says it by its readiness alone.
+                Some(Errno::AGAIN) if std::mem::take(&mut listener.hung_up) => {
+                    listener.accepting = false;
+                    let error = Errno::INVAL.into();
+                    return Accept::Ended(Event::Failed { token: listener_token, error });
+                }
                 Some(Errno::AGAIN) => {
+                    listener.unread = false;
+                    return Accept::Nothing;
+                }
+                Some(Errno::INVAL) if listener.is_shut() => {
                     listener.unread = false;
                     return Accept::Nothing;
                 }
@@ -105,6 +178,7 @@ impl MioDriver {
                 _ => {
                     // The listener itself is broken: trying again would spin.
                     listener.accepting = false;
+                    listener.hung_up = false;
                     return Accept::Ended(Event::Failed { token: listener_token, error });
                 }
             },

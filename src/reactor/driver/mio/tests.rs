@@ -141,6 +141,7 @@ fn name(event: &Event) -> &'static str {
         Event::AcceptFailed { .. } => "AcceptFailed",
         Event::Datagram { .. } => "Datagram",
         Event::Ready { .. } => "Ready",
+        Event::Descriptors { .. } => "Descriptors",
     }
 }
 

@@ -1,5 +1,8 @@
 //! What one turn of the driver has before it, in the order in which it is served.
 
+use std::collections::VecDeque;
+
+use crate::reactor::driver::Event;
 use crate::reactor::token::Token;
 
 /// What this turn serves, and what the next one will.
@@ -12,6 +15,8 @@ pub(super) struct Turn {
     pub(super) served: usize,
     /// What stopped on its budget: news of the next turn.
     pub(super) carried: Vec<Token>,
+    /// What has happened already, and is told before anything else.
+    pub(super) happened: VecDeque<Event>,
 }
 
 impl Turn {

@@ -21,6 +21,7 @@ pub(super) struct ReadBuffers {
 enum Due {
     Accepted,
     Connected,
+    Descriptors,
     Received,
     PeerFinished,
     Sent,
@@ -90,7 +91,8 @@ impl Network {
             };
         }
         if end.arrived > 0 && (stream.receiving || stream.late) {
-            return Some(Due::Received);
+            let has_descriptors = stream.takes_descriptors && end.bytes_before_descriptors() == Some(0);
+            return Some(if has_descriptors { Due::Descriptors } else { Due::Received });
         }
         if end.finished && !stream.finish_told && stream.receiving {
             return Some(Due::PeerFinished);
@@ -126,13 +128,22 @@ impl Network {
         let id = stream.end;
         match due {
             Due::Accepted | Due::Datagram => unreachable!("told above"),
+            Due::Descriptors => {
+                let end = self.ends.get_mut(&id).expect("an open source has an end");
+                Event::Descriptors { token, descriptors: end.take_descriptors() }
+            }
             Due::Connected => {
                 stream.announced = true;
                 Event::Connected { token }
             }
             Due::Received => {
                 stream.late = false;
-                let arrived = self.ends[&id].arrived.min(self.options.read_buffer_bytes);
+                let takes_descriptors = stream.takes_descriptors;
+                let end = &self.ends[&id];
+                // As on Linux, a read ends where the next descriptors are.
+                let readable = end.bytes_before_descriptors().filter(|_| takes_descriptors);
+                let arrived =
+                    end.arrived.min(readable.unwrap_or(usize::MAX)).min(self.options.read_buffer_bytes);
                 let count = self.chunk_bytes(arrived);
                 let bytes = buffers.lend(count, |buffer| self.read(id, buffer));
                 Event::Received { token, bytes }

@@ -5,11 +5,13 @@ pub(super) mod datagrams;
 mod packets;
 #[cfg(test)]
 pub(super) mod test_kit;
+mod unix;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -17,6 +19,7 @@ use rustix::io::Errno;
 use self::datagrams::Flying;
 use self::packets::Delivery;
 pub(super) use self::packets::Packet;
+use self::unix::Names;
 use super::chance::Chance;
 use super::options::SimOptions;
 use super::sources::{Listener, Room, ShardSide, SourceKind, Stream};
@@ -40,6 +43,8 @@ pub(super) struct Network {
     pub(super) ends: BTreeMap<EndId, End>,
     last_end: u64,
     groups: BTreeMap<SocketAddr, Group>,
+    /// UNIX sockets are at addresses of their own.
+    names: Names,
     datagram_groups: BTreeMap<SocketAddr, Group>,
     /// Datagrams under way, by number.
     flying: BTreeMap<u64, Flying>,
@@ -73,6 +78,10 @@ pub(super) struct End {
     input_capacity: usize,
     /// A reset has destroyed bytes that were under way: a FIN after them must not arrive either.
     input_cut: bool,
+    /// Descriptors that travel with bytes of `input`: each with the number of its byte, counted from the first ever.
+    descriptors: VecDeque<(u64, Vec<OwnedFd>)>,
+    /// How many bytes have been read.
+    consumed: u64,
     /// FIN has arrived.
     pub(super) finished: bool,
     write_shut: bool,
@@ -123,6 +132,7 @@ impl Network {
             ends: BTreeMap::new(),
             last_end: 0,
             groups: BTreeMap::new(),
+            names: Names::default(),
             datagram_groups: BTreeMap::new(),
             flying: BTreeMap::new(),
             flights: 0,
@@ -262,6 +272,8 @@ impl Network {
             arrived: 0,
             input_capacity,
             input_cut: false,
+            descriptors: VecDeque::new(),
+            consumed: 0,
             finished: false,
             write_shut: false,
             last_due: Duration::ZERO,
@@ -401,6 +413,7 @@ impl Network {
                 group.members.retain(|member| *member != (shard, token));
                 if group.members.is_empty() {
                     self.groups.remove(&listener.addr);
+                    self.names.forget(listener.addr);
                 }
                 // As Linux does, unless net.ipv4.tcp_migrate_req is set: nobody else gets what waited here.
                 for id in listener.taken.into_iter().chain(listener.queue).chain(listener.handshaking) {
@@ -468,6 +481,8 @@ impl Network {
         assert!(count <= end.arrived, "read what has not arrived");
         end.input.drain(..count);
         end.arrived -= count;
+        end.consumed += count as u64;
+        end.close_passed_descriptors();
         if end.input.is_empty() {
             // An idle connection owns no buffer.
             end.input = VecDeque::new();

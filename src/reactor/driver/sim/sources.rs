@@ -66,6 +66,7 @@ pub(super) struct Stream {
     pub(super) finish_told: bool,
     pub(super) failure_told: bool,
     pub(super) room: Room,
+    pub(super) takes_descriptors: bool,
 }
 
 /// What a sender that came short waits for.
@@ -158,6 +159,7 @@ impl Stream {
             finish_told: false,
             failure_told: false,
             room: Room::NotWanted,
+            takes_descriptors: false,
         }
     }
 }

@@ -72,7 +72,9 @@ impl Bench {
 
     fn keep(&mut self, shard: usize, event: Event) {
         let told = match event {
-            Event::Accepted { listener, token, peer } => Told::Accepted { listener, token, peer },
+            Event::Accepted { listener, token, peer } => {
+                Told::Accepted { listener, token, peer: peer.as_ip().expect("only TCP here") }
+            }
             Event::Connected { token } => Told::Connected(token),
             Event::Received { token, bytes } => {
                 assert!(!bytes.is_empty(), "an empty Received");
@@ -82,7 +84,9 @@ impl Bench {
             Event::PeerFinished { token } => Told::PeerFinished(token),
             Event::Sent { token } => Told::Sent(token),
             Event::Failed { token, error } => Told::Failed(token, error.kind()),
-            Event::Datagram { .. } | Event::Ready { .. } => unreachable!("no such sources here"),
+            Event::Datagram { .. } | Event::Ready { .. } | Event::Descriptors { .. } => {
+                unreachable!("no such sources here")
+            }
             Event::AcceptFailed { listener, error } => Told::AcceptFailed(listener, error.raw_os_error()),
         };
         self.told.push((shard, told));
@@ -206,9 +210,9 @@ fn a_connection_echoes_and_both_ends_know_the_addresses() {
         bench.run();
         assert_eq!(bench.saw(CLIENT, &Told::Connected(client)), 1, "seed {seed}");
         let server = bench.accepted_at(listener)[0];
-        let local = bench.drivers[CLIENT].local_addr(client).unwrap();
+        let local = bench.drivers[CLIENT].local_addr(client).unwrap().as_ip().unwrap();
         assert_eq!(bench.saw(SERVER, &Told::Accepted { listener, token: server, peer: local }), 1);
-        let dialled = bench.drivers[SERVER].local_addr(server).unwrap();
+        let dialled = bench.drivers[SERVER].local_addr(server).unwrap().as_ip().unwrap();
         assert!(dialled.ip().is_loopback() && dialled.port() == addr.port());
 
         bench.send_all(CLIENT, client, b"hello");

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::{EndId, Group, Network, Owner, Phase};
+use crate::addr::Addr;
 use crate::reactor::driver::sim::sources::Room;
 use crate::reactor::random::mix;
 use crate::reactor::token::Token;
@@ -86,7 +87,7 @@ impl Network {
 
     /// Sends `packet` on its way; with `to`, behind everything that is under way to that end.
     pub(in crate::reactor::driver::sim) fn post(&mut self, to: Option<EndId>, packet: Packet) {
-        let mut due = self.clock + self.latency();
+        let mut due = self.clock + if self.is_instant(&packet) { Duration::ZERO } else { self.latency() };
         if let Some(end) = to.and_then(|to| self.ends.get_mut(&to)) {
             due = due.max(end.last_due);
             end.last_due = due;
@@ -163,6 +164,19 @@ impl Network {
         if member.is_none() && !is_nowhere(addr.ip()) {
             self.post(Some(client), Packet::Refusal { client, cause: Errno::CONNREFUSED });
             return;
+        }
+        if super::unix::is_of_names(addr) {
+            let Some((shard, token)) = member else { return };
+            let listener = self.shards[shard].listener(token).expect("groups hold living listeners");
+            if listener.refusing {
+                self.post(Some(client), Packet::Refusal { client, cause: Errno::CONNREFUSED });
+                return;
+            }
+            if listener.waiting() >= listener.backlog {
+                // The client knocks again, as long as it likes.
+                self.post_at(self.clock + super::unix::KNOCK_INTERVAL, Packet::Syn { client, attempt });
+                return;
+            }
         }
         let member = member.filter(|&(shard, token)| {
             let listener = self.shards[shard].listener(token).expect("groups hold living listeners");
@@ -291,9 +305,9 @@ impl Network {
     }
 
     /// Gives an accepted connection to the shard that accepted it.
-    pub(in crate::reactor::driver::sim) fn own(&mut self, shard: usize, id: EndId) -> (Token, SocketAddr) {
+    pub(in crate::reactor::driver::sim) fn own(&mut self, shard: usize, id: EndId) -> (Token, Addr) {
         let token = self.adopt(shard, id);
-        (token, self.ends[&id].remote)
+        (token, self.name_of(self.ends[&id].remote))
     }
 
     pub(super) fn is_wanted(&self, packet: &Packet) -> bool {
