@@ -22,7 +22,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use shardwise::endpoint::quote;
-use shardwise::{ClientEndpoint, LoadedClient, LoadedServer, Result, ServerEndpoint, TcpStream};
+use shardwise::{
+    Addr, ClientEndpoint, Listener, LoadedClient, LoadedServer, Result, ServerEndpoint, TcpStream,
+};
 use tls_kit::{Authority, Issued};
 
 fn server(text: &str) -> Result<LoadedServer> {
@@ -36,6 +38,11 @@ fn client(text: &str) -> Result<LoadedClient> {
 /// A plain client of `addr`.
 fn client_of(addr: SocketAddr) -> LoadedClient {
     client(&format!("tcp:{}:{}", quote(&addr.ip().to_string()), addr.port())).unwrap()
+}
+
+/// Where a listener listens.
+fn at<A: Clone + Into<Addr>>(listener: &Listener<A>) -> SocketAddr {
+    listener.local_addr().into().as_ip().expect("it listens at an IP address")
 }
 
 /// Writes in pieces of at most `size` bytes, each sent on its own.

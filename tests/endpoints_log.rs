@@ -54,9 +54,10 @@ fn the_log_tells_the_peer_and_what_is_wrong_with_its_header() {
     on_every_driver(async move |env| {
         let server = "haproxy:127.0.0.1:0".parse::<ServerEndpoint>()?.load()?;
         let listen = |server| env.shard().listen(&server, || Echo);
-        let addr = listen(server.clone())?.local_addr();
-        let untrusting = listen(server.clone().trust_proxies([]))?.local_addr();
-        let impatient = listen(server.proxy_header_timeout(Duration::from_millis(77)))?.local_addr();
+        let addr = listen(server.clone())?.local_addr().as_ip().unwrap();
+        let untrusting = listen(server.clone().trust_proxies([]))?.local_addr().as_ip().unwrap();
+        let impatient =
+            listen(server.proxy_header_timeout(Duration::from_millis(77)))?.local_addr().as_ip().unwrap();
 
         let mut cases = malformed();
         cases.push((b"PRO".to_vec(), "the connection ended within its header, after 3 bytes"));

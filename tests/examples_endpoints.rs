@@ -404,3 +404,21 @@ fn a_second_signal_ends_a_forwarder_whose_peers_do_not() {
     server.ends_with(128 + 15);
     drop((client, accepted));
 }
+
+#[test]
+fn a_forwarder_resets_one_connection_too_many_and_ends_idle_ones() {
+    let echo = Server::start("echo", &[]);
+    let limits = ["--idle-timeout", "1", "--connections-max", "1"];
+    let forwarder = forward("127.0.0.1:0", &echo.addr.to_string(), &limits);
+    let mut first = forwarder.connect();
+    first.write_all(b"in time").unwrap();
+    let mut answer = [0; 7];
+    first.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"in time");
+    let second = TcpStream::connect(forwarder.addr).and_then(|mut second| second.read(&mut [0]));
+    assert_eq!(second.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    match first.read(&mut answer) {
+        Ok(count) => assert_eq!(count, 0),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+    }
+}

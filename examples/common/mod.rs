@@ -25,7 +25,8 @@ pub use runtime::{announce, announce_addr, serve};
 #[derive(Args, Clone, Debug)]
 pub struct Flags {
     /// Where to listen: HOST:PORT, or an endpoint such as tls:7443:privateKey=key.pem:certKey=cert.pem, or
-    /// haproxy:127.0.0.1:7000 behind a proxy that sends PROXY protocol headers. HOST is a name, an IPv4 address or an
+    /// unix:/run/example.sock, or systemd:index=0 and fd:3 for a socket that is there already, or haproxy:127.0.0.1:7000
+    /// behind a proxy that sends PROXY protocol headers. HOST is a name, an IPv4 address or an
     /// IPv6 address in brackets; PORT is 0 to 65535, and with 0 the system picks a free one. The address in use is
     /// printed as "listening on ADDRESS"
     #[arg(long, value_name = "ENDPOINT")]
@@ -75,7 +76,8 @@ impl Flags {
         parse_or_exit::<NoMore>(about, default_port).0
     }
 
-    /// Where to listen. Ends the process with code 1 if the host has no address, with 2 if something else is wrong.
+    /// Where to listen. Ends the process with code 1 if the host has no address, or the descriptor does not listen;
+    /// with 2 if something else is wrong.
     pub fn server_or_exit(&self) -> LoadedServer {
         self.listen.load().unwrap_or_else(|error| unusable("--listen", &error).exit())
     }
@@ -117,7 +119,11 @@ pub fn parse<More: Args>(
 
 /// How a program ends that cannot use the endpoint of `option`.
 pub fn unusable(option: &str, error: &LoadError) -> Ending {
-    let code = if matches!(error.problem(), LoadProblem::Host(_)) { 1 } else { 2 };
+    let code = match error.problem() {
+        // Not the option is wrong, but what is found there.
+        LoadProblem::Host(_) | LoadProblem::Descriptor { .. } | LoadProblem::NotPassed(_) => 1,
+        _ => 2,
+    };
     Ending { code, text: one_line(&format!("error: {option}: {error}")) }
 }
 

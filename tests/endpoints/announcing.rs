@@ -6,7 +6,7 @@ use shardwise::{Result, TcpStream};
 
 use crate::common::{Echo, read_to_end, round_trip};
 use crate::tls_kit::Authority;
-use crate::{Folder, client, client_of, server};
+use crate::{Folder, at, client, client_of, server};
 
 fn addresses() -> Addresses<'static> {
     Addresses::tcp("192.0.2.7:40000".parse().unwrap(), "198.51.100.1:443".parse().unwrap())
@@ -20,7 +20,7 @@ fn a_header_goes_out_before_everything_in_either_version() {
             stream.write_all(&received).await?;
             Ok(())
         })?;
-        let client = client_of(listener.local_addr());
+        let client = client_of(at(&listener));
         let mut v2 = Vec::new();
         let tlvs = [Tlv { kind: tlv_kind::AUTHORITY, value: b"example.org" }];
         addresses().encode_v2(&tlvs, &mut v2)?;
@@ -57,7 +57,7 @@ fn a_header_that_is_announced_is_what_a_server_behind_it_is_told_through_tls_too
             ),
         ] {
             let listener = env.shard().serve(&server(&listens)?, tells)?;
-            let port = listener.local_addr().port();
+            let port = at(&listener).port();
             let client = client(&connects.replace("PORT", &port.to_string()))?;
             for version in [Version::V1, Version::V2] {
                 let announcing = client.clone().announcing(version, &addresses(), &[])?;
@@ -84,7 +84,7 @@ async fn tells(mut stream: TcpStream) -> Result<()> {
 fn a_proxy_of_two_hops_passes_the_first_client_on() {
     on_every_driver(async |env| {
         let last = env.shard().serve(&server("haproxy:127.0.0.1:0")?, tells)?;
-        let upstream = client_of(last.local_addr());
+        let upstream = client_of(at(&last));
         let first =
             env.shard().serve(&server("haproxy:127.0.0.1:0")?, async move |mut stream: TcpStream| {
                 let addresses = Addresses::tcp(stream.peer_addr()?, stream.local_addr()?);
@@ -93,7 +93,7 @@ fn a_proxy_of_two_hops_passes_the_first_client_on() {
                 shardwise::copy_bidirectional(&mut stream, &mut upstream).await?;
                 Ok(())
             })?;
-        let client = client_of(first.local_addr()).announcing(Version::V1, &addresses(), &[])?;
+        let client = client_of(at(&first)).announcing(Version::V1, &addresses(), &[])?;
         let mut stream = TcpStream::connect_to(&client).await?;
         stream.write_all(b"?").await?;
         stream.shutdown_write();
@@ -107,7 +107,7 @@ fn a_proxy_of_two_hops_passes_the_first_client_on() {
 fn a_protocol_may_announce_as_well() {
     on_every_driver(async |env| {
         let listener = env.shard().listen(&server("haproxy:127.0.0.1:0")?, || Echo)?;
-        let client = client_of(listener.local_addr()).announcing(Version::V2, &Addresses::Local, &[])?;
+        let client = client_of(at(&listener)).announcing(Version::V2, &Addresses::Local, &[])?;
         let log = crate::common::Log::new();
         let probe = log.clone();
         let transport = env

@@ -4,7 +4,7 @@ use shardwise::endpoint::{LoadProblem, quote};
 use shardwise::{ClientEndpoint, LoadedClient, LoadedServer, ServerEndpoint};
 
 use crate::tls_kit::Authority;
-use crate::{Folder, client, server};
+use crate::{Folder, at, client, server};
 
 #[test]
 fn what_is_wrong_with_an_endpoint_is_told_with_its_text_in_one_line() {
@@ -59,13 +59,15 @@ fn what_is_wrong_with_an_endpoint_is_told_with_its_text_in_one_line() {
 }
 
 #[test]
-fn what_is_not_there_yet_says_so() {
-    for text in ["unix:/run/x", "haproxy:unix:/run/x", "systemd:index=0", "fd:3", "stdio:"] {
+fn what_cannot_be_listened_on_says_so() {
+    for text in ["stdio:", "haproxy:stdio:"] {
         let error = text.parse::<ServerEndpoint>().unwrap().load().unwrap_err();
         assert!(matches!(error.problem(), LoadProblem::Unsupported(_)), "{error}");
     }
-    let error = "unix:/run/x".parse::<ClientEndpoint>().unwrap().load().unwrap_err();
-    assert!(matches!(error.problem(), LoadProblem::Unsupported(_)), "{error}");
+    let error = "fd:2147483647".parse::<ServerEndpoint>().unwrap().load().unwrap_err();
+    assert!(matches!(error.problem(), LoadProblem::Descriptor { number: i32::MAX, .. }), "{error}");
+    let error = "systemd:index=0".parse::<ServerEndpoint>().unwrap().load().unwrap_err();
+    assert!(matches!(error.problem(), LoadProblem::NotPassed(_)), "{error}");
 }
 
 #[test]
@@ -104,7 +106,7 @@ fn a_chain_of_its_own_leads_to_the_issuer() {
         for (chain, works) in [(String::new(), false), (format!(":extraCertChain={chain}"), true)] {
             let server = server(&format!("tls:0:{identity}{chain}:interface=127.0.0.1"))?;
             let listener = env.shard().listen(&server, || crate::common::Echo)?;
-            let port = listener.local_addr().port();
+            let port = at(&listener).port();
             let client = client(&format!(r"tls:localhost:endpoint=tcp\:127.0.0.1\:{port}:{roots}"))?;
             let connected = shardwise::TcpStream::connect_to(&client).await;
             assert_eq!(connected.is_ok(), works, "{connected:?}");
@@ -132,7 +134,7 @@ fn roots_may_be_a_folder() {
         let listener = env
             .shard()
             .listen(&server(&format!("tls:0:{identity}:interface=127.0.0.1"))?, || crate::common::Echo)?;
-        let port = listener.local_addr().port();
+        let port = at(&listener).port();
         let client = client(&format!(r"tls:localhost:endpoint=tcp\:127.0.0.1\:{port}:trustRoots={trust}"))?;
         shardwise::TcpStream::connect_to(&client).await?;
         Ok(())

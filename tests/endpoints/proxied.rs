@@ -7,13 +7,14 @@ use shardwise::policies::{ConnectionLimit, Policies};
 use shardwise::proxy_protocol::{Addresses, Version, tlv_kind};
 use shardwise::testing::{Env, on_every_driver};
 use shardwise::{
-    DetachedTcpStream, Incoming, ListenOptions, Listener, LoadedServer, Result, ShardId, TcpStream, Transport,
+    Addr, DetachedTcpStream, Incoming, ListenOptions, Listener, LoadedServer, Result, ShardId, TcpStream,
+    Transport,
 };
 
 use crate::common::{Call, Echo, Log, Probe, let_others_go_on, pattern, read_to_end, round_trip};
 use crate::headers::{DESTINATION, SOURCE, headers};
 use crate::tls_kit::Authority;
-use crate::{Folder, client_of, server, write_in_pieces};
+use crate::{Folder, at, client_of, server, write_in_pieces};
 
 /// Listens behind a header, with probes of `log`; what factories were told goes into the list.
 pub(crate) fn listen_with<H>(
@@ -21,7 +22,7 @@ pub(crate) fn listen_with<H>(
     server: &LoadedServer,
     log: &Log,
     hook: H,
-) -> Result<(Listener, Rc<RefCell<Vec<String>>>)>
+) -> Result<(Listener<Addr>, Rc<RefCell<Vec<String>>>)>
 where
     H: FnMut(&mut Call<'_, '_>, &Transport) -> Option<Result<()>> + Clone + 'static,
 {
@@ -42,7 +43,7 @@ fn a_header_is_found_in_whatever_pieces_it_comes() {
             for size in [1, 2, 7, header.len() - 1, header.len(), 1000] {
                 let log = Log::new();
                 let (listener, told) = listen_with(&env, &server("haproxy:127.0.0.1:0")?, &log, |_, _| None)?;
-                let mut stream = TcpStream::connect(listener.local_addr()).await?;
+                let mut stream = TcpStream::connect(at(&listener)).await?;
                 let bytes = [&header[..], b"and then the client's own"].concat();
                 write_in_pieces(&mut stream, &bytes, size).await?;
                 log.until(|state| state.received == b"and then the client's own").await;
@@ -50,7 +51,7 @@ fn a_header_is_found_in_whatever_pieces_it_comes() {
                 assert_eq!(transport.peer_addr(), Some(SOURCE.parse()?));
                 assert_eq!(transport.local_addr()?, DESTINATION.parse()?);
                 assert_eq!(transport.socket_peer(), Some(stream.local_addr()?.into()));
-                assert_eq!(transport.socket_local()?, shardwise::Addr::from(listener.local_addr()));
+                assert_eq!(transport.socket_local()?, Addr::from(at(&listener)));
                 assert_eq!(*told.borrow(), [format!("{SOURCE} {DESTINATION} Some(127.0.0.1)")]);
                 stream.shutdown_write();
                 assert_eq!(log.ended().await, "PeerFinished");
@@ -81,7 +82,7 @@ fn a_stream_behind_a_header_knows_whose_it_is_and_who_handed_it_on() {
         let sent = pattern(300_000);
         for header in headers() {
             for size in [1, header.len(), 400_000] {
-                let mut stream = TcpStream::connect(listener.local_addr()).await?;
+                let mut stream = TcpStream::connect(at(&listener)).await?;
                 write_in_pieces(&mut stream, &header[..header.len() - 1], size).await?;
                 stream.write_all(&[&header[header.len() - 1..], &sent].concat()).await?;
                 stream.shutdown_write();
@@ -90,7 +91,7 @@ fn a_stream_behind_a_header_knows_whose_it_is_and_who_handed_it_on() {
         }
         // The end comes with the header, or right behind it.
         for header in headers() {
-            let mut stream = TcpStream::connect(listener.local_addr()).await?;
+            let mut stream = TcpStream::connect(at(&listener)).await?;
             stream.write_all(&header).await?;
             stream.shutdown_write();
             assert_eq!(read_to_end(&mut stream).await?, b"");
@@ -106,9 +107,9 @@ fn the_real_addresses_count_where_the_header_has_none() {
         for addresses in [Addresses::Local, Addresses::Unknown, unix] {
             let log = Log::new();
             let (listener, told) = listen_with(&env, &server("haproxy:127.0.0.1:0")?, &log, |_, _| None)?;
-            let client = client_of(listener.local_addr()).announcing(Version::V2, &addresses, &[])?;
+            let client = client_of(at(&listener)).announcing(Version::V2, &addresses, &[])?;
             let stream = TcpStream::connect_to(&client).await?;
-            let (own, other) = (stream.local_addr()?, listener.local_addr());
+            let (own, other) = (stream.local_addr()?, at(&listener));
             let transport = log.transport().await;
             assert_eq!(*told.borrow(), [format!("{own} {other} Some(127.0.0.1)")]);
             assert_eq!((transport.peer_addr(), transport.local_addr()?), (Some(own), other));
@@ -125,7 +126,7 @@ fn a_connection_elsewhere_has_no_header_however_it_begins() {
     on_every_driver(async |env| {
         let log = Log::new();
         let (listener, _) = listen_with(&env, &server("127.0.0.1:0")?, &log, |_, _| None)?;
-        let mut stream = TcpStream::connect(listener.local_addr()).await?;
+        let mut stream = TcpStream::connect(at(&listener)).await?;
         stream.write_all(&headers()[0]).await?;
         log.until(|state| state.received == headers()[0]).await;
         let transport = log.transport().await;
@@ -155,7 +156,7 @@ fn tls_begins_behind_the_header_whatever_lies_in_one_packet() {
                 }
                 _ => None,
             })?;
-            let mut stream = TcpStream::connect(listener.local_addr()).await?;
+            let mut stream = TcpStream::connect(at(&listener)).await?;
             // The first packet of the handshake follows without a pause.
             stream.write_all(&header).await?;
             stream.start_tls((&tls, "localhost")).await?;
@@ -189,7 +190,7 @@ fn a_protocol_that_pauses_when_it_is_connected_is_given_nothing_before_it_reads_
                 }
                 _ => None,
             })?;
-        let mut stream = TcpStream::connect(listener.local_addr()).await?;
+        let mut stream = TcpStream::connect(at(&listener)).await?;
         stream.write_all(&[&headers()[1][..], b"kept"].concat()).await?;
         let transport = log.transport().await;
         let_others_go_on(&env).await?;
@@ -212,10 +213,10 @@ fn a_factory_refuses_by_the_address_that_the_header_reports() {
                 let refused = incoming.peer_addr().unwrap().ip().to_string() == "192.0.2.7";
                 (!refused).then(|| Probe::new(&probe, |_, _| None))
             })?;
-        let mut refused = TcpStream::connect(listener.local_addr()).await?;
+        let mut refused = TcpStream::connect(at(&listener)).await?;
         refused.write_all(&headers()[0]).await?;
         assert!(read_to_end(&mut refused).await.unwrap_or_default().is_empty());
-        let mut taken = TcpStream::connect(listener.local_addr()).await?;
+        let mut taken = TcpStream::connect(at(&listener)).await?;
         taken.write_all(b"PROXY TCP4 192.0.2.8 198.51.100.1 1 2\r\nhello").await?;
         log.until(|state| state.received == b"hello").await;
         drop(taken);
@@ -245,7 +246,7 @@ fn a_stream_that_moves_to_another_shard_takes_its_header_along() {
             .await??;
             Ok(())
         })?;
-        let mut stream = TcpStream::connect(listener.local_addr()).await?;
+        let mut stream = TcpStream::connect(at(&listener)).await?;
         stream.write_all(&headers()[1]).await?;
         let told = String::from_utf8(read_to_end(&mut stream).await?)?;
         assert_eq!(told, format!("{SOURCE} {DESTINATION} 127.0.0.1"));
@@ -259,7 +260,7 @@ fn who_has_been_accepted_is_served_although_the_listener_has_closed_meanwhile() 
         let listener = env.shard().listen(&server("haproxy:127.0.0.1:0")?, || Echo)?;
         let mut streams = Vec::new();
         for _ in 0..3 {
-            let mut stream = TcpStream::connect(listener.local_addr()).await?;
+            let mut stream = TcpStream::connect(at(&listener)).await?;
             stream.write_all(&headers()[1][..5]).await?;
             streams.push(stream);
         }
@@ -279,10 +280,10 @@ fn a_stop_ends_those_that_wait_for_a_header_and_serves_those_whose_header_came()
     on_every_driver(async |env| {
         let log = Log::new();
         let (listener, _) = listen_with(&env, &server("haproxy:127.0.0.1:0")?, &log, |_, _| None)?;
-        let mut waits = TcpStream::connect(listener.local_addr()).await?;
+        let mut waits = TcpStream::connect(at(&listener)).await?;
         waits.set_ends_on_drain(false);
         waits.write_all(&headers()[0][..5]).await?;
-        let mut served = TcpStream::connect(listener.local_addr()).await?;
+        let mut served = TcpStream::connect(at(&listener)).await?;
         served.set_ends_on_drain(false);
         served.write_all(&headers()[0]).await?;
         log.saw("connected").await;
@@ -299,7 +300,7 @@ fn a_stop_ends_those_that_wait_for_a_header_and_serves_those_whose_header_came()
 fn an_echo_of_megabytes_goes_through_behind_a_header() {
     on_every_driver(async |env| {
         let listener = env.shard().listen(&server("haproxy:127.0.0.1:0")?, || Echo)?;
-        let mut stream = TcpStream::connect(listener.local_addr()).await?;
+        let mut stream = TcpStream::connect(at(&listener)).await?;
         stream.write_all(&headers()[1]).await?;
         for _ in 0..4 {
             round_trip(&mut stream, &pattern(60_000)).await?;
@@ -320,7 +321,7 @@ fn a_limit_by_peer_counts_whom_the_header_names() {
             header
         };
         let connect = async |header: &[u8]| -> Result<TcpStream> {
-            let mut stream = TcpStream::connect(listener.local_addr()).await?;
+            let mut stream = TcpStream::connect(at(&listener)).await?;
             stream.write_all(header).await?;
             Ok(stream)
         };

@@ -8,7 +8,7 @@ use shardwise::{Config, IpNetwork, Shard, TcpStream};
 use crate::common::{Log, read_to_end};
 use crate::headers::{headers, malformed};
 use crate::proxied::listen_with;
-use crate::server;
+use crate::{at, server};
 
 fn refused(env: &Env) -> u64 {
     env.handle().report().iter().map(|report| report.proxy_headers_refused).sum()
@@ -19,12 +19,12 @@ fn a_malformed_header_ends_its_connection_alone_and_no_application_sees_it() {
     on_every_driver(async |env| {
         let log = Log::new();
         let (listener, told) = listen_with(&env, &server("haproxy:127.0.0.1:0")?, &log, |_, _| None)?;
-        let mut other = TcpStream::connect(listener.local_addr()).await?;
+        let mut other = TcpStream::connect(at(&listener)).await?;
         other.write_all(&headers()[0]).await?;
         log.saw("connected").await;
         for (number, (bytes, _)) in malformed().into_iter().enumerate() {
             for size in [1, 1000] {
-                let mut stream = TcpStream::connect(listener.local_addr()).await?;
+                let mut stream = TcpStream::connect(at(&listener)).await?;
                 for piece in bytes.chunks(size) {
                     // It may have ended before all of it is out.
                     if stream.write_all(piece).await.is_err() {
@@ -58,8 +58,8 @@ fn a_header_that_takes_too_long_ends_the_connection_however_it_trickles() {
         {
             let (listener, told) = listen_with(&env, &server, &log, |_, _| None)?;
             let began = env.shard().now();
-            let mut silent = TcpStream::connect(listener.local_addr()).await?;
-            let mut trickles = TcpStream::connect(listener.local_addr()).await?;
+            let mut silent = TcpStream::connect(at(&listener)).await?;
+            let mut trickles = TcpStream::connect(at(&listener)).await?;
             let task = env.shard().spawn(async move {
                 for byte in headers()[0].iter().cycle().take(20) {
                     if trickles.write_all(&[*byte]).await.is_err() {
@@ -88,7 +88,7 @@ fn the_time_for_a_header_does_not_count_any_more_once_it_has_come() {
     on_every_driver_with(2, config, async |env| {
         let log = Log::new();
         let (listener, _) = listen_with(&env, &server("haproxy:127.0.0.1:0")?, &log, |_, _| None)?;
-        let mut stream = TcpStream::connect(listener.local_addr()).await?;
+        let mut stream = TcpStream::connect(at(&listener)).await?;
         stream.write_all(&headers()[0]).await?;
         assert_eq!(log.transport().await.deadline(), None);
         env.shard().sleep(Duration::from_millis(100)).await;
@@ -106,7 +106,7 @@ fn a_connection_that_ends_within_its_header_is_nobodys() {
         let log = Log::new();
         let (listener, told) = listen_with(&env, &server("haproxy:127.0.0.1:0")?, &log, |_, _| None)?;
         for count in [0, 5] {
-            let mut stream = TcpStream::connect(listener.local_addr()).await?;
+            let mut stream = TcpStream::connect(at(&listener)).await?;
             stream.write_all(&headers()[1][..count]).await?;
             stream.shutdown_write();
             assert_eq!(read_to_end(&mut stream).await.unwrap_or_default(), b"");
@@ -132,7 +132,7 @@ fn only_proxies_that_are_trusted_are_believed() {
             let log = Log::new();
             let server = server.clone().trust_proxies(trusted);
             let (listener, told) = listen_with(&env, &server, &log, |_, _| None)?;
-            let mut stream = TcpStream::connect(listener.local_addr()).await?;
+            let mut stream = TcpStream::connect(at(&listener)).await?;
             let _ = stream.write_all(&headers()[0]).await;
             if believed {
                 log.saw("connected").await;

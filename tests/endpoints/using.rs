@@ -2,17 +2,19 @@
 
 use std::time::Duration;
 
+use shardwise::proxy_protocol::{Addresses, Version};
 use shardwise::testing::on_every_driver;
 use shardwise::{
-    ClientService, ConnectError, Incoming, ListenError, Listener, LoadedServer, Result, Shard, TcpStream,
+    Addr, ClientService, ConnectError, Incoming, ListenError, Listener, LoadedServer, Result, Shard,
+    TcpStream,
 };
 
-use crate::common::{Echo, Log, Probe, round_trip};
+use crate::common::{Echo, Log, Probe, on_the_kernel, round_trip};
 use crate::tls_kit::Authority;
-use crate::{Folder, client, client_of, server};
+use crate::{Folder, at, client, client_of, server};
 
 /// An echo in either style.
-fn echoes(shard: &Shard, server: &LoadedServer, as_task: bool) -> Result<Listener> {
+fn echoes(shard: &Shard, server: &LoadedServer, as_task: bool) -> Result<Listener<Addr>> {
     if !as_task {
         return Ok(shard.listen(server, || Echo)?);
     }
@@ -45,7 +47,7 @@ fn every_kind_of_endpoint_that_can_be_listened_on_serves_both_styles() {
             let server = server(&listens)?;
             for as_task in [false, true] {
                 let listener = echoes(env.shard(), &server, as_task)?;
-                let port = listener.local_addr().port().to_string();
+                let port = at(&listener).port().to_string();
                 let client = client(&connects.replace("PORT", &port))?;
                 let mut stream = TcpStream::connect_to(&client).await?;
                 round_trip(&mut stream, b"by text").await?;
@@ -76,14 +78,14 @@ fn shards_that_listen_with_one_loaded_endpoint_share_its_address_and_its_session
         let on_all = server.clone();
         let listened = env
             .shard()
-            .call_all(move |shard| shard.listen(&on_all, || Echo).map(|listener| listener.local_addr()))
+            .call_all(move |shard| shard.listen(&on_all, || Echo).map(|listener| at(&listener)))
             .await;
         let mut addrs = Vec::new();
         for addr in listened {
             addrs.push(addr??);
         }
         assert!(addrs.len() == 2 && addrs[0] == addrs[1], "{addrs:?}");
-        let error = env.shard().listen(&server.clone(), || Echo).map(|listener| listener.local_addr().port());
+        let error = env.shard().listen(&server.clone(), || Echo).map(|listener| at(&listener).port());
         assert!(error.is_ok(), "port 0 is another one each time");
         let roots = folder.put_roots(&authority);
         let client = client(&format!(r"tls:localhost:endpoint=tcp\:127.0.0.1\:{}:{roots}", addrs[0].port()))?;
@@ -102,10 +104,7 @@ fn an_endpoint_in_use_is_an_error_that_names_the_address() {
         let first = env.shard().listen(&server("127.0.0.1:0")?, || Echo)?;
         let taken = first.local_addr();
         let error = env.shard().listen(&server(&taken.to_string())?, || Echo).unwrap_err();
-        assert!(
-            matches!(&error, ListenError::AddressInUse { addr } if addr.as_ip() == Some(taken)),
-            "{error}"
-        );
+        assert!(matches!(&error, ListenError::AddressInUse { addr } if *addr == taken), "{error}");
         Ok(())
     });
 }
@@ -126,7 +125,7 @@ fn the_timeout_and_the_address_to_connect_from_are_the_endpoints() {
             note.set(Some(incoming.peer_addr().unwrap().ip()));
             Probe::new(&probe, |_, _| None)
         })?;
-        let port = listener.local_addr().port();
+        let port = at(&listener).port();
         let stream =
             TcpStream::connect_to(&client(&format!("tcp:127.0.0.1:{port}:bindAddress=127.0.0.2"))?).await?;
         log.saw("connected").await;
@@ -141,7 +140,7 @@ fn the_timeout_and_the_address_to_connect_from_are_the_endpoints() {
 fn an_attempt_can_be_cancelled_and_a_factory_may_refuse() {
     on_every_driver(async |env| {
         let listener = env.shard().listen(&server("127.0.0.1:0")?, || Echo)?;
-        let client = client_of(listener.local_addr());
+        let client = client_of(at(&listener));
         let attempt = env.shard().connect(&client, || Echo);
         attempt.cancel();
         assert!(matches!(attempt.await, Err(ConnectError::Cancelled)));
@@ -162,7 +161,7 @@ fn tls_of_the_applications_own_takes_the_place_of_the_endpoints() {
             Ok(())
         })?;
         let tls = authority.client_builder().alpn(["line"]).build()?;
-        let client = client_of(listener.local_addr()).with_tls(&tls, "localhost");
+        let client = client_of(at(&listener)).with_tls(&tls, "localhost");
         let mut stream = TcpStream::connect_to(&client).await?;
         round_trip(&mut stream, b"hello").await?;
         assert_eq!(stream.tls_info().unwrap().alpn.as_deref(), Some(&b"line"[..]));
@@ -178,7 +177,7 @@ fn a_server_that_is_not_who_its_client_wants_is_refused() {
         let identity = folder.put_identity(&authority.issue(&["other.example"]));
         let listener =
             env.shard().listen(&server(&format!("tls:0:{identity}:interface=127.0.0.1"))?, || Echo)?;
-        let (port, roots) = (listener.local_addr().port(), folder.put_roots(&authority));
+        let (port, roots) = (at(&listener).port(), folder.put_roots(&authority));
         for (name, whole) in [
             ("localhost", "the peer's certificate is not for `localhost` but for"),
             ("127.0.0.1", "the peer's certificate is not for `127.0.0.1` but for"),
@@ -201,7 +200,7 @@ fn a_client_service_keeps_a_connection_up_to_an_endpoint_with_tls() {
         let log = Log::new();
         let probe = log.clone();
         let listener = env.shard().listen(&server, move || Probe::new(&probe, |_, _| None))?;
-        let (port, roots) = (listener.local_addr().port(), folder.put_roots(&authority));
+        let (port, roots) = (at(&listener).port(), folder.put_roots(&authority));
         let client = client(&format!(r"tls:localhost:endpoint=tcp\:127.0.0.1\:{port}:{roots}"))?;
         let service = ClientService::builder_for(&client)
             .handler(async |mut stream: TcpStream| {
@@ -214,6 +213,54 @@ fn a_client_service_keeps_a_connection_up_to_an_endpoint_with_tls() {
         log.until(|state| state.received == b"from the service").await;
         service.stop().await;
         log.ended().await;
+        Ok(())
+    });
+}
+
+#[test]
+fn an_endpoint_at_a_unix_socket_serves_both_styles_and_is_locked() {
+    // There are no lock files in a simulation.
+    on_the_kernel(1, async |shard| {
+        let folder = Folder::new();
+        let path = folder.path.join("socket").display().to_string();
+        for (listens, connects) in [
+            (format!("unix:{path}:mode=660:backlog=7"), format!("unix:{path}:lockfile=1:timeout=5")),
+            (format!("unix:{path}:lockfile=0"), format!("unix:{path}")),
+            (format!("unix:@{path}"), format!("unix:@{path}:lockfile=1")),
+        ] {
+            let (server, client) = (server(&listens)?, client(&connects)?);
+            for as_task in [false, true] {
+                let listener = echoes(shard, &server, as_task)?;
+                let mut stream = TcpStream::connect_to(&client).await?;
+                round_trip(&mut stream, b"by text").await?;
+                assert_eq!(stream.transport().peer(), Some(listener.local_addr()));
+                drop(stream);
+                listener.close().await;
+                let error = TcpStream::connect_to(&client).await.unwrap_err();
+                let is_expected = match error {
+                    ConnectError::NoOwner { .. } => connects.ends_with("timeout=5"),
+                    ConnectError::Os { .. } | ConnectError::Refused { .. } => true,
+                    _ => false,
+                };
+                assert!(is_expected, "{connects}: {error}");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_proxy_at_a_unix_socket_tells_whose_its_connections_are() {
+    on_every_driver(async |env| {
+        let folder = Folder::new();
+        let path = folder.path.join("proxied").display().to_string();
+        let server = server(&format!("haproxy:unix:{path}"))?;
+        let listener = echoes(env.shard(), &server, true)?;
+        let addresses = Addresses::tcp("192.0.2.7:4000".parse()?, "198.51.100.1:443".parse()?);
+        let client = client(&format!("unix:{path}"))?.announcing(Version::V2, &addresses, &[])?;
+        let mut stream = TcpStream::connect_to(&client).await?;
+        round_trip(&mut stream, b"behind a header").await?;
+        listener.close().await;
         Ok(())
     });
 }

@@ -9,8 +9,10 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use super::client::{ClientEndpoint, TcpClient};
+use super::inherited::{self, Inherited};
 use super::server::{ServerEndpoint, TcpServer};
-use super::values::Host;
+use super::values::{Host, UnixName};
+use crate::addr::{InvalidPath, UnixAddr};
 use crate::error::InvalidName;
 use crate::net::host_name::HostName;
 use crate::net::ip_network::IpNetwork;
@@ -35,7 +37,18 @@ pub struct LoadedServer {
 /// Where to listen.
 #[derive(Clone, Debug)]
 pub(crate) enum ServerPlace {
-    Tcp { addr: SocketAddr, backlog: Option<u32> },
+    Tcp {
+        addr: SocketAddr,
+        backlog: Option<u32>,
+    },
+    Unix {
+        name: UnixAddr,
+        mode: Option<u32>,
+        backlog: Option<u32>,
+        lock: bool,
+    },
+    /// It listens already.
+    Inherited(Inherited),
 }
 
 /// Who has to send a header, and by when.
@@ -66,6 +79,7 @@ pub struct LoadedClient {
 #[derive(Clone, Debug)]
 pub(crate) enum ClientPlace {
     Tcp { target: ConnectTarget, timeout: Option<Duration>, bind: Option<IpAddr> },
+    Unix { name: UnixAddr, timeout: Option<Duration>, check: bool },
 }
 
 /// Why an endpoint cannot be used. Names the endpoint and the cause.
@@ -85,6 +99,17 @@ pub enum LoadProblem {
     Name(InvalidName),
     /// Its certificates, keys or roots cannot be used.
     Tls(Box<dyn Error + Send + Sync>),
+    /// No UNIX socket can have that name.
+    Path(InvalidPath),
+    /// That descriptor is none of a stream socket that listens, or not of the family that is wanted.
+    Descriptor {
+        /// Its number.
+        number: i32,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// systemd has passed no such socket; the text says what it has passed.
+    NotPassed(String),
     /// What it says is not there, for this reason.
     Unsupported(&'static str),
 }
@@ -108,6 +133,9 @@ impl fmt::Display for LoadError {
             LoadProblem::Host(source) => write!(formatter, "{source}"),
             LoadProblem::Name(source) => write!(formatter, "{source}"),
             LoadProblem::Tls(source) => write!(formatter, "{source}"),
+            LoadProblem::Path(source) => write!(formatter, "{source}"),
+            LoadProblem::Descriptor { number, source } => write!(formatter, "descriptor {number}: {source}"),
+            LoadProblem::NotPassed(what) => formatter.write_str(what),
             LoadProblem::Unsupported(why) => formatter.write_str(why),
         }
     }
@@ -116,16 +144,19 @@ impl fmt::Display for LoadError {
 impl Error for LoadError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.problem {
-            LoadProblem::Host(source) => source.source(),
+            LoadProblem::Host(source) | LoadProblem::Descriptor { source, .. } => source.source(),
             LoadProblem::Tls(source) => source.source(),
-            LoadProblem::Name(_) | LoadProblem::Unsupported(_) => None,
+            LoadProblem::Name(_)
+            | LoadProblem::Path(_)
+            | LoadProblem::NotPassed(_)
+            | LoadProblem::Unsupported(_) => None,
         }
     }
 }
 
 impl ServerEndpoint {
     /// Makes it ready to be listened on: reads its certificates, and looks up the address of an interface that is given by
-    /// name. Do it once, before the runtime starts, and let all shards listen with what comes out.
+    /// name, and the sockets of `systemd:` and `fd:`. Do it once, before the runtime starts, and let all shards listen with what comes out.
     ///
     /// ```no_run
     /// use shardwise::{Runtime, ServerEndpoint, Shard, TcpStream};
@@ -147,7 +178,8 @@ impl ServerEndpoint {
     /// ```
     ///
     /// # Errors
-    /// [`LoadError`] names the endpoint and the cause. `unix:`, `systemd:`, `fd:` and `stdio:` cannot be listened on yet.
+    /// [`LoadError`] names the endpoint and the cause. `stdio:` cannot be listened on: standard input and output need not be
+    /// sockets, and are one connection at the most.
     /// # Threads
     /// Blocks: for the reading of files, and for at most 2 s for a name, the first address of which counts.
     pub fn load(&self) -> Result<LoadedServer, LoadError> {
@@ -155,9 +187,21 @@ impl ServerEndpoint {
     }
 
     fn read_in(&self) -> Result<LoadedServer, LoadProblem> {
-        let unsupported = "endpoints of this kind cannot be listened on yet";
         match self {
-            ServerEndpoint::Tcp(tcp) => Ok(LoadedServer { place: tcp.read_in()?, tls: None, header: None }),
+            ServerEndpoint::Tcp(tcp) => Ok(tcp.read_in()?.into()),
+            ServerEndpoint::Unix(unix) => {
+                let name = unix.address.to_addr()?;
+                // An abstract name has no file, hence no lock beside it.
+                let lock = unix.lockfile && name.path().is_some();
+                Ok(ServerPlace::Unix { name, mode: unix.mode, backlog: unix.backlog, lock }.into())
+            }
+            ServerEndpoint::Systemd(systemd) => {
+                Ok(ServerPlace::Inherited(inherited::from_systemd(systemd)?).into())
+            }
+            ServerEndpoint::Fd(number) => Ok(ServerPlace::Inherited(inherited::at(*number, None)?).into()),
+            ServerEndpoint::Stdio => {
+                Err(LoadProblem::Unsupported("standard input and output cannot be listened on"))
+            }
             ServerEndpoint::Tls(endpoint) => {
                 let chain = endpoint.extra_chain.as_deref();
                 let tls = tls::loading::server(&endpoint.identity, chain);
@@ -167,11 +211,23 @@ impl ServerEndpoint {
             ServerEndpoint::Haproxy(inner) => {
                 Ok(LoadedServer { header: Some(HeaderRule::default()), ..inner.read_in()? })
             }
-            ServerEndpoint::Unix(_)
-            | ServerEndpoint::Systemd(_)
-            | ServerEndpoint::Fd(_)
-            | ServerEndpoint::Stdio => Err(LoadProblem::Unsupported(unsupported)),
         }
+    }
+}
+
+impl From<ServerPlace> for LoadedServer {
+    fn from(place: ServerPlace) -> Self {
+        LoadedServer { place, tls: None, header: None }
+    }
+}
+
+impl UnixName {
+    fn to_addr(&self) -> Result<UnixAddr, LoadProblem> {
+        let name = match self {
+            UnixName::Path(path) => UnixAddr::from_path(path),
+            UnixName::Abstract(name) => UnixAddr::from_abstract(name.as_bytes()),
+        };
+        name.map_err(LoadProblem::Path)
     }
 }
 
@@ -190,8 +246,8 @@ impl TcpServer {
 }
 
 impl LoadedServer {
-    /// Takes the headers of these proxies alone: the connection of anybody else ends at once, with a line in the log. For
-    /// endpoints of the kind `haproxy:`, which else believe everybody; others stay as they are.
+    /// Takes the headers of these proxies alone: the connection of anybody else ends at once, with a line in the log, and so
+    /// does that of any UNIX socket, which is in no network: there the mode of the file says who is trusted. For endpoints of the kind `haproxy:`, which else believe everybody; others stay as they are.
     pub fn trust_proxies(mut self, networks: impl IntoIterator<Item = IpNetwork>) -> Self {
         if let Some(header) = &mut self.header {
             header.trusted = Some(networks.into_iter().collect());
@@ -208,10 +264,12 @@ impl LoadedServer {
         self
     }
 
-    /// The IP address and port that it is to listen on; port 0 is the system's choice.
+    /// The IP address and port that it is to listen on, unless it is a UNIX socket; port 0 is the system's choice.
     pub fn addr(&self) -> Option<SocketAddr> {
         match &self.place {
             ServerPlace::Tcp { addr, .. } => Some(*addr),
+            ServerPlace::Inherited(inherited) => inherited.addr.as_ip(),
+            ServerPlace::Unix { .. } => None,
         }
     }
 
@@ -226,7 +284,7 @@ impl ClientEndpoint {
     /// connected to, and each time anew.
     ///
     /// # Errors
-    /// [`LoadError`] names the endpoint and the cause. `unix:` cannot be connected to yet, nor TLS within TLS.
+    /// [`LoadError`] names the endpoint and the cause. TLS within TLS is not spoken.
     /// # Threads
     /// Blocks for the reading of files; those of the system's roots take some milliseconds.
     pub fn load(&self) -> Result<LoadedClient, LoadError> {
@@ -252,8 +310,10 @@ impl ClientEndpoint {
                 let tls = tls.map_err(|error| LoadProblem::Tls(error.into()))?;
                 Ok(LoadedClient { tls: Some((tls, name.into())), ..over })
             }
-            ClientEndpoint::Unix(_) => {
-                Err(LoadProblem::Unsupported("endpoints of this kind cannot be connected to yet"))
+            ClientEndpoint::Unix(unix) => {
+                let (timeout, check) = (unix.timeout, unix.lockfile);
+                let place = ClientPlace::Unix { name: unix.path.to_addr()?, timeout, check };
+                Ok(LoadedClient { place, tls: None, announcement: None })
             }
         }
     }
@@ -283,7 +343,7 @@ impl LoadedClient {
     /// How long connecting may take, if the endpoint says so.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         match &self.place {
-            ClientPlace::Tcp { timeout, .. } => *timeout,
+            ClientPlace::Tcp { timeout, .. } | ClientPlace::Unix { timeout, .. } => *timeout,
         }
     }
 

@@ -2,22 +2,28 @@
 
 use std::net::SocketAddr;
 
+use crate::addr::Addr;
 use crate::error::{ConnectError, ListenError, Result};
-use crate::net::endpoint::{ClientPlace, LoadedClient, LoadedServer, ServerPlace};
+use crate::net::endpoint::{ClientPlace, Inherited, LoadedClient, LoadedServer, ServerPlace};
 use crate::net::tls::TlsRole;
 use crate::shard::Shard;
 use crate::shard::connecting::{ConnectHow, Goal, Preamble, Target};
+use crate::shard::groups::GroupKey;
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::interfaces::tcp::{ConnectOptions, ListenOptions};
-use crate::shard::listening::{Opener, Opening, session_maker};
+use crate::shard::interfaces::unix::{MODE, checked};
+use crate::shard::listening::{ListenHow, Opener, Opening, session_maker};
 use crate::shard::protocol::Factory;
 use crate::shard::proxied::HeaderGate;
+use crate::sys::socket::Socket;
+use crate::sys::unix::BindHow;
 
 impl Shard {
     /// Listens where an endpoint says, and makes a protocol for each connection that comes in here: as
-    /// [`Shard::listen_tcp`] or [`Shard::listen_tls`] do, so what they say of shards that listen together, of the start and
+    /// [`Shard::listen_tcp`], [`Shard::listen_tls`], [`Shard::listen_unix`] or, for sockets that whoever started the process
+    /// has opened, [`Shard::adopt_stream_port`] do, so what they say of shards that listen together, of the start and
     /// of handshakes holds.
     ///
     /// Behind `haproxy:` a connection begins with a [header](crate::proxy_protocol). The factory is called when it has
@@ -55,7 +61,7 @@ impl Shard {
         &self,
         server: &LoadedServer,
         factory: impl Factory<M>,
-    ) -> std::result::Result<Listener, ListenError> {
+    ) -> std::result::Result<Listener<Addr>, ListenError> {
         self.listen_with(server, &ListenOptions::default(), factory)
     }
 
@@ -68,7 +74,7 @@ impl Shard {
         server: &LoadedServer,
         options: &ListenOptions,
         mut factory: impl Factory<M>,
-    ) -> std::result::Result<Listener, ListenError> {
+    ) -> std::result::Result<Listener<Addr>, ListenError> {
         let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
         self.listen_loaded(server, options, opener)
     }
@@ -77,7 +83,11 @@ impl Shard {
     ///
     /// # Errors
     /// As [`Shard::listen`].
-    pub fn serve<H>(&self, server: &LoadedServer, handler: H) -> std::result::Result<Listener, ListenError>
+    pub fn serve<H>(
+        &self,
+        server: &LoadedServer,
+        handler: H,
+    ) -> std::result::Result<Listener<Addr>, ListenError>
     where
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
@@ -93,7 +103,7 @@ impl Shard {
         server: &LoadedServer,
         options: &ListenOptions,
         handler: H,
-    ) -> std::result::Result<Listener, ListenError>
+    ) -> std::result::Result<Listener<Addr>, ListenError>
     where
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
@@ -107,25 +117,38 @@ impl Shard {
         server: &LoadedServer,
         options: &ListenOptions,
         opener: Opener,
-    ) -> std::result::Result<Listener, ListenError> {
+    ) -> std::result::Result<Listener<Addr>, ListenError> {
         let default_timeout = self.inner.shared.config.proxy_header_timeout;
         let opening = Opening {
             header: server.header.as_ref().map(|rule| HeaderGate::new(rule, default_timeout)),
             secure: server.tls.as_ref().map(|tls| session_maker(TlsRole::from(tls))),
             ..opener.into()
         };
-        let group = match server.place {
+        let how = options.how();
+        let accepts_per_turn = self.inner.shared.config.accepts_per_turn;
+        let opening = Opening { policies: how.policies.clone(), ..opening };
+        let group = match &server.place {
             ServerPlace::Tcp { addr, backlog } => {
-                let mut how = options.how();
-                how.backlog = backlog.or(how.backlog);
-                self.open_listener(addr, how, opening)?
+                let how = ListenHow { backlog: backlog.or(how.backlog), ..how };
+                self.open_listener(*addr, how, opening)?
+            }
+            ServerPlace::Unix { name, mode, backlog, lock } => {
+                let bind = BindHow { mode: mode.unwrap_or(MODE), lock: *lock };
+                self.open_unix_listener(name.clone(), bind, backlog.or(how.backlog), opening)?
+            }
+            ServerPlace::Inherited(Inherited { socket, addr, inode }) => {
+                let key = GroupKey::Adopted(inode.0, inode.1);
+                let joined = self.listen_handing_out(key, opening, |driver| {
+                    driver.adopt_listener(Socket::from(socket.try_clone()?), accepts_per_turn)
+                });
+                joined.map_err(|refused| refused.at(addr.clone()))?
             }
         };
-        Ok(Listener::tcp(self.clone(), group))
+        Ok(Listener::any(self.clone(), group))
     }
 
-    /// Connects where an endpoint says, and makes the connection's protocol when it stands: as [`Shard::connect_tcp`] or
-    /// [`Shard::connect_tls`] do.
+    /// Connects where an endpoint says, and makes the connection's protocol when it stands: as [`Shard::connect_tcp`],
+    /// [`Shard::connect_tls`] or [`Shard::connect_unix`] do.
     ///
     /// # Errors
     /// None here: whatever goes wrong is the outcome of the attempt.
@@ -142,7 +165,7 @@ impl Shard {
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
         let (goal, how, preamble) = attempt_at(client, options);
-        Connecting::new(self.connect_to(Ok(goal), how, becomes, preamble))
+        Connecting::new(self.connect_to(goal, how, becomes, preamble))
     }
 }
 
@@ -174,20 +197,28 @@ impl TcpStream {
         options: &ConnectOptions,
     ) -> std::result::Result<TcpStream, ConnectError> {
         let (goal, how, preamble) = attempt_at(client, options);
-        TcpStream::established(Ok(goal), how, preamble).await
+        TcpStream::established(goal, how, preamble).await
     }
 }
 
-fn attempt_at(client: &LoadedClient, options: &ConnectOptions) -> (Goal, ConnectHow, Preamble) {
-    let ClientPlace::Tcp { target, timeout, bind } = &client.place;
+fn attempt_at(
+    client: &LoadedClient,
+    options: &ConnectOptions,
+) -> (std::result::Result<Goal, ConnectError>, ConnectHow, Preamble) {
     let mut how = options.how();
-    how.timeout = timeout.or(how.timeout);
-    if let Some(ip) = bind {
-        // One alone, so that only its family is tried.
-        let bind = Some(SocketAddr::new(*ip, 0));
-        (how.bind_v4, how.bind_v6) = if ip.is_ipv4() { (bind, None) } else { (None, bind) };
-    }
+    how.timeout = client.timeout().or(how.timeout);
+    let goal = match &client.place {
+        ClientPlace::Tcp { target, bind, .. } => {
+            if let Some(ip) = bind {
+                // One alone, so that only its family is tried.
+                let bind = Some(SocketAddr::new(*ip, 0));
+                (how.bind_v4, how.bind_v6) = if ip.is_ipv4() { (bind, None) } else { (None, bind) };
+            }
+            Ok(Goal::Ip(target.clone()))
+        }
+        ClientPlace::Unix { name, check, .. } => checked(Ok(name.clone()), *check).map(Goal::Unix),
+    };
     let role = client.tls.as_ref().map(|(tls, name)| TlsRole::from((tls, &**name)));
     let preamble = Preamble { announcement: client.announcement.clone(), ..Preamble::tls(role.as_ref()) };
-    (Goal::Ip(target.clone()), how, preamble)
+    (goal, how, preamble)
 }

@@ -9,12 +9,11 @@ use crate::net::tls::TlsRole;
 use crate::reactor::driver::unix::UnixListenSpec;
 use crate::shard::Shard;
 use crate::shard::connecting::{ConnectHow, Goal, Preamble, Target};
-use crate::shard::groups::{GroupKey, Net};
-use crate::shard::handing_out::NotJoined;
+use crate::shard::groups::{Group, GroupKey, Net};
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
 use crate::shard::handles::unix::UnixStream;
-use crate::shard::listening::{Opener, Opening, listen_error, session_maker};
+use crate::shard::listening::{Opener, Opening, session_maker};
 use crate::shard::policies::Policies;
 use crate::shard::protocol::Factory;
 use crate::sys::unix::{self, BindHow};
@@ -199,27 +198,32 @@ impl Shard {
         options: &UnixListenOptions,
         opener: Opener,
     ) -> std::result::Result<Listener<UnixAddr>, ListenError> {
+        let opening = Opening {
+            secure: options.secure.clone().map(session_maker),
+            takes_descriptors: options.descriptors,
+            policies: options.policies.clone(),
+            ..opener.into()
+        };
+        let group = self.open_unix_listener(name, options.how, options.backlog, opening)?;
+        Ok(Listener::unix(self.clone(), group))
+    }
+
+    /// Binds, or joins whoever of this runtime listens there already.
+    pub(super) fn open_unix_listener(
+        &self,
+        name: UnixAddr,
+        how: BindHow,
+        backlog: Option<u32>,
+        opening: Opening,
+    ) -> std::result::Result<Arc<Group>, ListenError> {
         let addr = Addr::from(name.clone());
         let config = &self.inner.shared.config;
-        let spec = UnixListenSpec {
-            name,
-            how: options.how,
-            backlog: options.backlog.unwrap_or(config.backlog),
-            accepts_per_turn: config.accepts_per_turn,
-        };
+        let backlog = backlog.unwrap_or(config.backlog);
+        let spec = UnixListenSpec { name, how, backlog, accepts_per_turn: config.accepts_per_turn };
         let key = GroupKey::Addr(Net::Unix, addr.clone());
-        let secure = options.secure.clone().map(session_maker);
-        let takes_descriptors = options.descriptors;
-        let policies = options.policies.clone();
-        let opening = Opening { opener, header: None, secure, takes_descriptors, policies };
         let joined =
             self.listen_handing_out(key, opening, |driver| Ok((driver.listen_unix(&spec)?, addr.clone())));
-        match joined {
-            Ok(group) => Ok(Listener::unix(self.clone(), group)),
-            Err(NotJoined::Stopping) => Err(ListenError::Stopping),
-            Err(NotJoined::Twice(addr)) => Err(ListenError::AddressInUse { addr }),
-            Err(NotJoined::Os(source)) => Err(listen_error(addr, source)),
-        }
+        joined.map_err(|refused| refused.at(addr))
     }
 
     /// Connects to a UNIX socket, and makes the connection's protocol when it stands.
@@ -257,7 +261,7 @@ impl UnixConnectOptions {
 }
 
 /// `name`, unless nobody alive holds the lock beside it and that was to be checked.
-fn checked(
+pub(super) fn checked(
     name: std::result::Result<UnixAddr, ConnectError>,
     check: bool,
 ) -> std::result::Result<UnixAddr, ConnectError> {
