@@ -434,8 +434,10 @@ fn connections_of_unix_sockets_count_in_all() {
         })?;
         let mut first = UnixStream::connect_unix(&*name).await?;
         first.read_exact(&mut [0; 2]).await?;
-        let mut second = UnixStream::connect_unix(&*name).await?;
-        assert!(!matches!(second.read_chunk().await, Ok(Some(_))), "one too many is told nothing");
+        // It may be reset before it has noticed that it stands.
+        if let Ok(mut second) = UnixStream::connect_unix(&*name).await {
+            assert!(!matches!(second.read_chunk().await, Ok(Some(_))), "one too many is told nothing");
+        }
         drop(first);
         until_free(&env, &limit).await?;
         listener.close().await;
