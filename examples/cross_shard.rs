@@ -11,9 +11,9 @@ use shardwise::{CallError, Result, Route, Shard, TcpStream};
 
 fn main() -> ExitCode {
     let flags = common::Flags::parse_or_exit("Counts by key, each key on a shard of its own.", 7001);
-    let addr = flags.listen_addr_or_exit();
+    let server = flags.server_or_exit();
     common::serve(flags.runtime(), async move |shard: Shard| {
-        let listener = shard.serve_tcp(addr, serve)?;
+        let listener = shard.serve(&server, serve)?;
         common::announce(&shard, &listener);
         Ok(())
     })

@@ -24,11 +24,11 @@ enum Style {
 
 fn main() -> ExitCode {
     let (flags, Own { style }) = common::parse_or_exit("Says back what it hears.", 7000);
-    let addr = flags.listen_addr_or_exit();
+    let server = flags.server_or_exit();
     common::serve(flags.runtime(), async move |shard: Shard| {
         let listener = match style {
-            Style::Protocol => shard.listen_tcp(addr, || Echo)?,
-            Style::Async => shard.serve_tcp(addr, echo)?,
+            Style::Protocol => shard.listen(&server, || Echo)?,
+            Style::Async => shard.serve(&server, echo)?,
         };
         common::announce(&shard, &listener);
         Ok(())

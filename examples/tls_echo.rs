@@ -24,7 +24,7 @@ struct Own {
 fn main() -> ExitCode {
     let (flags, own) =
         common::parse_or_exit::<Own>("Says back what it hears, to peers that speak TLS.", 7443);
-    let addr = flags.listen_addr_or_exit();
+    let server = flags.server_or_exit();
     // One for all shards, so that a session is resumed on whichever shard a client comes back to.
     let tls = match TlsServerConfig::from_files(&own.cert, &own.key) {
         Ok(tls) => tls,
@@ -34,8 +34,9 @@ fn main() -> ExitCode {
         }
     };
     reload_now_and_then(tls.clone());
+    let server = server.with_tls(&tls);
     common::serve(flags.runtime(), async move |shard: Shard| {
-        let listener = shard.listen_tls(addr, &tls, || Echo)?;
+        let listener = shard.listen(&server, || Echo)?;
         common::announce(&shard, &listener);
         Ok(())
     })

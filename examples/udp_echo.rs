@@ -25,7 +25,7 @@ enum Style {
 
 fn main() -> ExitCode {
     let (flags, Own { style }) = common::parse_or_exit("Says back each datagram to whoever sent it.", 7007);
-    let addr = flags.listen_addr_or_exit();
+    let addr = flags.addr_or_exit("datagrams have no other endpoints");
     common::serve(flags.runtime(), async move |shard: Shard| {
         let bound = match style {
             Style::Protocol => shard.listen_udp(addr, Echo)?.local_addr()?,

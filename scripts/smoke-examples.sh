@@ -25,6 +25,13 @@ describe() {
             -addext subjectAltName=DNS:localhost -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
         arguments=(--cert "$work/cert.pem" --key "$work/key.pem")
         ;;
+    portforward)
+        probe=line_comes_back
+        "$binaries/echo" --listen 127.0.0.1:0 --shards 1 >"$work/upstream" 2>/dev/null &
+        started+=("$!")
+        eventually 10 grep -q '^listening on ' "$work/upstream" || die "$1: its upstream does not listen"
+        arguments=(--connect "$(sed -n 's/^listening on //p;q' "$work/upstream")")
+        ;;
     *echo*) probe=line_comes_back ;;
     *http* | *hello* | *static* | *metrics*) probe=http_answers ;;
     *redis* | *resp* | *kv*) probe=redis_answers ;;

@@ -32,9 +32,10 @@ pub use error::{
     WriteError,
 };
 pub use net::addr::ToAddr;
-pub use net::endpoint::{ClientEndpoint, ServerEndpoint};
+pub use net::endpoint::{ClientEndpoint, LoadedClient, LoadedServer, ServerEndpoint};
 pub use net::host_name::HostName;
 pub use net::input::Input;
+pub use net::ip_network::{InvalidNetwork, IpNetwork};
 pub use net::resolver::{Lookup, Resolver};
 pub use net::target::{ConnectTarget, ToTarget};
 #[cfg(feature = "tls")]

@@ -5,12 +5,13 @@
 mod common;
 
 use std::io::{Read, pipe};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use common::output::Sink;
-use common::{CpuList, Driver, Ending, Flags, HostPort, NoMore};
+use common::{CpuList, Driver, Ending, Flags, NoMore};
+use shardwise::{ClientEndpoint, ServerEndpoint};
 
 fn flags(arguments: &[&str]) -> Result<Flags, Ending> {
     common::parse::<NoMore>("Says back what it hears.", 7000, ["echo"].iter().chain(arguments))
@@ -27,7 +28,7 @@ fn refused(arguments: &[&str]) -> String {
 #[test]
 fn without_arguments_an_example_listens_on_loopback() {
     let flags = flags(&[]).unwrap();
-    assert_eq!(flags.listen, HostPort { host: "127.0.0.1".into(), port: 7000 });
+    assert_eq!(Ok(flags.listen), "127.0.0.1:7000".parse());
     assert_eq!((flags.shards, flags.cpus, flags.driver), (None, None, Driver::Auto));
 }
 
@@ -38,7 +39,7 @@ fn every_flag_is_read_in_both_spellings() {
         &["--listen=[::1]:0", "--shards=3", "--cpus=7,0-2", "--driver=mio"][..],
     ] {
         let flags = flags(arguments).unwrap();
-        assert_eq!(flags.listen.to_string(), "[::1]:0");
+        assert_eq!(Ok(flags.listen), "[::1]:0".parse());
         assert_eq!(flags.shards, Some(3));
         assert_eq!(flags.cpus, Some(CpuList(vec![0, 1, 2, 7])));
         assert_eq!(flags.driver, Driver::Mio);
@@ -65,14 +66,17 @@ fn a_wrong_value_is_refused_with_the_option_and_its_range() {
         ("--cpus", "0-2,1", "CPU 1 is named twice"),
         ("--driver", "iocp", "auto, mio"),
         ("--listen", "7000", "HOST:PORT"),
-        ("--listen", ":7000", "127.0.0.1, localhost or [::1]"),
+        ("--listen", ":7000", "HOST:PORT"),
         ("--listen", "127.0.0.1:", "0 to 65535"),
         ("--listen", "127.0.0.1:65536", "0 to 65535"),
         ("--listen", "127.0.0.1:-1", "0 to 65535"),
         ("--listen", "::1:7000", "brackets"),
-        ("--listen", "[::g]:7000", "IPv6"),
-        ("--listen", "[127.0.0.1]:7000", "IPv6"),
-        ("--listen", "a b:7000", "blanks"),
+        ("--listen", "[::g]:7000", "brackets"),
+        ("--listen", "[127.0.0.1]:7000", "brackets"),
+        ("--listen", "a b:7000", "a host"),
+        ("--listen", "tcp:x:interface=[::1]", "0 to 65535"),
+        ("--listen", "tls:7000", "privateKey"),
+        ("--listen", "haproxy:haproxy:tcp:1", "one proxy header"),
     ] {
         let text = refused(&[option, value]);
         assert!(text.contains(option) && text.contains(range), "{option} {value:?} gave: {text}");
@@ -115,30 +119,59 @@ fn an_example_may_have_flags_of_its_own() {
     struct Upstream {
         /// Where to connect to
         #[arg(long)]
-        upstream: HostPort,
+        upstream: ClientEndpoint,
     }
     let arguments = ["proxy", "--upstream", "localhost:9", "--shards", "2"];
     let (flags, more) = common::parse::<Upstream>("Passes bytes on.", 7000, arguments).unwrap();
-    assert_eq!((flags.shards, more.upstream.to_string()), (Some(2), "localhost:9".to_owned()));
+    assert_eq!((flags.shards, more.upstream.to_string()), (Some(2), "tcp:localhost:9".to_owned()));
     let missing = common::parse::<Upstream>("Passes bytes on.", 7000, ["proxy"]).unwrap_err();
     assert!(missing.code == 2 && missing.text.contains("--upstream"), "{}", missing.text);
 }
 
 #[test]
-fn a_host_is_an_address_or_a_name() {
-    let resolve = |text: &str| text.parse::<HostPort>().unwrap().resolve(Duration::from_secs(30)).unwrap();
-    assert_eq!(resolve("127.0.0.1:80").to_string(), "127.0.0.1:80");
-    assert_eq!(resolve("[::1]:80").to_string(), "[::1]:80");
-    let localhost = resolve("localhost:80");
-    assert!(localhost.ip().is_loopback() && localhost.port() == 80, "{localhost}");
-    assert_eq!(resolve("0.0.0.0:0").ip(), IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+fn a_mistake_in_an_endpoint_is_shown_at_its_place() {
+    let text = refused(&["--listen", "tcp:70x0:interface=127.0.0.1"]);
+    let lines: Vec<&str> = text.lines().collect();
+    let shown =
+        lines.iter().position(|line| line.trim() == "tcp:70x0:interface=127.0.0.1").expect("it is shown");
+    let mark = lines[shown + 1];
+    assert_eq!(mark.trim(), "^^^^", "{text}");
+    assert_eq!(mark.find('^'), lines[shown].find("70x0"), "{text}");
 }
 
 #[test]
-fn a_host_without_an_address_is_an_error() {
+fn every_kind_of_endpoint_is_taken() {
+    for text in ["localhost:80", "tcp6:80", "tls:443:privateKey=k", "haproxy:tcp:80", "unix:/run/x", "fd:3"] {
+        let flags = flags(&["--listen", text]).unwrap();
+        assert_eq!(flags.listen, text.parse::<ServerEndpoint>().unwrap());
+    }
+}
+
+#[test]
+fn a_host_is_an_address_or_a_name() {
+    let addr = |text: &str| -> SocketAddr {
+        flags(&["--listen", text]).unwrap().listen.load().unwrap().addr().unwrap()
+    };
+    assert_eq!(addr("127.0.0.1:80").to_string(), "127.0.0.1:80");
+    assert_eq!(addr("[::1]:80").to_string(), "[::1]:80");
+    let localhost = addr("localhost:80");
+    assert!(localhost.ip().is_loopback() && localhost.port() == 80, "{localhost}");
+}
+
+#[test]
+fn what_an_endpoint_names_and_cannot_be_used_is_told_with_the_option() {
     // A label may have 63 octets (RFC 1035 §2.3.4), so no name server is asked for this one.
-    let unknown = HostPort { host: "x".repeat(64), port: 80 };
-    unknown.resolve(Duration::from_secs(30)).unwrap_err();
+    for (text, code) in [
+        (format!("{}:80", "x".repeat(64)), 2),
+        ("tls:443:privateKey=/nowhere/key.pem".to_owned(), 2),
+        ("tcp:80:interface=nobody.invalid".to_owned(), 1),
+    ] {
+        let error = flags(&["--listen", &text]).unwrap().listen.load().unwrap_err();
+        let ending = common::unusable("--listen", &error);
+        assert_eq!(ending.code, code, "{}", ending.text);
+        assert!(ending.text.starts_with("error: --listen: cannot use the endpoint `"), "{}", ending.text);
+        assert!(!ending.text.contains('\n'), "{}", ending.text);
+    }
 }
 
 #[test]

@@ -9,17 +9,14 @@
 pub mod output;
 pub mod runtime;
 
-use std::fmt::{self, Display};
-use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::fmt::Display;
+use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::str::FromStr;
-use std::sync::mpsc;
-use std::thread;
-use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, Command, FromArgMatches, ValueEnum};
+use shardwise::endpoint::{LoadError, LoadProblem};
+use shardwise::{LoadedServer, ServerEndpoint};
 
 pub use output::say;
 pub use runtime::{announce, announce_addr, serve};
@@ -27,10 +24,13 @@ pub use runtime::{announce, announce_addr, serve};
 /// The flags of every example.
 #[derive(Args, Clone, Debug)]
 pub struct Flags {
-    /// Where to listen. HOST is a name, an IPv4 address or an IPv6 address in brackets; PORT is 0 to 65535, and with
-    /// 0 the system picks a free one. The address in use is printed as "listening on ADDRESS"
-    #[arg(long, value_name = "HOST:PORT", value_parser = HostPort::from_str)]
-    pub listen: HostPort,
+    /// Where to listen: HOST:PORT, or an endpoint such as tls:7443:privateKey=key.pem:certKey=cert.pem, or
+    /// unix:/run/example.sock, or systemd:index=0 and fd:3 for a socket that is there already, or haproxy:127.0.0.1:7000
+    /// behind a proxy that sends PROXY protocol headers. HOST is a name, an IPv4 address or an
+    /// IPv6 address in brackets; PORT is 0 to 65535, and with 0 the system picks a free one. The address in use is
+    /// printed as "listening on ADDRESS"
+    #[arg(long, value_name = "ENDPOINT")]
+    pub listen: ServerEndpoint,
 
     /// How many shards, 1 to 256. Without it: one for each CPU that this process may use
     #[arg(long, value_name = "N", value_parser = parse_shards, allow_negative_numbers = true)]
@@ -63,14 +63,6 @@ pub enum Driver {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuList(pub Vec<usize>);
 
-/// An address as somebody wrote it: not looked up yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostPort {
-    /// Without brackets.
-    pub host: String,
-    pub port: u16,
-}
-
 /// Why an example ends before it has begun, or that it was only asked for help.
 #[derive(Debug)]
 pub struct Ending {
@@ -84,9 +76,19 @@ impl Flags {
         parse_or_exit::<NoMore>(about, default_port).0
     }
 
-    /// The address to listen at. Ends the process with code 1 if the host has none.
-    pub fn listen_addr_or_exit(&self) -> SocketAddr {
-        resolve_or_exit(&self.listen)
+    /// Where to listen. Ends the process with code 1 if the host has no address, or the descriptor does not listen;
+    /// with 2 if something else is wrong.
+    pub fn server_or_exit(&self) -> LoadedServer {
+        self.listen.load().unwrap_or_else(|error| unusable("--listen", &error).exit())
+    }
+
+    /// The address to listen at, where nothing but a plain one will do: `what` says for what.
+    pub fn addr_or_exit(&self, what: &str) -> SocketAddr {
+        let ServerEndpoint::Tcp(_) = &self.listen else {
+            let text = format!("error: --listen: {what}: write HOST:PORT, not `{}`", self.listen);
+            Ending { code: 2, text: one_line(&text) }.exit()
+        };
+        self.server_or_exit().addr().expect("a TCP endpoint has one")
     }
 }
 
@@ -115,12 +117,14 @@ pub fn parse<More: Args>(
     Ok((Flags::from_arg_matches(&matches)?, More::from_arg_matches(&matches)?))
 }
 
-/// Resolves an address or ends the process with code 1 and one line that says which address, and why.
-pub fn resolve_or_exit(address: &HostPort) -> SocketAddr {
-    // P8: an example listens, or has failed, within 3 s; name servers may take longer to give up.
-    address
-        .resolve(Duration::from_secs(2))
-        .unwrap_or_else(|error| Ending { code: 1, text: format!("cannot use {address}: {error}") }.exit())
+/// How a program ends that cannot use the endpoint of `option`.
+pub fn unusable(option: &str, error: &LoadError) -> Ending {
+    let code = match error.problem() {
+        // Not the option is wrong, but what is found there.
+        LoadProblem::Host(_) | LoadProblem::Descriptor { .. } | LoadProblem::NotPassed(_) => 1,
+        _ => 2,
+    };
+    Ending { code, text: one_line(&format!("error: {option}: {error}")) }
 }
 
 /// How a program ends: in silence after `Ok`, else with one line on stderr and exit code 1.
@@ -131,58 +135,6 @@ pub fn exit_with(result: Result<(), impl Display>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => Ending { code: 1, text: one_line(&error.to_string()) }.into(),
-    }
-}
-
-impl HostPort {
-    /// Looks the host up, for at most `patience`; the first address counts.
-    pub fn resolve(&self, patience: Duration) -> io::Result<SocketAddr> {
-        if let Ok(ip) = self.host.parse() {
-            return Ok(SocketAddr::new(ip, self.port));
-        }
-        let (host, port) = (self.host.clone(), self.port);
-        let (answer, answered) = mpsc::channel();
-        // The look-up cannot be cancelled, so it is left behind when patience ends.
-        thread::Builder::new().name("resolver".to_owned()).spawn(move || {
-            let found = (host.as_str(), port).to_socket_addrs();
-            let first = found.and_then(|mut found| {
-                found.next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the host has no address"))
-            });
-            // Nobody listens any more when patience has ended.
-            let _ = answer.send(first);
-        })?;
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {patience:?}"));
-        answered.recv_timeout(patience).map_err(late)?
-    }
-}
-
-impl FromStr for HostPort {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<HostPort, String> {
-        let (host, port) = text.rsplit_once(':').ok_or("not of the form HOST:PORT, like 127.0.0.1:8080")?;
-        let port = port.parse().map_err(|_| format!("port '{port}' is not a number from 0 to 65535"))?;
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let host = match bare {
-            Some(bare) if bare.parse::<std::net::Ipv6Addr>().is_ok() => bare,
-            Some(bare) => return Err(format!("'{bare}' is not an IPv6 address")),
-            None if host.is_empty() => {
-                return Err("no host before the port: 127.0.0.1, localhost or [::1]".into());
-            }
-            None if host.contains(':') => return Err(format!("an IPv6 address needs brackets: [{host}]")),
-            None if host.chars().any(|c| c.is_whitespace() || c.is_control()) => {
-                return Err("a host has no blanks".into());
-            }
-            None => host,
-        };
-        Ok(HostPort { host: host.to_owned(), port })
-    }
-}
-
-impl Display for HostPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let HostPort { host, port } = self;
-        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
 }
 

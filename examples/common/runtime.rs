@@ -1,6 +1,6 @@
 //! From the common flags to a runtime, and from its end to an exit code. Does not know what it will run.
 
-use std::net::SocketAddr;
+use std::fmt::Display;
 use std::process::ExitCode;
 
 use shardwise::{App, DriverKind, Listener, RunError, Runtime, Shard};
@@ -31,12 +31,12 @@ pub fn serve(runtime: Runtime, app: impl App) -> ExitCode {
 }
 
 /// Prints the address, once for the whole runtime and once it is served.
-pub fn announce(shard: &Shard, listener: &Listener) {
+pub fn announce<A: Clone + Display>(shard: &Shard, listener: &Listener<A>) {
     announce_addr(shard, listener.local_addr());
 }
 
 /// The same for what is no listener.
-pub fn announce_addr(shard: &Shard, addr: SocketAddr) {
+pub fn announce_addr(shard: &Shard, addr: impl Display) {
     let line = format!("listening on {addr}");
     if shard.id().index() == 0 {
         shard.call_when_running(move |_| output::say(line));

@@ -17,9 +17,9 @@ use protocol::Http;
 
 fn main() -> ExitCode {
     let flags = common::Flags::parse_or_exit("Serves a plain-text page over HTTP/1.1.", 8080);
-    let addr = flags.listen_addr_or_exit();
+    let server = flags.server_or_exit();
     common::serve(flags.runtime().config(protocol::config()), async move |shard: Shard| {
-        let listener = shard.listen_tcp(addr, Http::default)?;
+        let listener = shard.listen(&server, Http::default)?;
         common::announce(&shard, &listener);
         Ok(())
     })

@@ -33,7 +33,7 @@ struct Own {
 fn main() -> ExitCode {
     let (flags, own) =
         common::parse_or_exit::<Own>("Shows what a server on every core does on this machine.", 0);
-    let addr = flags.listen_addr_or_exit();
+    let addr = flags.addr_or_exit("the clients in here speak plain TCP");
     let seconds = Duration::from_secs(own.seconds);
     let board = Arc::new(Board::default());
     let show = FirstLook { addr, seconds, connections: own.connections as usize, board: Arc::clone(&board) };

@@ -1,7 +1,9 @@
 //! Addresses as callers write them. Resolves no names.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::sync::Arc;
 
+use super::proxy_protocol::ProxyHeader;
 use crate::addr::{Addr, UnixAddr};
 use crate::error::{AddressFault, InvalidAddress, Wanted};
 
@@ -108,6 +110,8 @@ pub(crate) enum SmallAddr<T> {
     /// As nearly all clients of UNIX sockets are.
     Unnamed,
     Unix(Box<(UnixAddr, Option<T>)>),
+    /// Behind a proxy, which says who it is.
+    Proxied(Arc<ProxyHeader>),
 }
 
 impl<T> SmallAddr<T> {
@@ -140,6 +144,15 @@ impl<T> SmallAddr<T> {
             SmallAddr::V4(addr) => Some(SocketAddr::V4(*addr)),
             SmallAddr::V6(addr) => Some(SocketAddr::V6(**addr)),
             SmallAddr::Unnamed | SmallAddr::Unix(_) => None,
+            SmallAddr::Proxied(header) => header.peer().as_ip(),
+        }
+    }
+
+    /// The other end of the socket, whoever stands behind it.
+    pub(crate) fn of_socket(&self) -> Addr {
+        match self {
+            SmallAddr::Proxied(header) => header.proxy.clone(),
+            direct => direct.into(),
         }
     }
 }
@@ -162,6 +175,7 @@ impl<T> From<&SmallAddr<T>> for Addr {
             SmallAddr::V6(addr) => Addr::Ip(SocketAddr::V6(**addr)),
             SmallAddr::Unnamed => Addr::Unix(UnixAddr::UNNAMED),
             SmallAddr::Unix(unix) => Addr::Unix(unix.0.clone()),
+            SmallAddr::Proxied(header) => header.peer(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::addr::Addr;
 use crate::config::Watermarks;
@@ -10,6 +11,7 @@ use crate::error::{CloseReason, WriteError};
 use crate::net::addr::SmallAddr;
 use crate::net::descriptors::{Descriptors, Sent};
 use crate::net::kept::Kept;
+use crate::net::proxy_protocol::ProxyHeader;
 use crate::net::wire::{SEALED_PIECE_BYTES, SealBuffer, Tls, Wire};
 use crate::reactor::buffer::Output;
 use crate::reactor::driver::{CloseKind, Driver};
@@ -149,13 +151,30 @@ impl Connection {
         }
     }
 
-    /// The other end, if it has an IP address.
+    /// The other end, as a proxy has reported it if one has; if it has an IP address.
     pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
         self.peer_addr.ip()
     }
 
     pub(crate) fn peer(&self) -> Addr {
         (&self.peer_addr).into()
+    }
+
+    /// The other end of the socket.
+    pub(crate) fn socket_peer(&self) -> Addr {
+        self.peer_addr.of_socket()
+    }
+
+    /// What a proxy has said about it.
+    pub(crate) fn proxy_header(&self) -> Option<&Arc<ProxyHeader>> {
+        match &self.peer_addr {
+            SmallAddr::Proxied(header) => Some(header),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn set_proxy_header(&mut self, header: Arc<ProxyHeader>) {
+        self.peer_addr = SmallAddr::Proxied(header);
     }
 
     pub(crate) fn is_open(&self) -> bool {

@@ -8,6 +8,7 @@ pub mod endpoint;
 pub mod framing;
 pub(crate) mod host_name;
 pub(crate) mod input;
+pub(crate) mod ip_network;
 pub(crate) mod kept;
 pub(crate) mod lookup_threads;
 pub mod proxy_protocol;

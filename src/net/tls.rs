@@ -3,6 +3,7 @@
 
 mod certificates;
 mod client;
+pub(crate) mod loading;
 mod roots;
 mod server;
 mod session;

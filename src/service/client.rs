@@ -13,6 +13,7 @@ use super::backoff::Backoff;
 use super::client_error::{ClientError, ClientFailure};
 use super::establish::{Aim, ClientBuilder, ClientUnset, End, Establishing, Link, Style};
 use crate::error::InvalidAddress;
+use crate::net::endpoint::LoadedClient;
 use crate::net::target::ToTarget;
 use crate::shard::draining::WhenDraining;
 use crate::shard::handles::transport::Transport;
@@ -125,6 +126,11 @@ impl ClientService {
     /// [`InvalidAddress`], when that is no target.
     pub fn builder(target: impl ToTarget) -> Result<ClientBuilder<ClientUnset>, InvalidAddress> {
         ClientBuilder::new(target)
+    }
+
+    /// As [`ClientService::builder`], for an endpoint: with TLS and the endpoint's timeout, if it has them.
+    pub fn builder_for(client: &LoadedClient) -> ClientBuilder<ClientUnset> {
+        ClientBuilder::to(client.clone())
     }
 
     pub(super) fn begin(shard: &Shard, aim: Aim, backoff: Backoff, style: Box<dyn Style>) -> Self {

@@ -11,7 +11,8 @@ use super::backoff::Backoff;
 use super::client::ClientService;
 use super::client_error::ClientFailure;
 use crate::error::{InvalidAddress, Result};
-use crate::net::target::{ConnectTarget, ToTarget};
+use crate::net::endpoint::LoadedClient;
+use crate::net::target::ToTarget;
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::handles::transport::Transport;
 use crate::shard::interfaces::tcp::ConnectOptions;
@@ -32,7 +33,7 @@ pub struct ClientBuilder<S> {
 /// Where to connect to, and how.
 #[derive(Clone)]
 pub(super) struct Aim {
-    goal: ConnectTarget,
+    goal: LoadedClient,
     options: ConnectOptions,
 }
 
@@ -76,8 +77,12 @@ impl<P: AsyncFn(&mut TcpStream) -> Result<()>> PrepareStream for P {
 
 impl ClientBuilder<ClientUnset> {
     pub(super) fn new(target: impl ToTarget) -> std::result::Result<Self, InvalidAddress> {
-        let aim = Aim { goal: target.to_target()?, options: ConnectOptions::default() };
-        Ok(ClientBuilder { aim, backoff: Backoff::default(), style: ClientUnset(()) })
+        Ok(Self::to(LoadedClient::plain(target.to_target()?)))
+    }
+
+    pub(super) fn to(goal: LoadedClient) -> Self {
+        let aim = Aim { goal, options: ConnectOptions::default() };
+        ClientBuilder { aim, backoff: Backoff::default(), style: ClientUnset(()) }
     }
 
     /// Makes a protocol for each connection.
@@ -175,7 +180,7 @@ impl Style for ClientEvents {
                 let inner = factory.with(|make| make(incoming))??;
                 Some(Watched { inner, _end: EndGuard::new(&guarded) })
             };
-            let transport = shard.connect_tcp_with(&aim.goal, &aim.options, make).await?;
+            let transport = shard.connect_with(&aim.goal, &aim.options, make).await?;
             let open = ClosedOnDrop { transport: Some(transport.clone()) };
             if let Some(prepare) = prepare {
                 let mut prepared = pin!(within(&shard, &aim, prepare(transport)));
@@ -195,7 +200,7 @@ impl Style for ClientStreams {
         let (shard, aim) = (shard.clone(), aim.clone());
         let (handler, prepare) = (Rc::clone(&self.handler), self.prepare.clone());
         Box::pin(async move {
-            let mut stream = TcpStream::connect_with(&aim.goal, &aim.options).await?;
+            let mut stream = TcpStream::connect_to_with(&aim.goal, &aim.options).await?;
             if let Some(prepare) = prepare {
                 within(&shard, &aim, prepare.prepare(&mut stream)).await?;
             }
@@ -225,7 +230,8 @@ async fn within(
     aim: &Aim,
     prepare: Pin<Box<dyn Future<Output = Result<()>> + '_>>,
 ) -> std::result::Result<(), ClientFailure> {
-    let after: Duration = aim.options.how().timeout.unwrap_or(shard.inner.shared.config.connect_timeout);
+    let timeout = aim.goal.timeout().or(aim.options.how().timeout);
+    let after: Duration = timeout.unwrap_or(shard.inner.shared.config.connect_timeout);
     match shard.timeout(after, prepare).await {
         Ok(outcome) => outcome.map_err(ClientFailure::Prepare),
         Err(_) => Err(ClientFailure::PrepareTimedOut { after }),

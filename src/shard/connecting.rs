@@ -62,9 +62,7 @@ pub(crate) struct AttemptId(u64);
 struct Attempt {
     goal: Goal,
     target: Target,
-    /// How to speak TLS once connected, if that is wanted. The session is made then: who never connects pays for none, and
-    /// uses up no ticket.
-    secure: Option<TlsRole>,
+    preamble: Preamble,
     how: ConnectHow,
     timer: TimerKey,
     timeout: Duration,
@@ -147,6 +145,23 @@ impl ConnectHow {
     }
 }
 
+/// What an outgoing connection begins with: first the one, then the other.
+#[derive(Default)]
+pub(crate) struct Preamble {
+    /// Bytes that go out before everything, as they are.
+    pub(crate) announcement: Option<Arc<[u8]>>,
+    /// How to speak TLS once connected, if that is wanted. The session is made then: who never connects pays for none, and
+    /// uses up no ticket.
+    pub(crate) secure: Option<TlsRole>,
+}
+
+impl Preamble {
+    /// TLS alone, if it is to be spoken.
+    pub(crate) fn tls(role: Option<&TlsRole>) -> Self {
+        Preamble { announcement: None, secure: role.cloned() }
+    }
+}
+
 /// What becomes of an established connection.
 pub(crate) enum Target {
     Protocol(Box<ProtocolMaker>),
@@ -185,7 +200,7 @@ impl Shard {
         goal: Result<Goal, ConnectError>,
         how: ConnectHow,
         target: Target,
-        secure: Option<TlsRole>,
+        preamble: Preamble,
     ) -> PendingAttempt {
         let inner = &self.inner;
         let cell = Rc::new(OutcomeCell::default());
@@ -200,7 +215,7 @@ impl Shard {
             }
         };
         pending.goal = Some(goal.clone());
-        if let Some(Err(source)) = secure.as_ref().map(TlsRole::check) {
+        if let Some(Err(source)) = preamble.secure.as_ref().map(TlsRole::check) {
             self.drop_contained(target);
             self.resolve_attempt(&cell, Err(ConnectError::Tls { target: goal.to_string(), source }));
             return pending;
@@ -224,7 +239,7 @@ impl Shard {
             Goal::Ip(ConnectTarget::Addr(addr)) => Stage::race(vec![(*addr).into()]),
             Goal::Unix(name) => Stage::race(vec![name.clone().into()]),
         };
-        let attempt = Attempt { goal, target, secure, how, timer, timeout, begun, stage, outcome: cell };
+        let attempt = Attempt { goal, target, preamble, how, timer, timeout, begun, stage, outcome: cell };
         inner.attempts.table.borrow_mut().insert(id, attempt);
         self.try_next_address(id);
         pending
@@ -316,31 +331,32 @@ impl Shard {
         };
         if matches!(inner.phase.get(), ShardPhase::Drained | ShardPhase::Stopped) {
             inner.driver.borrow_mut().close(token, CloseKind::Orderly);
-            self.drop_contained((attempt.target, attempt.secure));
+            self.drop_contained((attempt.target, attempt.preamble.secure));
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::Stopping));
             return;
         }
         if !self.admit(token, attempt.how.policies.as_ref(), &addr) {
             inner.driver.borrow_mut().close(token, CloseKind::Reset);
-            self.drop_contained((attempt.target, attempt.secure));
+            self.drop_contained((attempt.target, attempt.preamble.secure));
             self.resolve_attempt(&attempt.outcome, Err(ConnectError::LimitReached { addr }));
             return;
         }
         inner.stats.connected.add(1);
-        let session = match attempt.secure.map(|role| self.make_session(role, &attempt.goal)).transpose() {
-            Ok(session) => session,
-            Err(error) => {
-                self.turn_away(token, CloseKind::Orderly);
-                self.drop_contained(attempt.target);
-                self.resolve_attempt(&attempt.outcome, Err(error));
-                return;
-            }
-        };
+        let session =
+            match attempt.preamble.secure.map(|role| self.client_session(role, &attempt.goal)).transpose() {
+                Ok(session) => session,
+                Err(error) => {
+                    self.turn_away(token, CloseKind::Orderly);
+                    self.drop_contained(attempt.target);
+                    self.resolve_attempt(&attempt.outcome, Err(error));
+                    return;
+                }
+            };
         let handler = match attempt.target {
             Target::Handler(handler) => Some(handler),
             Target::Protocol(mut make) => {
                 let local = inner.driver.borrow().local_addr(token).unwrap_or_else(|_| addr.clone());
-                let incoming = Incoming { peer: &addr, local: &local, shard: inner.id };
+                let incoming = Incoming { peer: &addr, local: &local, shard: inner.id, proxy_header: None };
                 let made = catch_unwind(AssertUnwindSafe(|| make(&incoming)));
                 self.drop_contained(make);
                 match made {
@@ -362,6 +378,9 @@ impl Shard {
         if attempt.how.takes_descriptors {
             inner.take_descriptors(token, &mut connection, true);
         }
+        if let Some(bytes) = &attempt.preamble.announcement {
+            connection.queue_sealed(bytes);
+        }
         if let Some(session) = session {
             let mut limit = inner.shared.config.handshake_timeout;
             if let Some(timeout) = attempt.how.timeout {
@@ -376,11 +395,14 @@ impl Shard {
             return self.open_connection(token, connection, handler);
         }
         self.open_connection(token, connection, handler);
+        if attempt.preamble.announcement.is_some() {
+            inner.mark_unsettled(token);
+        }
         self.resolve_attempt(&attempt.outcome, Ok(Transport::new(self.clone(), token)));
     }
 
     /// Begins TLS, which may call code of the application's.
-    fn make_session(&self, role: TlsRole, goal: &Goal) -> Result<Box<Session>, ConnectError> {
+    fn client_session(&self, role: TlsRole, goal: &Goal) -> Result<Box<Session>, ConnectError> {
         let made = catch_unwind(AssertUnwindSafe(|| role.session()));
         self.drop_contained(role);
         match made {
@@ -475,7 +497,7 @@ impl Shard {
 
     fn fail_attempt(&self, id: AttemptId, error: ConnectError) {
         let Some(attempt) = self.take_attempt(id) else { return };
-        self.drop_contained((attempt.target, attempt.secure));
+        self.drop_contained((attempt.target, attempt.preamble.secure));
         self.resolve_attempt(&attempt.outcome, Err(error));
     }
 

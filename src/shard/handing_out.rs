@@ -2,17 +2,18 @@
 //! elsewhere. The first shard accepts, and hands every connection to the member whose turn it is.
 
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::ShardId;
 use crate::addr::Addr;
-use crate::error::log_contained;
+use crate::error::{ListenError, log_contained};
 use crate::reactor::driver::{DetachedSocket, Driver};
 use crate::reactor::token::Token;
 use crate::shard::Shard;
 use crate::shard::groups::{Group, GroupKey, Role};
 use crate::shard::lifecycle::ShardPhase;
-use crate::shard::listening::{Listening, Opening};
+use crate::shard::listening::{Listening, Opening, listen_error};
 
 /// Why a shard did not become a member.
 pub(crate) enum NotJoined {
@@ -21,6 +22,17 @@ pub(crate) enum NotJoined {
     /// It is a member already, or the group is closing.
     Twice(Addr),
     Os(io::Error),
+}
+
+impl NotJoined {
+    /// What a listener at `addr` comes to.
+    pub(crate) fn at(self, addr: Addr) -> ListenError {
+        match self {
+            NotJoined::Stopping => ListenError::Stopping,
+            NotJoined::Twice(addr) => ListenError::AddressInUse { addr },
+            NotJoined::Os(source) => listen_error(addr, source),
+        }
+    }
 }
 
 /// A connection on its way from the acceptor to another member.
@@ -54,7 +66,7 @@ impl Shard {
     }
 
     /// Gives a connection that came in here to the member whose turn it is.
-    pub(super) fn hand_out(&self, listening: &Listening, token: Token, peer: Addr) {
+    pub(super) fn hand_out(&self, listening: &Rc<Listening>, token: Token, peer: Addr) {
         let group = &listening.group;
         let member = group.next_member().unwrap_or(self.inner.id);
         if member == self.inner.id {

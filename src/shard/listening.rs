@@ -19,9 +19,11 @@ use crate::reactor::token::Token;
 use crate::shard::Shard;
 use crate::shard::connections::Handler;
 use crate::shard::groups::{Group, GroupKey, Net, Role};
+use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::lifecycle::ShardPhase;
 use crate::shard::policies::Policies;
 use crate::shard::protocol::{Incoming, Protocol};
+use crate::shard::proxied::HeaderGate;
 
 /// The listeners of one shard. They are few, so they are searched in order.
 #[derive(Default)]
@@ -36,11 +38,15 @@ pub(crate) struct Listening {
     /// Its connections tell of descriptors.
     takes_descriptors: bool,
     opener: RefCell<Option<Opener>>,
+    pub(super) header: Option<HeaderGate>,
     /// Makes the TLS of each connection, if they begin with it.
     secure: Option<Box<SessionMaker>>,
-    policies: Option<Arc<Policies>>,
+    pub(super) policies: Option<Arc<Policies>>,
     /// Accepted by the last look and not yet dispatched.
     undispatched: Cell<usize>,
+    /// Connections of which a proxy has still to say whose they are.
+    pub(super) awaited_headers: Cell<usize>,
+    closed: Cell<bool>,
 }
 
 /// What becomes of accepted connections.
@@ -50,12 +56,22 @@ pub(crate) enum Opener {
 }
 
 pub(crate) type ProtocolMaker = dyn FnMut(&Incoming<'_>) -> Option<Box<dyn Protocol>>;
+/// Runs the handler of a stream, once its connection is open.
+pub(crate) type StreamServer = dyn Fn(&Shard, Token, Rc<StreamCore>);
+
 pub(crate) type SessionMaker = dyn Fn() -> Result<Box<Session>, TlsError>;
-pub(crate) type StreamServer = dyn Fn(&Shard, Token, Connection);
+
+/// What the application makes of a connection.
+pub(crate) enum Answer {
+    Protocol(Box<dyn Protocol>),
+    Stream(Rc<StreamServer>),
+}
 
 /// How the connections of a listener begin.
 pub(crate) struct Opening {
     pub(crate) opener: Opener,
+    /// Who has to say first whose they are, if a proxy hands them on.
+    pub(crate) header: Option<HeaderGate>,
     /// Makes the TLS of each connection, if they begin with it.
     pub(crate) secure: Option<Box<SessionMaker>>,
     /// They tell of descriptors.
@@ -66,7 +82,7 @@ pub(crate) struct Opening {
 
 impl From<Opener> for Opening {
     fn from(opener: Opener) -> Self {
-        Opening { opener, secure: None, takes_descriptors: false, policies: None }
+        Opening { opener, header: None, secure: None, takes_descriptors: false, policies: None }
     }
 }
 
@@ -116,7 +132,7 @@ impl Listeners {
 
 impl Shard {
     /// Binds, or joins whoever of this runtime listens there already.
-    pub(crate) fn listen(
+    pub(crate) fn open_listener(
         &self,
         addr: SocketAddr,
         how: ListenHow,
@@ -142,10 +158,19 @@ impl Shard {
 
     /// Serves what comes in at `token`, or is handed over by the group's acceptor.
     pub(super) fn begin_listening(&self, token: Token, group: Arc<Group>, opening: Opening) {
-        let Opening { opener, secure, takes_descriptors, policies } = opening;
-        let opener = RefCell::new(Some(opener));
-        let undispatched = Cell::new(0);
-        let listening = Listening { token, group, takes_descriptors, opener, secure, policies, undispatched };
+        let Opening { opener, header, secure, takes_descriptors, policies } = opening;
+        let listening = Listening {
+            token,
+            group,
+            takes_descriptors,
+            opener: RefCell::new(Some(opener)),
+            header,
+            secure,
+            policies,
+            undispatched: Cell::new(0),
+            awaited_headers: Cell::new(0),
+            closed: Cell::new(false),
+        };
         self.inner.listeners.open.borrow_mut().push(Rc::new(listening));
         if self.inner.phase.get() == ShardPhase::Running {
             self.inner.driver.borrow_mut().accept(token, true);
@@ -217,54 +242,74 @@ impl Shard {
     }
 
     /// Gives an accepted connection to the factory.
-    pub(super) fn open_accepted(&self, listening: &Listening, token: Token, peer: Addr) {
+    pub(super) fn open_accepted(&self, listening: &Rc<Listening>, token: Token, peer: Addr) {
         let inner = &self.inner;
+        if listening.header.is_some() {
+            return self.await_header(listening, token, peer);
+        }
         if !self.admit(token, listening.policies.as_ref(), &peer) {
             // Before anything is done for it, and so that nothing of it is left: see `ConnectionLimit`.
             inner.driver.borrow_mut().close(token, CloseKind::Reset);
             return;
         }
         let mut connection = Connection::new(peer.clone());
-        match listening.secure.as_ref().map(|secure| secure()) {
-            None => {}
-            Some(Ok(session)) => {
-                connection.wire = Wire::Tls(Tls::new(session, inner.shared.config.handshake_timeout))
-            }
-            Some(Err(error)) => {
-                let shard = inner.id.index();
-                log_contained(|| tracing::error!(shard, %error, "a TLS session cannot be made"));
-                return self.turn_away(token, CloseKind::Orderly);
-            }
+        let Ok(session) = self.make_session(listening) else {
+            return self.turn_away(token, CloseKind::Orderly);
+        };
+        if let Some(session) = session {
+            connection.wire = Wire::Tls(Tls::new(session, inner.shared.config.handshake_timeout));
         }
         inner.stats.accepted.add(1);
         if listening.takes_descriptors {
             inner.take_descriptors(token, &mut connection, true);
         }
-        let Some(opener) = listening.opener.borrow_mut().take() else {
-            unreachable!("factories are not called from within factories")
-        };
-        let mut opener = opener;
-        match &mut opener {
-            Opener::Streams(serve) => serve(self, token, connection),
-            Opener::Protocols(make) => {
-                let incoming = Incoming { peer: &peer, local: &listening.group.addr, shard: inner.id };
-                match catch_unwind(AssertUnwindSafe(|| make(&incoming))) {
-                    Ok(Some(protocol)) => {
-                        // Whoever answers is not asked more while the peer does not take what there is.
-                        connection.set_reads_above_high(false);
-                        *listening.opener.borrow_mut() = Some(opener);
-                        self.open_connection(token, connection, Handler::Protocol(protocol));
-                        return;
-                    }
-                    Ok(None) => {}
-                    Err(payload) => drop(self.panicked("a factory", payload)),
-                }
+        let local = &listening.group.addr;
+        let incoming = Incoming { peer: &peer, local, shard: inner.id, proxy_header: None };
+        match self.ask_application(listening, &incoming) {
+            Some(Answer::Protocol(protocol)) => {
+                // Whoever answers is not asked more while the peer does not take what there is.
+                connection.set_reads_above_high(false);
+                self.open_connection(token, connection, Handler::Protocol(protocol));
+            }
+            Some(Answer::Stream(serve)) => {
+                let core = StreamCore::new();
+                self.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
+                serve(self, token, core);
+            }
+            None => {
                 self.turn_away(token, CloseKind::Orderly);
                 // Its TLS may be the last to hold what the application has configured it with.
                 self.drop_contained(connection);
             }
         }
-        *listening.opener.borrow_mut() = Some(opener);
+    }
+
+    /// The TLS of a connection that is to begin with it. An error was logged.
+    pub(super) fn make_session(&self, listening: &Listening) -> Result<Option<Box<Session>>, TlsError> {
+        let session = listening.secure.as_ref().map(|secure| secure()).transpose();
+        if let Err(error) = &session {
+            let shard = self.inner.id.index();
+            log_contained(|| tracing::error!(shard, %error, "a TLS session cannot be made"));
+        }
+        session
+    }
+
+    /// Asks the application for the handler of a connection. `None` refuses it.
+    pub(super) fn ask_application(&self, listening: &Listening, incoming: &Incoming<'_>) -> Option<Answer> {
+        let mut opener = listening.opener.borrow_mut().take();
+        let answer = match &mut opener {
+            None => unreachable!("factories are not called from within factories"),
+            Some(Opener::Streams(serve)) => Some(Answer::Stream(Rc::clone(serve))),
+            Some(Opener::Protocols(make)) => match catch_unwind(AssertUnwindSafe(|| make(incoming))) {
+                Ok(protocol) => protocol.map(Answer::Protocol),
+                Err(payload) => {
+                    self.panicked("a factory", payload);
+                    None
+                }
+            },
+        };
+        *listening.opener.borrow_mut() = opener;
+        answer
     }
 
     /// Accepting failed for now; the driver tries again by itself.
@@ -395,9 +440,17 @@ impl Shard {
     pub(super) fn remove_listener(&self, listening: &Rc<Listening>) {
         self.inner.driver.borrow_mut().close(listening.token, CloseKind::Orderly);
         self.inner.listeners.open.borrow_mut().retain(|kept| !Rc::ptr_eq(kept, listening));
-        let opener = listening.opener.borrow_mut().take();
-        self.drop_contained(opener);
+        listening.closed.set(true);
+        self.drop_opener_if_unneeded(listening);
         self.check_drained();
+    }
+
+    /// Drops the factory of a closed listener, unless connections still wait for the header that says whose they are.
+    pub(super) fn drop_opener_if_unneeded(&self, listening: &Listening) {
+        if listening.closed.get() && listening.awaited_headers.get() == 0 {
+            let opener = listening.opener.borrow_mut().take();
+            self.drop_contained(opener);
+        }
     }
 
     pub(crate) fn member_left(&self, group: &Arc<Group>, member: crate::ShardId) {

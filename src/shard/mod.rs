@@ -20,6 +20,7 @@ pub mod policies;
 pub(crate) mod policing;
 pub(crate) mod producers;
 pub(crate) mod protocol;
+pub(crate) mod proxied;
 pub(crate) mod secured;
 pub(crate) mod serving;
 pub(crate) mod shared;

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use crate::reactor::registry::Registry;
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
 use crate::shard::connections::Slot;
-use crate::shard::policies::{Idle, Logged, Policed, Policies, Watched, Way};
+use crate::shard::policies::{ConnectionLimit, Idle, Logged, Policed, Policies, Reached, Watched, Way};
 use crate::shard::{Inner, Shard, Timer};
 
 /// What the connections of one shard are held to, those alone that are held to anything.
@@ -135,31 +136,54 @@ impl Shard {
     /// counted, and told of in the log, and the caller closes it.
     pub(super) fn admit(&self, token: Token, policies: Option<&Arc<Policies>>, peer: &Addr) -> bool {
         let Some(policies) = policies else { return true };
-        match self.places_of(policies, peer) {
-            Some(policed) => {
-                self.inner.policing.prepare(token, policed);
+        self.prepare_places(token, policies, peer.as_ip(), peer)
+    }
+
+    /// As `admit`, for a connection of which a proxy has still to say whose it is: it counts in all.
+    pub(super) fn admit_proxied(&self, token: Token, policies: Option<&Arc<Policies>>, proxy: &Addr) -> bool {
+        let Some(policies) = policies else { return true };
+        self.prepare_places(token, policies, None, proxy)
+    }
+
+    /// Whether it may go on, now that the proxy has said whose it is.
+    pub(super) fn admit_peer(&self, token: Token, policies: Option<&Arc<Policies>>, peer: &Addr) -> bool {
+        let (Some(policies), Some(ip)) = (policies, peer.as_ip()) else { return true };
+        let admitted = match self.inner.policing.table.borrow_mut().get_mut(token) {
+            Some(policed) => policies.admit_peer(policed, ip),
+            None => Ok(()),
+        };
+        admitted.map_err(|(reached, limit)| self.refused(peer, reached, limit)).is_ok()
+    }
+
+    /// Its places, or a line about why there are none.
+    #[cold]
+    fn prepare_places(
+        &self,
+        token: Token,
+        policies: &Policies,
+        counted: Option<SocketAddr>,
+        peer: &Addr,
+    ) -> bool {
+        match policies.admit(counted) {
+            Ok(permits) => {
+                self.inner.policing.prepare(token, Box::new(policies.police(permits, peer)));
                 true
             }
-            None => false,
+            Err((reached, limit)) => {
+                self.refused(peer, reached, limit);
+                false
+            }
         }
     }
 
-    /// Its place, or a line about why there is none.
-    #[cold]
-    fn places_of(&self, policies: &Policies, peer: &Addr) -> Option<Box<Policed>> {
-        match policies.admit(peer.as_ip()) {
-            Ok(permits) => Some(Box::new(policies.police(permits, peer))),
-            Err((reached, limit)) => {
-                self.inner.stats.refused.add(1);
-                let now = self.inner.driver.borrow_mut().read_clock();
-                if let Some(refused) = limit.line_due(now) {
-                    let shard = self.inner.id.index();
-                    log_contained(
-                        || tracing::warn!(shard, %peer, limit = %reached, refused, "a connection is refused"),
-                    );
-                }
-                None
-            }
+    fn refused(&self, peer: &Addr, reached: Reached, limit: &ConnectionLimit) {
+        self.inner.stats.refused.add(1);
+        let now = self.inner.driver.borrow_mut().read_clock();
+        if let Some(refused) = limit.line_due(now) {
+            let shard = self.inner.id.index();
+            log_contained(
+                || tracing::warn!(shard, %peer, limit = %reached, refused, "a connection is refused"),
+            );
         }
     }
 

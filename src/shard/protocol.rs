@@ -7,6 +7,7 @@ use crate::ShardId;
 use crate::addr::Addr;
 use crate::error::{CloseReason, Result};
 use crate::net::input::Input;
+use crate::net::proxy_protocol::ProxyHeader;
 use crate::shard::handles::transport::Transport;
 
 /// The meaning of one connection's bytes: callbacks that run on the connection's shard, one at a time.
@@ -114,10 +115,11 @@ pub struct Incoming<'a> {
     pub(crate) peer: &'a Addr,
     pub(crate) local: &'a Addr,
     pub(crate) shard: ShardId,
+    pub(crate) proxy_header: Option<&'a ProxyHeader>,
 }
 
 impl Incoming<'_> {
-    /// The other end, unless it is a UNIX socket.
+    /// The other end, unless it is a UNIX socket; behind a proxy that has said whose connection it is, the client.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.peer.as_ip()
     }
@@ -127,7 +129,8 @@ impl Incoming<'_> {
         self.peer
     }
 
-    /// Our end, unless it is a UNIX socket: for a listener, the address it listens on.
+    /// Our end, unless it is a UNIX socket: for a listener, the address it listens on; behind a proxy that has said it, the
+    /// address that the client connected to.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.local.as_ip()
     }
@@ -135,6 +138,11 @@ impl Incoming<'_> {
     /// Our end, whatever it is.
     pub fn local(&self) -> &Addr {
         self.local
+    }
+
+    /// What a proxy has said about the connection, and which proxy: see [`Transport::proxy_header`].
+    pub fn proxy_header(&self) -> Option<&ProxyHeader> {
+        self.proxy_header
     }
 
     /// The shard the connection will live on.

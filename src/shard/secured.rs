@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::error::{CloseReason, TlsError};
 use crate::net::connection::{Connection, EndKind, Phase, ReadHalf};
 use crate::net::tls::Session;
-use crate::net::wire::{Opened, Tls};
+use crate::net::wire::{Opened, Tls, Wire};
 use crate::reactor::driver::CloseKind;
 use crate::reactor::lease::Lease;
 use crate::reactor::timer_wheel::deadline_after;
@@ -133,6 +133,42 @@ impl Shard {
             inner.mark_slot_resumed(token, slot);
         }
         slot.connection.update_receiving(&mut **inner.driver.borrow_mut(), token);
+    }
+
+    /// A connection that stands speaks TLS from here on. What was written goes out before it, as it is; what was received
+    /// and not taken belongs to the handshake.
+    pub(super) fn secure(&self, token: Token, slot: &mut Slot, session: Box<Session>) {
+        let inner = &self.inner;
+        let active = inner.active.get() == token;
+        let connection = &mut slot.connection;
+        if active {
+            let mut staged = inner.staged.borrow_mut();
+            connection.queue_sealed(&staged);
+            staged.clear();
+            inner.staged_room.set(0);
+            inner.dry.set(true);
+        }
+        connection.wire = Wire::Tls(Tls::new(session, inner.shared.config.handshake_timeout));
+        let mut left = connection.input.take();
+        if let Handler::Stream(stream) = &slot.handler {
+            let (mut unread, held) = stream.take_unread();
+            connection.read_holds -= u16::from(held);
+            left.append(&mut unread);
+        }
+        if active && let Some(lent) = inner.lent.take() {
+            left.extend_from_slice(&lent);
+        }
+        if connection.read == ReadHalf::FinishPending {
+            connection.read = ReadHalf::Open;
+            connection.tls_mut().into_iter().for_each(|tls| tls.socket_ended = true);
+        }
+        self.begin_handshake(token, slot);
+        inner.keep_handshake(token, slot, &left);
+        if let Some(tls) = slot.connection.tls_mut() {
+            // What the callback that runs now has not consumed will be kept when it returns.
+            tls.fresh = active && matches!(slot.handler, Handler::Busy);
+        }
+        inner.mark_slot_unsettled(token, slot);
     }
 
     /// Ciphertext came.

@@ -3,10 +3,8 @@
 use std::rc::Rc;
 
 use crate::error::Result;
-use crate::net::connection::Connection;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
-use crate::shard::connections::Handler;
 use crate::shard::handles::stream_core::StreamCore;
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::listening::Opener;
@@ -18,9 +16,7 @@ impl Opener {
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
         let handler = Rc::new(handler);
-        let serve = move |shard: &Shard, token: Token, connection: Connection| {
-            let core = StreamCore::new();
-            shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
+        let serve = move |shard: &Shard, token: Token, core: Rc<StreamCore>| {
             let handler = Rc::clone(&handler);
             let serving = Serving::begin(shard);
             drop(shard.spawn(async move {
@@ -39,9 +35,7 @@ impl Opener {
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
         let handler = Rc::new(handler);
-        let serve = move |shard: &Shard, token: Token, connection: Connection| {
-            let core = StreamCore::new();
-            shard.open_connection(token, connection, Handler::Stream(Rc::clone(&core)));
+        let serve = move |shard: &Shard, token: Token, core: Rc<StreamCore>| {
             let handler = Rc::clone(&handler);
             let serving = Serving::begin(shard);
             drop(shard.spawn(async move {

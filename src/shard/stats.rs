@@ -20,6 +20,7 @@ pub(crate) struct ShardStats {
     pub(crate) aborted: Count,
     pub(crate) accept_failures: Count,
     pub(crate) refused: Count,
+    pub(crate) proxy_headers_refused: Count,
     pub(crate) unsent_bytes_dropped: Count,
     pub(crate) datagrams_received: Count,
     pub(crate) datagrams_sent: Count,

@@ -56,6 +56,11 @@ pub(crate) fn look(fd: &OwnedFd) -> io::Result<Nature> {
     Ok(Nature { family, kind, listens, inode: (metadata.dev(), metadata.ino()) })
 }
 
+/// Where a socket listens.
+pub(crate) fn local(fd: &OwnedFd) -> io::Result<Addr> {
+    Socket::from(fd.as_fd().try_clone_to_owned()?).local()
+}
+
 /// The other end and ours, of a connected socket.
 ///
 /// # Errors

@@ -45,6 +45,15 @@ impl Authority {
         Authority { issuer }
     }
 
+    /// Another one, certified by this one.
+    pub(crate) fn subordinate(&self) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "a subordinate authority for tests");
+        let issuer = CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &self.issuer).unwrap();
+        Authority { issuer }
+    }
+
     pub(crate) fn pem(&self) -> String {
         self.issuer.pem()
     }

@@ -56,7 +56,7 @@ pub struct TlsClient {
     pub over: Box<ClientEndpoint>,
     /// Whom the client says it is; nobody unless given.
     pub identity: Option<TlsIdentity>,
-    /// A PEM file, or a folder of them, with the roots that are trusted; those of the platform unless given.
+    /// A PEM file, or a folder of files `*.pem`, with the roots that are trusted; those of the platform unless given.
     pub trust_roots: Option<PathBuf>,
 }
 

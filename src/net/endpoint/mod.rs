@@ -10,10 +10,10 @@
 //! | `tcp:` | `port` `interface` (0.0.0.0; also a host name) `backlog` |
 //! | `tcp6:` | `port` `interface` (`::`) `backlog` |
 //! | `tls:` or `ssl:` | `port` `privateKey` `certKey` (in the same file); `extraCertChain` `interface` `backlog` |
-//! | `unix:` | `address` (`@name` is abstract) `mode` (octal) `backlog` `lockfile` (1) |
+//! | `unix:` | `address` (`@name` is abstract) `mode` (octal; 600) `backlog` `lockfile` (1) |
 //! | `systemd:` | `domain` (`INET`, `INET6`, `UNIX`), `index` or `name` |
 //! | `fd:` | `fd` |
-//! | `stdio:` | |
+//! | `stdio:` | (cannot be listened on) |
 //! | `haproxy:` | another server, before whose bytes a proxy puts a [header](crate::proxy_protocol) |
 //!
 //! | client | what follows, in order; then by keyword only |
@@ -56,12 +56,17 @@
 mod client;
 mod error;
 mod grammar;
+mod inherited;
+mod loading;
 mod server;
 mod values;
 
 pub use self::client::{ClientEndpoint, TcpClient, TlsClient, UnixClient};
 pub use self::error::EndpointError;
 pub use self::grammar::quote;
+pub(crate) use self::inherited::Inherited;
+pub(crate) use self::loading::{ClientPlace, HeaderRule, ServerPlace};
+pub use self::loading::{LoadError, LoadProblem, LoadedClient, LoadedServer};
 pub use self::server::{
     ServerEndpoint, SystemdDomain, SystemdServer, SystemdSocket, TcpServer, TlsServer, UnixServer,
 };

@@ -29,10 +29,11 @@ pub enum ServerEndpoint {
     Tls(TlsServer),
     /// A UNIX stream socket.
     Unix(UnixServer),
-    /// A listening socket that systemd has opened (`sd_listen_fds(3)`).
+    /// A listening socket that systemd has opened (`sd_listen_fds(3)`), as with [`ServerEndpoint::Fd`].
     Systemd(SystemdServer),
-    /// A listening socket that whoever started the process has opened: its descriptor, from 0 on. It can be listened on
-    /// once.
+    /// A listening socket that whoever started the process has opened: its descriptor, from 0 on. What is listened on is a
+    /// duplicate. The descriptor itself stays open, like that of whoever opened it, so who connects after the listener has
+    /// closed waits for the next one that listens there.
     Fd(i32),
     /// Standard input and output as one connection.
     Stdio,
@@ -70,7 +71,7 @@ pub struct TlsServer {
 pub struct UnixServer {
     /// Its name.
     pub address: UnixName,
-    /// The permission bits of the file, as `chmod(2)` has them; what `umask(2)` leaves unless given.
+    /// The permission bits of the file, as `chmod(2)` has them; 0600 unless given: the user alone may connect.
     pub mode: Option<u32>,
     /// Connections that may wait; [`Config::backlog`](crate::Config::backlog) unless given.
     pub backlog: Option<u32>,

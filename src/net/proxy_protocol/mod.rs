@@ -30,12 +30,14 @@
 
 mod checksum;
 mod error;
+mod received;
 mod v1;
 mod v2;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 pub use self::error::{EncodeError, ParseError};
+pub use self::received::ProxyHeader;
 pub use self::v2::{Tlv, Tlvs, tlv_kind};
 
 /// A whole header. It borrows what it shows from the bytes it was found in.

@@ -23,7 +23,15 @@ pub struct TlsCertificate {
     key: Arc<CertifiedKey>,
     names: Vec<String>,
     /// Where it was read, if it was read from files.
-    files: Option<(PathBuf, PathBuf)>,
+    files: Option<Files>,
+}
+
+#[derive(Clone)]
+struct Files {
+    certificate: PathBuf,
+    /// Of those between it and its issuer, if they lie elsewhere.
+    chain: Option<PathBuf>,
+    key: PathBuf,
 }
 
 /// Why something cannot be configured. Names the place, and what is wrong there.
@@ -134,14 +142,45 @@ impl TlsCertificate {
     /// [`TlsConfigError`] when a file cannot be read, holds something else, the key is another certificate's, or the
     /// certificate is not valid today.
     pub fn from_files(certificate: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<Self, TlsConfigError> {
-        let (certificate, key) = (certificate.as_ref(), key.as_ref());
-        let (certificate_pem, key_pem) = (read(certificate)?, read(key)?);
-        if is_open_to_others(key) {
-            tracing::warn!(file = %key.display(), "other users can read this private key; chmod 600 mends it");
+        Self::from(Files {
+            certificate: certificate.as_ref().to_path_buf(),
+            chain: None,
+            key: key.as_ref().to_path_buf(),
+        })
+    }
+
+    /// As [`TlsCertificate::from_files`], with the certificates that lead to the issuer in a file of their own.
+    ///
+    /// # Errors
+    /// As [`TlsCertificate::from_files`].
+    pub fn from_files_and_chain(
+        certificate: impl AsRef<Path>,
+        chain: impl AsRef<Path>,
+        key: impl AsRef<Path>,
+    ) -> Result<Self, TlsConfigError> {
+        Self::from(Files {
+            certificate: certificate.as_ref().to_path_buf(),
+            chain: Some(chain.as_ref().to_path_buf()),
+            key: key.as_ref().to_path_buf(),
+        })
+    }
+
+    fn from(files: Files) -> Result<Self, TlsConfigError> {
+        let (mut pem, key_pem) = (read(&files.certificate)?, read(&files.key)?);
+        if is_open_to_others(&files.key) {
+            tracing::warn!(file = %files.key.display(), "other users can read this private key; chmod 600 mends it");
         }
-        let places = [certificate.display().to_string(), key.display().to_string()];
-        let mut made = Self::new(&certificate_pem, &key_pem, &places)?;
-        made.files = Some((certificate.to_path_buf(), key.to_path_buf()));
+        let places = [files.certificate.display().to_string(), files.key.display().to_string()];
+        if let Some(chain) = &files.chain {
+            // Looked at for itself, so that the error names its file.
+            certificates(&pem, &places[0])?;
+            let more = read(chain)?;
+            certificates(&more, &chain.display().to_string())?;
+            pem.push(b'\n');
+            pem.extend_from_slice(&more);
+        }
+        let mut made = Self::new(&pem, &key_pem, &places)?;
+        made.files = Some(files);
         Ok(made)
     }
 
@@ -209,7 +248,7 @@ impl TlsCertificate {
     /// Reads it again, if it came from files.
     fn read_again(&self) -> Result<Self, TlsConfigError> {
         match &self.files {
-            Some((certificate, key)) => Self::from_files(certificate, key),
+            Some(files) => Self::from(files.clone()),
             None => Ok(self.clone()),
         }
     }

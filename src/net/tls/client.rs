@@ -86,7 +86,7 @@ impl TlsClientConfigBuilder {
         self
     }
 
-    /// Trusts the issuers in this file, in PEM.
+    /// Trusts the issuers in this file, in PEM; of a folder, those in its files `*.pem`.
     pub fn roots_file(mut self, path: impl AsRef<Path>) -> Self {
         self.roots.push(Roots::File(path.as_ref().to_path_buf()));
         self

@@ -28,8 +28,21 @@ pub(super) fn add_pem(store: &mut RootCertStore, pem: &[u8], place: &str) -> Res
     Ok(())
 }
 
+/// Those in a file, or in the files of a folder whose names end in `.pem`.
 pub(super) fn add_file(store: &mut RootCertStore, path: &Path) -> Result<(), TlsConfigError> {
-    add_pem(store, &read(path)?, &path.display().to_string())
+    if !path.is_dir() {
+        return add_pem(store, &read(path)?, &path.display().to_string());
+    }
+    let unreadable = |source| TlsConfigError::File { path: path.to_path_buf(), source };
+    let entries = std::fs::read_dir(path).map_err(unreadable)?;
+    let files: Result<Vec<PathBuf>, _> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
+    let mut files = files.map_err(unreadable)?;
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "pem"));
+    if files.is_empty() {
+        let problem = "the folder has no file whose name ends in .pem".to_string();
+        return Err(TlsConfigError::Pem { place: path.display().to_string(), problem });
+    }
+    files.iter().try_for_each(|file| add_pem(store, &read(file)?, &file.display().to_string()))
 }
 
 /// The system's roots: `SSL_CERT_FILE` in the environment, or the usual places. Those that cannot be used are left out.

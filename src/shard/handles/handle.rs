@@ -258,6 +258,8 @@ pub struct ShardReport {
     pub accept_failures: u64,
     /// Connections refused since a [`ConnectionLimit`](crate::policies::ConnectionLimit) was reached, in either direction.
     pub refused: u64,
+    /// Connections that ended since their PROXY protocol header was malformed, late, or not from a trusted proxy.
+    pub proxy_headers_refused: u64,
     /// Datagrams received.
     pub datagrams_received: u64,
     /// Datagrams the kernel took to send.
@@ -303,6 +305,7 @@ impl ShardReport {
             panics: stats.panics.get() + inbox.panics,
             accept_failures: stats.accept_failures.get(),
             refused: stats.refused.get(),
+            proxy_headers_refused: stats.proxy_headers_refused.get(),
             datagrams_received: stats.datagrams_received.get(),
             datagrams_sent: stats.datagrams_sent.get(),
             datagrams_dropped: stats.datagrams_dropped.get(),

@@ -255,7 +255,7 @@ impl StreamCore {
     }
 
     /// All that was kept, for an upgrade: it is no plaintext any more. Says whether it was so much that reading is held.
-    pub(super) fn take_unread(&self) -> (Vec<u8>, bool) {
+    pub(in crate::shard) fn take_unread(&self) -> (Vec<u8>, bool) {
         let mut state = self.state.borrow_mut();
         (state.queued.take(), std::mem::take(&mut state.full))
     }

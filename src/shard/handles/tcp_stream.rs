@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -15,13 +16,14 @@ use crate::error::ConnectError;
 use crate::net::connection::{Connection, ReadHalf};
 use crate::net::descriptors::Descriptors;
 use crate::net::framing::{ReadChunks, WriteBytes};
+use crate::net::proxy_protocol::ProxyHeader;
 use crate::net::target::ToTarget;
 use crate::net::wire::{Tls, Wire};
 use crate::reactor::driver::DetachedSocket;
 use crate::reactor::lease::Lease;
 use crate::reactor::token::Token;
 use crate::shard::Shard;
-use crate::shard::connecting::{Goal, Target};
+use crate::shard::connecting::{ConnectHow, Goal, Preamble, Target};
 use crate::shard::connections::{Handler, Slot};
 use crate::shard::handles::stream_core::{Found, StreamCore, WritesAfter};
 use crate::shard::handles::transport::Transport;
@@ -55,10 +57,6 @@ pub struct TcpStream {
 impl TcpStream {
     pub(crate) fn new(shard: Shard, token: Token, core: Rc<StreamCore>) -> Self {
         TcpStream { core, transport: Transport::new(shard, token) }
-    }
-
-    pub(super) fn from_parts(core: Rc<StreamCore>, transport: Transport) -> Self {
-        TcpStream { core, transport }
     }
 
     pub(super) fn core(&self) -> &Rc<StreamCore> {
@@ -107,11 +105,18 @@ impl TcpStream {
         target: impl ToTarget,
         options: &ConnectOptions,
     ) -> Result<TcpStream, ConnectError> {
-        let shard = Shard::current();
+        TcpStream::established(Goal::of_target(target.to_target()), options.how(), Preamble::default()).await
+    }
+
+    /// Connects from the current shard.
+    pub(in crate::shard) async fn established(
+        goal: Result<Goal, ConnectError>,
+        how: ConnectHow,
+        preamble: Preamble,
+    ) -> Result<TcpStream, ConnectError> {
         let core = StreamCore::new();
         let becomes = Target::Handler(Handler::Stream(Rc::clone(&core)));
-        let attempt = shard.connect_to(Goal::of_target(target.to_target()), options.how(), becomes, None);
-        let transport = attempt.await?;
+        let transport = Shard::current().connect_to(goal, how, becomes, preamble).await?;
         Ok(TcpStream { core, transport })
     }
 
@@ -371,12 +376,14 @@ impl TcpStream {
             Found::Queued | Found::Nothing => self.core.take_queued(shard, token),
         };
         unread.append(&mut slot.connection.input.take());
-        let peer = slot.connection.peer();
+        let peer = slot.connection.socket_peer();
+        let proxy_header = slot.connection.proxy_header().cloned();
         let descriptors = slot.connection.take_descriptors();
         let ends_on_drain = self.core.ends_on_drain();
         Ok(DetachedTcpStream {
             socket,
             peer,
+            proxy_header,
             unread,
             unsent,
             descriptors,
@@ -479,7 +486,9 @@ impl Future for WriteAll<'_> {
 /// counts it among the aborted ones.
 pub struct DetachedTcpStream {
     socket: DetachedSocket,
+    /// The socket's other end.
     peer: Addr,
+    proxy_header: Option<Arc<ProxyHeader>>,
     unread: Vec<u8>,
     /// As it goes out: sealed, where there is TLS.
     unsent: Vec<u8>,
@@ -496,9 +505,9 @@ pub struct DetachedTcpStream {
 }
 
 impl DetachedTcpStream {
-    /// The other end.
-    pub fn peer(&self) -> &Addr {
-        &self.peer
+    /// The other end, as a proxy has reported it if one has.
+    pub fn peer(&self) -> Addr {
+        self.proxy_header.as_ref().map_or_else(|| self.peer.clone(), |header| header.peer())
     }
 
     /// Makes it a connection of `shard`: unread bytes are read first, unsent ones are sent first. A deadline that was set
@@ -515,6 +524,9 @@ impl DetachedTcpStream {
         let core = StreamCore::new();
         core.begin_with(self.unread, self.finished, self.ends_on_drain);
         let mut connection = Connection::new(self.peer);
+        if let Some(header) = self.proxy_header {
+            connection.set_proxy_header(header);
+        }
         connection.queue_sealed(&self.unsent);
         connection.wire = self.wire;
         shard.inner.bring_descriptors(token, &mut connection, self.descriptors);
@@ -537,7 +549,7 @@ impl DetachedTcpStream {
 
 impl fmt::Debug for DetachedTcpStream {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("DetachedTcpStream").field("peer", &self.peer).finish()
+        formatter.debug_struct("DetachedTcpStream").field("peer", &self.peer()).finish()
     }
 }
 

@@ -1,17 +1,13 @@
 //! ITLSTransport: TLS on a connection that stands, and what was agreed on.
 
 use std::io;
-use std::rc::Rc;
 
 use crate::error::{ConnectError, TlsError};
 use crate::net::connection::{ReadHalf, WriteHalf};
 use crate::net::target::ToTarget;
 use crate::net::tls::{TlsClientConfig, TlsInfo, TlsRole};
-use crate::net::wire::{Tls, Wire};
-use crate::shard::Shard;
-use crate::shard::connecting::{Goal, Target};
-use crate::shard::connections::Handler;
-use crate::shard::handles::stream_core::StreamCore;
+use crate::net::wire::Tls;
+use crate::shard::connecting::{Goal, Preamble};
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::handles::transport::Transport;
 use crate::shard::interfaces::tcp::ConnectOptions;
@@ -38,44 +34,14 @@ impl Transport {
         if slot.connection.wire.is_tls() {
             return Err(TlsError::AlreadyTls);
         }
-        let connection = &mut slot.connection;
+        let connection = &slot.connection;
         if !connection.is_open()
             || connection.write != WriteHalf::Open
             || connection.read == ReadHalf::Finished
         {
             return Err(TlsError::NotConnected);
         }
-        let active = inner.active.get() == self.token();
-        if active {
-            let mut staged = inner.staged.borrow_mut();
-            connection.queue_sealed(&staged);
-            staged.clear();
-            inner.staged_room.set(0);
-            inner.dry.set(true);
-        }
-        connection.wire = Wire::Tls(Tls::new(session, inner.shared.config.handshake_timeout));
-        let mut left = match &slot.handler {
-            Handler::Stream(stream) => {
-                let (unread, held) = stream.take_unread();
-                connection.read_holds -= u16::from(held);
-                unread
-            }
-            _ => connection.input.take(),
-        };
-        if active && let Some(lent) = inner.lent.take() {
-            left.extend_from_slice(&lent);
-        }
-        if connection.read == ReadHalf::FinishPending {
-            connection.read = ReadHalf::Open;
-            connection.tls_mut().into_iter().for_each(|tls| tls.socket_ended = true);
-        }
-        shard.begin_handshake(self.token(), slot);
-        inner.keep_handshake(self.token(), slot, &left);
-        if let Some(tls) = slot.connection.tls_mut() {
-            // What the callback that runs now has not consumed will be kept when it returns.
-            tls.fresh = active && matches!(slot.handler, Handler::Busy);
-        }
-        inner.mark_slot_unsettled(self.token(), slot);
+        shard.secure(self.token(), slot, session);
         Ok(())
     }
 
@@ -122,14 +88,8 @@ impl TcpStream {
         name: &str,
         options: &ConnectOptions,
     ) -> Result<TcpStream, ConnectError> {
-        let shard = Shard::current();
-        let core = StreamCore::new();
-        let becomes = Target::Handler(Handler::Stream(Rc::clone(&core)));
-        let goal = Goal::of_target(target.to_target());
-        let secure = Some(TlsRole::from((tls, name)));
-        let attempt = shard.connect_to(goal, options.how(), becomes, secure);
-        let transport = attempt.await?;
-        Ok(TcpStream::from_parts(core, transport))
+        let preamble = Preamble::tls(Some(&TlsRole::from((tls, name))));
+        TcpStream::established(Goal::of_target(target.to_target()), options.how(), preamble).await
     }
 
     /// As [`Transport::start_tls`], and waits until the handshake is complete. Received bytes that were not read belong to

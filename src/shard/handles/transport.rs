@@ -3,11 +3,13 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::addr::Addr;
 use crate::error::{CloseReason, ProducerError, WriteError};
 use crate::net::connection::{EndKind, STRAIGHT_BYTES};
+use crate::net::proxy_protocol::{Header, ProxyHeader};
 use crate::reactor::driver::{CloseKind, SocketOption};
 use crate::reactor::timer_wheel::deadline_after;
 use crate::reactor::token::Token;
@@ -302,7 +304,8 @@ impl Transport {
         }
     }
 
-    /// The other end's address; `None` for a UNIX connection, and after the end.
+    /// The other end's address; `None` for a UNIX connection, and after the end. Behind a proxy that has said whose
+    /// connection it is, the client's.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.look(|slot| slot.connection.peer_addr())?
     }
@@ -312,7 +315,7 @@ impl Transport {
         self.look(|slot| slot.connection.peer())
     }
 
-    /// Our end's address.
+    /// Our end's address. Behind a proxy that has said it, the address that the client connected to.
     ///
     /// # Errors
     /// `NotConnected` after the connection has ended; `Unsupported` for a UNIX connection.
@@ -320,12 +323,43 @@ impl Transport {
         self.local()?.as_ip().ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
-    /// Our end, whatever it is.
+    /// Our end, whatever it is. Behind a proxy that has said it, the address that the client connected to.
     ///
     /// # Errors
     /// `NotConnected` after the connection has ended.
     pub fn local(&self) -> io::Result<Addr> {
+        let reported =
+            self.look(|slot| slot.connection.proxy_header().and_then(|header| header.local_addr()));
+        match reported.flatten() {
+            Some(addr) => Ok(addr.into()),
+            None => self.socket_local(),
+        }
+    }
+
+    /// The socket's other end: a proxy, where there is one. `None` after the connection has ended.
+    pub fn socket_peer(&self) -> Option<Addr> {
+        self.look(|slot| slot.connection.socket_peer())
+    }
+
+    /// The socket's own end, whatever a proxy says.
+    ///
+    /// # Errors
+    /// `NotConnected` after the connection has ended.
+    pub fn socket_local(&self) -> io::Result<Addr> {
         self.shard.inner.driver.borrow().local_addr(self.token)
+    }
+
+    /// What a proxy has said about the connection by the PROXY protocol, and which proxy; `None` for connections that came
+    /// in elsewhere than at a `haproxy:` [endpoint](crate::endpoint), and after the connection has ended.
+    pub fn proxy_header(&self) -> Option<Arc<ProxyHeader>> {
+        self.look(|slot| slot.connection.proxy_header().cloned()).flatten()
+    }
+
+    pub(crate) fn found_proxy_header(&self, header: &Header<'_>) {
+        self.change(|slot| {
+            let proxy = slot.connection.socket_peer();
+            slot.connection.set_proxy_header(Arc::new(ProxyHeader::new(header, proxy)));
+        });
     }
 
     /// Bytes written that the kernel has not taken.

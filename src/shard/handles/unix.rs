@@ -9,10 +9,7 @@ use std::task::{Context, Poll};
 use crate::addr::{Addr, ToUnixAddr};
 use crate::error::ConnectError;
 use crate::net::connection::DESCRIPTORS_HIGH;
-use crate::shard::Shard;
-use crate::shard::connecting::Target;
-use crate::shard::connections::Handler;
-use crate::shard::handles::stream_core::{StreamCore, WritesAfter};
+use crate::shard::handles::stream_core::WritesAfter;
 use crate::shard::handles::tcp_stream::TcpStream;
 use crate::shard::handles::transport::{Flow, Transport};
 use crate::shard::interfaces::unix::UnixConnectOptions;
@@ -193,11 +190,8 @@ impl TcpStream {
         name: impl ToUnixAddr,
         options: &UnixConnectOptions,
     ) -> Result<TcpStream, ConnectError> {
-        let shard = Shard::current();
-        let core = StreamCore::new();
-        let becomes = Target::Handler(Handler::Stream(std::rc::Rc::clone(&core)));
-        let transport = shard.connect_to_unix(name, options, becomes).await?;
-        Ok(TcpStream::from_parts(core, transport))
+        let (goal, how, preamble) = options.attempt_at(name);
+        TcpStream::established(goal, how, preamble).await
     }
 
     /// The next descriptor that the peer has passed; waits for one. `None` is the end of input. Only where they are taken:

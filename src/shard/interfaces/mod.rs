@@ -1,6 +1,7 @@
 //! The interface set, a file per interface of the reactor overview: thin methods of `Shard` that delegate.
 
 pub(crate) mod core;
+pub(crate) mod endpoint;
 pub(crate) mod fd_set;
 pub(crate) mod socket;
 pub(crate) mod tcp;

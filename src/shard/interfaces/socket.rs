@@ -165,7 +165,7 @@ impl Shard {
         let (socket, peer, local) =
             self.inspect_connection(&descriptor).map(|ends| (descriptor, ends.0, ends.1))?;
         let number = socket.as_raw_fd();
-        let incoming = Incoming { peer: &peer, local: &local, shard: self.inner.id };
+        let incoming = Incoming { peer: &peer, local: &local, shard: self.inner.id, proxy_header: None };
         let protocol = match catch_unwind(AssertUnwindSafe(|| factory.build(&incoming))) {
             Ok(protocol) => protocol,
             Err(payload) => {

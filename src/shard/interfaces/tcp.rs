@@ -8,7 +8,7 @@ use crate::error::{ListenError, Result};
 use crate::net::addr::ToAddr;
 use crate::net::target::ToTarget;
 use crate::shard::Shard;
-use crate::shard::connecting::{ConnectHow, Goal, Target};
+use crate::shard::connecting::{ConnectHow, Goal, Preamble, Target};
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
 use crate::shard::handles::tcp_stream::TcpStream;
@@ -125,7 +125,7 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> std::result::Result<Listener, ListenError> {
         let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
-        let group = self.listen(addr.to_addr()?, options.how(), opener.into())?;
+        let group = self.open_listener(addr.to_addr()?, options.how(), opener.into())?;
         Ok(Listener::tcp(self.clone(), group))
     }
 
@@ -156,7 +156,7 @@ impl Shard {
     where
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
-        let group = self.listen(addr.to_addr()?, options.how(), Opener::serving(handler).into())?;
+        let group = self.open_listener(addr.to_addr()?, options.how(), Opener::serving(handler).into())?;
         Ok(Listener::tcp(self.clone(), group))
     }
 
@@ -181,6 +181,7 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        Connecting::new(self.connect_to(Goal::of_target(target.to_target()), options.how(), becomes, None))
+        let goal = Goal::of_target(target.to_target());
+        Connecting::new(self.connect_to(goal, options.how(), becomes, Preamble::default()))
     }
 }

@@ -5,7 +5,7 @@ use crate::net::addr::ToAddr;
 use crate::net::target::ToTarget;
 use crate::net::tls::{TlsClientConfig, TlsRole, TlsServerConfig};
 use crate::shard::Shard;
-use crate::shard::connecting::{Goal, Target};
+use crate::shard::connecting::{Goal, Preamble, Target};
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
 use crate::shard::handles::tcp_stream::TcpStream;
@@ -71,7 +71,7 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> std::result::Result<Listener, ListenError> {
         let opener = Opener::Protocols(Box::new(move |incoming| factory.build(incoming)));
-        let group = self.listen(addr.to_addr()?, options.how(), tls_opening(opener, tls))?;
+        let group = self.open_listener(addr.to_addr()?, options.how(), tls_opening(opener, tls))?;
         Ok(Listener::tcp(self.clone(), group))
     }
 
@@ -107,7 +107,7 @@ impl Shard {
         H: AsyncFn(TcpStream) -> Result<()> + 'static,
     {
         let opening = tls_opening(Opener::serving_secured(handler), tls);
-        let group = self.listen(addr.to_addr()?, options.how(), opening)?;
+        let group = self.open_listener(addr.to_addr()?, options.how(), opening)?;
         Ok(Listener::tcp(self.clone(), group))
     }
 
@@ -137,11 +137,12 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
+        let preamble = Preamble::tls(Some(&TlsRole::from((tls, name))));
         Connecting::new(self.connect_to(
             Goal::of_target(target.to_target()),
             options.how(),
             becomes,
-            Some(TlsRole::from((tls, name))),
+            preamble,
         ))
     }
 }

@@ -8,13 +8,12 @@ use crate::error::{ConnectError, ListenError, Result};
 use crate::net::tls::TlsRole;
 use crate::reactor::driver::unix::UnixListenSpec;
 use crate::shard::Shard;
-use crate::shard::connecting::{ConnectHow, Goal, PendingAttempt, Target};
-use crate::shard::groups::{GroupKey, Net};
-use crate::shard::handing_out::NotJoined;
+use crate::shard::connecting::{ConnectHow, Goal, Preamble, Target};
+use crate::shard::groups::{Group, GroupKey, Net};
 use crate::shard::handles::connecting::Connecting;
 use crate::shard::handles::listener::Listener;
 use crate::shard::handles::unix::UnixStream;
-use crate::shard::listening::{Opener, Opening, listen_error, session_maker};
+use crate::shard::listening::{Opener, Opening, session_maker};
 use crate::shard::policies::Policies;
 use crate::shard::protocol::Factory;
 use crate::sys::unix::{self, BindHow};
@@ -199,26 +198,32 @@ impl Shard {
         options: &UnixListenOptions,
         opener: Opener,
     ) -> std::result::Result<Listener<UnixAddr>, ListenError> {
+        let opening = Opening {
+            secure: options.secure.clone().map(session_maker),
+            takes_descriptors: options.descriptors,
+            policies: options.policies.clone(),
+            ..opener.into()
+        };
+        let group = self.open_unix_listener(name, options.how, options.backlog, opening)?;
+        Ok(Listener::unix(self.clone(), group))
+    }
+
+    /// Binds, or joins whoever of this runtime listens there already.
+    pub(super) fn open_unix_listener(
+        &self,
+        name: UnixAddr,
+        how: BindHow,
+        backlog: Option<u32>,
+        opening: Opening,
+    ) -> std::result::Result<Arc<Group>, ListenError> {
         let addr = Addr::from(name.clone());
         let config = &self.inner.shared.config;
-        let spec = UnixListenSpec {
-            name,
-            how: options.how,
-            backlog: options.backlog.unwrap_or(config.backlog),
-            accepts_per_turn: config.accepts_per_turn,
-        };
+        let backlog = backlog.unwrap_or(config.backlog);
+        let spec = UnixListenSpec { name, how, backlog, accepts_per_turn: config.accepts_per_turn };
         let key = GroupKey::Addr(Net::Unix, addr.clone());
-        let secure = options.secure.clone().map(session_maker);
-        let takes_descriptors = options.descriptors;
-        let opening = Opening { opener, secure, takes_descriptors, policies: options.policies.clone() };
         let joined =
             self.listen_handing_out(key, opening, |driver| Ok((driver.listen_unix(&spec)?, addr.clone())));
-        match joined {
-            Ok(group) => Ok(Listener::unix(self.clone(), group)),
-            Err(NotJoined::Stopping) => Err(ListenError::Stopping),
-            Err(NotJoined::Twice(addr)) => Err(ListenError::AddressInUse { addr }),
-            Err(NotJoined::Os(source)) => Err(listen_error(addr, source)),
-        }
+        joined.map_err(|refused| refused.at(addr))
     }
 
     /// Connects to a UNIX socket, and makes the connection's protocol when it stands.
@@ -239,23 +244,24 @@ impl Shard {
         mut factory: impl Factory<M>,
     ) -> Connecting {
         let becomes = Target::Protocol(Box::new(move |incoming| factory.build(incoming)));
-        Connecting::new(self.connect_to_unix(name, options, becomes))
+        let (goal, how, preamble) = options.attempt_at(name);
+        Connecting::new(self.connect_to(goal, how, becomes, preamble))
     }
+}
 
-    /// Begins an attempt to connect to a UNIX socket.
-    pub(crate) fn connect_to_unix(
+impl UnixConnectOptions {
+    /// What an attempt to connect to `name` is.
+    pub(in crate::shard) fn attempt_at(
         &self,
         name: impl ToUnixAddr,
-        options: &UnixConnectOptions,
-        becomes: Target,
-    ) -> PendingAttempt {
-        let goal = checked(name.to_unix_addr().map_err(ConnectError::from), options.check).map(Goal::Unix);
-        self.connect_to(goal, options.how.clone(), becomes, options.secure.clone())
+    ) -> (std::result::Result<Goal, ConnectError>, ConnectHow, Preamble) {
+        let goal = checked(name.to_unix_addr().map_err(ConnectError::from), self.check).map(Goal::Unix);
+        (goal, self.how.clone(), Preamble::tls(self.secure.as_ref()))
     }
 }
 
 /// `name`, unless nobody alive holds the lock beside it and that was to be checked.
-fn checked(
+pub(super) fn checked(
     name: std::result::Result<UnixAddr, ConnectError>,
     check: bool,
 ) -> std::result::Result<UnixAddr, ConnectError> {

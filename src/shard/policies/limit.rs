@@ -51,7 +51,9 @@ use std::time::{Duration, Instant};
 /// An outgoing connection under a limit that is reached fails with
 /// [`ConnectError::LimitReached`](crate::ConnectError::LimitReached).
 ///
-/// Behind a proxy all peers have one address: do not limit by it there.
+/// Behind a proxy all peers have one address: do not limit by it there, unless the proxy says whose the connections are, at a
+/// `haproxy:` [endpoint](crate::endpoint). Those count in all from when they are accepted, and with the peer that their
+/// header names from when it has come.
 #[derive(Clone)]
 pub struct ConnectionLimit {
     total: usize,
@@ -161,18 +163,27 @@ impl ConnectionLimit {
         }
         // From here on dropping it gives the place back.
         let mut permit = Permit { counts: Arc::clone(counts), peer: None };
-        if let Some(peer) = peer.filter(|_| self.per_peer != usize::MAX) {
-            let peer = self.place_of(peer);
-            let mut stripe = counts.stripe(&peer);
-            let taken = stripe.get(&peer).copied().unwrap_or(0);
-            if taken >= self.per_peer {
-                drop(stripe);
-                return Err(self.refuse(Reached::PerPeer(self.per_peer)));
-            }
-            stripe.insert(peer, taken + 1);
-            permit.peer = Some(peer);
+        if let Some(peer) = peer {
+            self.admit_peer(&mut permit, peer)?;
         }
         Ok(permit)
+    }
+
+    /// Counts the peer of a connection that has its place in all, or says that its number is reached.
+    pub(crate) fn admit_peer(&self, permit: &mut Permit, peer: IpAddr) -> Result<(), Reached> {
+        if self.per_peer == usize::MAX || permit.peer.is_some() {
+            return Ok(());
+        }
+        let peer = self.place_of(peer);
+        let mut stripe = self.counts.stripe(&peer);
+        let taken = stripe.get(&peer).copied().unwrap_or(0);
+        if taken >= self.per_peer {
+            drop(stripe);
+            return Err(self.refuse(Reached::PerPeer(self.per_peer)));
+        }
+        stripe.insert(peer, taken + 1);
+        permit.peer = Some(peer);
+        Ok(())
     }
 
     fn refuse(&self, reached: Reached) -> Reached {

@@ -131,6 +131,18 @@ impl Policies {
         self.limits.iter().map(|limit| limit.admit(peer).map_err(|reached| (reached, limit))).collect()
     }
 
+    /// Counts the peer of a connection that has its places, now that it is known, or says which number is reached.
+    pub(crate) fn admit_peer(
+        &self,
+        policed: &mut Policed,
+        peer: SocketAddr,
+    ) -> Result<(), (Reached, &ConnectionLimit)> {
+        let mut places = self.limits.iter().zip(&mut policed.permits);
+        places.try_for_each(|(limit, permit)| {
+            limit.admit_peer(permit, peer.ip()).map_err(|reached| (reached, limit))
+        })
+    }
+
     /// What a connection is held to that has its places.
     pub(crate) fn police(&self, permits: Vec<Permit>, peer: &Addr) -> Policed {
         let log = self.log.as_ref().filter(|log| log.is_wanted());
@@ -151,7 +163,7 @@ impl Policies {
 /// with a timeout are ten thousand of these: what only few have is boxed.
 #[derive(Default)]
 pub(crate) struct Policed {
-    #[expect(dead_code, reason = "held for as long as the connection is")]
+    /// One of each limit, in their order.
     permits: Box<[Permit]>,
     pub(crate) idle: Option<Idle>,
     pub(crate) reads: Option<Box<Metered>>,
