@@ -197,6 +197,7 @@ impl Counter {
 
     /// Counts the trips before the next one that is to be counted by `trip`, because it may be the last. They are to be
     /// made.
+    #[cfg(feature = "ours")]
     fn take_unasked(&mut self) -> u64 {
         if self.in_flight == 1 {
             return 0;
