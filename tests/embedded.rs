@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use shardwise::{Embedded, RunError, Runtime, RuntimeState, Shard, ShardId, TcpStream};
+use shardwise::{Config, Embedded, RunError, Runtime, RuntimeState, Shard, ShardId, TcpStream};
 
 /// Longer than any test takes.
 const FAR: Duration = Duration::from_secs(3600);
@@ -204,4 +204,68 @@ fn a_shards_own_thread_cannot_embed_another() {
     let mut embedded = idle();
     let inner = embedded.with_shard(|_| Runtime::new().embed(async |_shard: Shard| Ok(())));
     assert!(matches!(inner, Some(Err(RunError::OnShardThread))));
+}
+
+/// What stops on the budget of a turn is no news to the kernel any more: a loop that waited for the descriptor would wait
+/// for ever.
+#[test]
+fn what_a_turn_has_left_over_is_not_waited_for() {
+    let mut config = Config::default();
+    config.accepts_per_turn = 4;
+    let mut embedded = Runtime::new().config(config).embed(async |_shard: Shard| Ok(())).unwrap();
+    turn_until(&mut embedded, RuntimeState::Running);
+    let served = Rc::new(Cell::new((0, 0)));
+    let counts = Rc::clone(&served);
+    let addr = embedded.with_shard(|shard| {
+        let listener = shard.serve_tcp("127.0.0.1:0", async move |mut stream: TcpStream| {
+            counts.set((counts.get().0 + 1, counts.get().1));
+            while let Some(chunk) = stream.read_chunk().await? {
+                counts.set((counts.get().0, counts.get().1 + chunk.len()));
+            }
+            Ok(())
+        });
+        listener.unwrap().local_addr()
+    });
+    const CLIENTS: usize = 30;
+    const BYTES: usize = 1_000_000;
+    let addr = addr.unwrap();
+    let clients: Vec<_> = (0..CLIENTS).map(|_| StdStream::connect(addr).unwrap()).collect();
+    let writer = thread::spawn(move || {
+        (&clients[0]).write_all(&vec![7; BYTES]).unwrap();
+        clients
+    });
+    let begun = Instant::now();
+    while served.get() != (CLIENTS, BYTES) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it stands still at {:?}", served.get());
+        if embedded.rest() != Some(Duration::ZERO) {
+            wait_for_news(&embedded);
+        }
+        embedded.turn(Some(Duration::ZERO)).unwrap();
+    }
+    drop(writer.join().unwrap());
+}
+
+#[test]
+fn a_turn_after_a_long_absence_sleeps_no_longer_than_until_the_next_timer() {
+    let mut embedded = idle();
+    turn_until(&mut embedded, RuntimeState::Running);
+    let delay = Duration::from_millis(400);
+    let made = Rc::new(Cell::new(None));
+    let makes = Rc::clone(&made);
+    let set = Instant::now();
+    drop(embedded.with_shard(|shard| shard.call_later(delay, move |_| makes.set(Some(Instant::now())))));
+    while embedded.rest() == Some(Duration::ZERO) {
+        embedded.turn(Some(Duration::ZERO)).unwrap();
+    }
+    // The caller's own work.
+    while set.elapsed() < delay * 3 / 4 {
+        std::hint::spin_loop();
+    }
+    let begun = Instant::now();
+    embedded.turn(None).unwrap();
+    let slept = begun.elapsed();
+    while made.get().is_none() {
+        embedded.turn(None).unwrap();
+    }
+    assert!(slept < delay * 3 / 4 || begun - set > delay, "{slept:?} of the {delay:?} were slept once more");
 }

@@ -89,6 +89,8 @@ impl Embedded {
     /// [`RunError`], once, by the turn in which the runtime has stopped: what kept it from starting or from ending in order.
     pub fn turn(&mut self, timeout: Option<Duration>) -> Result<RuntimeState, RunError> {
         let Some(shard) = self.shard.take() else { return Ok(self.shared.lifecycle.state()) };
+        // The caller may have been away for long: a sleep is counted from now.
+        shard.inner.driver.borrow_mut().read_clock();
         let turned = catch_unwind(AssertUnwindSafe(|| shard.turn(timeout)));
         if matches!(turned, Ok(Ok(()))) && shard.inner.phase.get() != ShardPhase::Stopped {
             self.shard = Some(shard);
@@ -105,8 +107,9 @@ impl Embedded {
         match shard.inner.rest.get() {
             Rest::None => Some(Duration::ZERO),
             Rest::Until(deadline) => {
-                let now = shard.inner.driver.borrow_mut().read_clock();
-                deadline.map(|deadline| deadline.saturating_duration_since(now))
+                let mut driver = shard.inner.driver.borrow_mut();
+                let now = driver.read_clock();
+                driver.longest_rest(deadline.map(|deadline| deadline.saturating_duration_since(now)))
             }
         }
     }

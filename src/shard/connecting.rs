@@ -285,7 +285,7 @@ impl Shard {
         while let Some(addr) = race.next() {
             // It takes its place when it stands; there is no use in beginning when there is none.
             let policies = attempt.how.policies.as_ref();
-            if policies.is_some_and(|policies| policies.admit(addr.as_ip()).is_err()) {
+            if policies.is_some_and(|policies| !policies.has_place(addr.as_ip())) {
                 inner.stats.refused.add(1);
                 race.failed(ConnectError::LimitReached { addr });
                 continue;

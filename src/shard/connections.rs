@@ -729,12 +729,12 @@ impl Shard {
             }
             (handler, *reason, peer, produced, wire)
         };
-        if wire.is_tls() {
-            // With it goes what the application has configured it with.
-            self.drop_contained(wire);
-        }
         self.handshake_ended(token, &reason);
         self.end_policing(token, &reason);
+        if wire.is_tls() {
+            // With it goes what the application has configured it with, whose code may fill the token's place anew.
+            self.drop_contained(wire);
+        }
         if !reason.is_clean() {
             self.log_end(&reason, &peer);
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::error::{CloseReason, log_contained};
+use crate::error::CloseReason;
 use crate::net::connection::{Crossing, EndKind, Flushed, Phase, ReadHalf, WriteHalf};
 use crate::net::wire::Tls;
 use crate::reactor::driver::CloseKind;
@@ -197,10 +197,6 @@ impl Inner {
         if std::mem::replace(&mut descriptors.retrying, true) {
             return;
         }
-        let shard = self.id.index();
-        log_contained(|| {
-            tracing::debug!(shard, "too many descriptors are under way; sending is tried again")
-        });
         let again_at = deadline_after(self.now.get(), FLIGHTS_RETRY);
         let again = move |shard: &Shard| {
             if let Some(slot) = shard.inner.connections.borrow_mut().get_mut(token)

@@ -320,7 +320,8 @@ impl Shard {
         log_contained(|| tracing::warn!(shard, addr, %error, "accepting failed; it is tried again"));
     }
 
-    /// Whether the failure was a listener's; if so it is told. The other shards of its group go on accepting.
+    /// Whether the failure was a listener's; if so it is told. The other shards of its group go on accepting, unless this
+    /// one accepted for all: then nobody does, and the group closes.
     pub(crate) fn listener_failed(&self, token: Token, error: io::Error) -> Option<io::Error> {
         let Some(listening) = self.inner.listeners.find(token) else { return Some(error) };
         self.inner.stats.accept_failures.add(1);
@@ -329,6 +330,9 @@ impl Shard {
         log_contained(
             || tracing::error!(shard, %addr, %error, "a listener broke; nothing is accepted here any more"),
         );
+        if listening.group.acceptor.is_some() {
+            self.close_group(&listening.group);
+        }
         None
     }
 

@@ -2,7 +2,7 @@
 //! told, once, and without waiting for anybody.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -112,11 +112,16 @@ pub(crate) fn name_of(addr: Option<SocketAddrAny>) -> UnixAddr {
 
 /// Whether somebody alive holds the lock beside `path`.
 pub(crate) fn lock_is_held(path: &Path) -> io::Result<bool> {
-    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(lock_path(path)) {
+    // Not waiting for the other end of a pipe that somebody has put there.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(lock_path(path)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     };
+    if !file.metadata()?.is_file() {
+        return Ok(false);
+    }
     match file.try_lock_shared() {
         Ok(()) => Ok(false),
         Err(TryLockError::WouldBlock) => Ok(true),
@@ -351,8 +356,9 @@ fn take_lock(path: &Path) -> io::Result<Lock> {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(&lock_path)?;
+        check_is_lock(&mut file, &lock_path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) if refusals == LOCK_RETRIES => return Err(Errno::ADDRINUSE.into()),
@@ -374,6 +380,25 @@ fn take_lock(path: &Path) -> io::Result<Lock> {
         }
     }
 }
+
+/// A file that is none of our locks is left alone, whatever its name: it would be emptied, and removed at the end.
+fn check_is_lock(file: &mut File, path: &Path) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    let mut text = Vec::new();
+    let is_ours = metadata.is_file() && metadata.nlink() <= 1 && metadata.len() <= PID_BYTES_MAX && {
+        file.read_to_end(&mut text)?;
+        file.rewind()?;
+        text.iter().all(|byte| byte.is_ascii_digit() || *byte == b'\n')
+    };
+    if is_ours {
+        return Ok(());
+    }
+    let what = format!("`{}` is no lock file, and is left alone", path.display());
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, what))
+}
+
+/// A lock file holds a process number and a line's end.
+const PID_BYTES_MAX: u64 = 16;
 
 /// Waits a little for whoever binds in the same directory at the same time. A directory that cannot be locked, since it
 /// may not be read, is none that needs it.

@@ -126,6 +126,35 @@ fn what_a_dead_process_has_left_is_cleared_away() {
     });
 }
 
+/// `Cargo` at `Cargo.lock`, a pipe that never opens, a link planted by somebody else: emptied, waited for, or removed at the
+/// end, if nobody looked.
+#[test]
+fn what_lies_where_the_lock_should_be_and_is_none_is_left_alone() {
+    on_a_shard(async |shard| {
+        let directory = Directory::new();
+        let lock = UnixListenOptions::new().lock(true);
+        let refused = |name: &str| {
+            let error = shard.listen_unix_with(directory.join(name), &lock, || Echo).unwrap_err();
+            assert!(error.to_string().contains("is no lock file"), "{error}");
+        };
+        std::fs::write(directory.join("text.lock"), "version = 4\n")?;
+        refused("text");
+        assert_eq!(std::fs::read_to_string(directory.join("text.lock"))?, "version = 4\n");
+
+        std::fs::write(directory.join("number"), "17\n")?;
+        std::fs::hard_link(directory.join("number"), directory.join("linked.lock"))?;
+        refused("linked");
+        assert_eq!(std::fs::read_to_string(directory.join("number"))?, "17\n");
+
+        assert!(Command::new("mkfifo").arg(directory.join("pipe.lock")).status()?.success());
+        refused("pipe");
+        let check = UnixConnectOptions::new().check(true);
+        let nobody = UnixStream::connect_unix_with(directory.join("pipe"), &check).await.unwrap_err();
+        assert!(matches!(nobody, ConnectError::NoOwner { .. }), "{nobody}");
+        Ok(())
+    });
+}
+
 /// Faults, row 70.
 #[test]
 fn a_live_owner_is_never_disturbed() {

@@ -378,8 +378,7 @@ impl Driver for MioDriver {
             self.turn.ready.push(News { token, readiness: Readiness::NONE });
         }
         let has_work = !self.turn.ready.is_empty() || !self.turn.happened.is_empty();
-        let timeout =
-            if has_work { Some(Duration::ZERO) } else { self.knocking.clamp(self.shortage.clamp(timeout)) };
+        let timeout = if has_work { Some(Duration::ZERO) } else { self.longest_rest(timeout) };
         let polled = if may_poll {
             self.poll.poll(&mut self.events, timeout)
         } else {
@@ -440,6 +439,13 @@ impl Driver for MioDriver {
             }
         }
         None
+    }
+
+    fn longest_rest(&self, wanted: Option<Duration>) -> Option<Duration> {
+        if self.has_ready() || !self.turn.carried.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        self.knocking.clamp(self.shortage.clamp(wanted))
     }
 
     fn news_fd(&self) -> io::Result<OwnedFd> {

@@ -93,6 +93,10 @@ pub(crate) trait Driver: DatagramDriver + UnixDriver + WatchDriver {
     /// Whether `next` has something to tell now.
     fn has_ready(&self) -> bool;
 
+    /// How long a wait of `wanted` may last before this driver has to be asked again: zero while sources that stopped on
+    /// their budget have more.
+    fn longest_rest(&self, wanted: Option<Duration>) -> Option<Duration>;
+
     /// The next thing that happened. `None` ends the batch of this turn; a source that stopped on its budget then
     /// stays ready for the next one. One connection is read per call.
     fn next(&mut self) -> Option<Event>;

@@ -188,6 +188,10 @@ impl Driver for SimDriver {
         self.world.with(|network| network.next_event(self.shard, &self.buffers))
     }
 
+    fn longest_rest(&self, wanted: Option<Duration>) -> Option<Duration> {
+        wanted
+    }
+
     /// # Errors
     /// `Unsupported`: there is no kernel here.
     fn news_fd(&self) -> io::Result<OwnedFd> {

@@ -361,11 +361,12 @@ impl TcpStream {
         inner.stats.open.subtract(1);
         let deadline = slot.deadline.and_then(|key| inner.timers.borrow().deadline(key));
         inner.stop_timers(&mut slot);
+        // Before application code runs, which may fill the token's place anew.
+        let policed = inner.take_policed(token);
         if slot.marks.producing != Producing::Nobody {
             shard.stop_producer(token);
         }
         shard.unregister_consumers_of(token);
-        let policed = inner.take_policed(token);
         let unsent = slot.connection.unsent();
         // An end that was not announced is found again by whoever goes on.
         let truncated = slot.connection.tls_mut().is_some_and(|tls| std::mem::take(&mut tls.truncated));

@@ -5,7 +5,10 @@ use std::collections::hash_map::{Entry, RandomState};
 use std::fmt;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -139,7 +142,8 @@ impl ConnectionLimit {
 
     /// How many connections there are now.
     pub fn connections(&self) -> usize {
-        self.counts.connections.load(Relaxed)
+        // Acquire: see `Permit::drop`.
+        self.counts.connections.load(Acquire)
     }
 
     /// How many there are now of this peer, or of its network. None are counted where peers are not limited.
@@ -167,6 +171,17 @@ impl ConnectionLimit {
             self.admit_peer(&mut permit, peer)?;
         }
         Ok(permit)
+    }
+
+    /// Whether there is a place now; else that is a refusal. Takes none, so that nobody else is refused for it.
+    pub(crate) fn has_place(&self, peer: Option<IpAddr>) -> bool {
+        let has_place_of = |peer| self.per_peer == usize::MAX || self.connections_of(peer) < self.per_peer;
+        let reached = if self.connections() >= self.total {
+            Some(Reached::Total(self.total))
+        } else {
+            (!peer.is_none_or(has_place_of)).then_some(Reached::PerPeer(self.per_peer))
+        };
+        reached.map(|reached| self.refuse(reached)).is_none()
     }
 
     /// Counts the peer of a connection that has its place in all, or says that its number is reached.
@@ -238,14 +253,16 @@ impl Counts {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.counts.connections.fetch_sub(1, Relaxed);
-        let Some(peer) = self.peer else { return };
-        if let Entry::Occupied(mut entry) = self.counts.stripe(&peer).entry(peer) {
+        if let Some(peer) = self.peer
+            && let Entry::Occupied(mut entry) = self.counts.stripe(&peer).entry(peer)
+        {
             *entry.get_mut() -= 1;
             if *entry.get() == 0 {
                 entry.remove();
             }
         }
+        // Last, and Release: whoever sees that nobody is left (`connections`) finds no peer either.
+        self.counts.connections.fetch_sub(1, Release);
     }
 }
 

@@ -131,6 +131,12 @@ impl Policies {
         self.limits.iter().map(|limit| limit.admit(peer).map_err(|reached| (reached, limit))).collect()
     }
 
+    /// Whether every limit has a place now; takes none.
+    pub(crate) fn has_place(&self, peer: Option<SocketAddr>) -> bool {
+        let peer = peer.map(|peer| peer.ip());
+        self.limits.iter().all(|limit| limit.has_place(peer))
+    }
+
     /// Counts the peer of a connection that has its places, now that it is known, or says which number is reached.
     pub(crate) fn admit_peer(
         &self,
@@ -241,10 +247,12 @@ impl Policed {
         self.reads_on.is_some() || self.writes_on.is_some()
     }
 
-    /// Its timers, which are to be cancelled. What was charged and not sent is given back.
+    /// Its timers, which are to be cancelled. What was charged is given back while it waits for its turn: later, others
+    /// have theirs behind it.
     pub(crate) fn stop(&mut self) -> impl Iterator<Item = TimerKey> {
-        if let Some(writes) = &self.writes {
-            writes.give_back(std::mem::take(&mut self.write_credit));
+        let credit = std::mem::take(&mut self.write_credit);
+        if let (Some(writes), true) = (&self.writes, self.writes_on.is_some()) {
+            writes.give_back(credit);
         }
         let idle = self.idle.as_mut().and_then(|idle| idle.timer.take());
         [idle, self.reads_on.take(), self.writes_on.take()].into_iter().flatten()

@@ -26,10 +26,11 @@ use crate::sys::socket::Socket;
 use crate::sys::unix::{self, Bound};
 
 pub(super) struct Datagram {
+    /// For one of a UNIX socket: the file it is bound to, if it is. Before the socket: a file is removed while the socket
+    /// holds its number, which another one may have later.
+    unix: Option<Option<Bound>>,
     pub(super) socket: Socket,
     is_ipv6: bool,
-    /// For one of a UNIX socket: the file it is bound to, if it is.
-    unix: Option<Option<Bound>>,
     pub(super) receiving: bool,
     /// The kernel has datagrams for us, or may have.
     pub(super) unread: bool,

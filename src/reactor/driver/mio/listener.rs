@@ -15,8 +15,9 @@ use crate::sys::socket::Socket;
 use crate::sys::unix::{self, Bound};
 
 pub(super) struct Listener {
-    pub(super) socket: Socket,
+    /// Before the socket: a file is removed while the socket holds its number, which another one may have later.
     kind: ListenerKind,
+    pub(super) socket: Socket,
     pub(super) accepts_per_turn: usize,
     pub(super) accepting: bool,
     /// Peers wait in the queue, or may.
