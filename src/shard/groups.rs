@@ -203,6 +203,11 @@ impl Group {
         Some(state.waiters.take())
     }
 
+    /// Whether its members are closing.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.lock().closing
+    }
+
     /// Begins to close: gives the members, the first time it is called.
     pub(crate) fn begin_close(&self) -> Option<Vec<ShardId>> {
         let mut state = self.lock();

@@ -324,6 +324,10 @@ impl Shard {
     /// one accepted for all: then nobody does, and the group closes.
     pub(crate) fn listener_failed(&self, token: Token, error: io::Error) -> Option<io::Error> {
         let Some(listening) = self.inner.listeners.find(token) else { return Some(error) };
+        if listening.group.is_closing() {
+            // The last look at its queue meets the same once more.
+            return None;
+        }
         self.inner.stats.accept_failures.add(1);
         let addr = &listening.group.addr;
         let shard = self.inner.id.index();
