@@ -113,8 +113,11 @@ fn what_waits_counts_as_it_will_be_sent() {
         }
         let_others_go_on(&env).await?;
         // A header, a byte, its kind and a tag (RFC 8446 section 5.2); a few may share a turn, and a record.
-        let waiting = transport.buffered() - before;
-        assert!((90 * 23..=100 * 23).contains(&waiting), "{waiting}");
+        // A real kernel may find room for more meanwhile.
+        if env.is_simulated() {
+            let waiting = transport.buffered() - before;
+            assert!((90 * 23..=100 * 23).contains(&waiting), "{waiting}");
+        }
         transport.close();
         drop(hold);
         assert_eq!(read_to_end(&mut client).await?.len(), written + 100);
