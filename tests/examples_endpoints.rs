@@ -387,8 +387,11 @@ fn a_transfer_that_is_under_way_is_finished_before_a_forwarder_ends() {
 fn a_second_signal_ends_a_forwarder_whose_peers_do_not() {
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut server = forward("127.0.0.1:0", &upstream.local_addr().unwrap().to_string(), &[]);
-    let client = server.connect();
-    let accepted = upstream.accept().unwrap();
+    let mut client = server.connect();
+    let mut accepted = upstream.accept().unwrap();
+    // Before bytes go, a drain ends it.
+    client.write_all(b"?").unwrap();
+    accepted.0.read_exact(&mut [0]).unwrap();
     server.signal();
     wait_until_closed(server.addr);
     // One that comes right behind the first is taken for its echo.
