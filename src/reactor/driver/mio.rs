@@ -358,12 +358,12 @@ impl Driver for MioDriver {
         }
     }
 
-    /// A sleep is rounded up to whole milliseconds. It may end early, without news, to look whether
-    /// descriptors are to be had again.
     fn random(&mut self) -> u64 {
         self.random.bits()
     }
 
+    /// A sleep is rounded up to whole milliseconds. It may end early, without news, to look whether
+    /// descriptors are to be had again.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.turn.begin();
         // A shard that serves less than what comes still has all of the last batch: more would only pile up.
